@@ -132,3 +132,18 @@ def test_a_call_without_a_version_is_refused_by_name():
             urllib.request.urlopen(asked, timeout=10)
         with refused.value as answer:
             assert b"anthropic-version: header is required" in answer.read()
+
+
+def test_openrouter_takes_no_create_of_more_bytes_than_it_does(monkeypatch):
+    wire = dialect_class("openrouter")
+    with Emulator() as emulator:
+        found = emulator.environment_of("openrouter")
+        body = b'{"endpoint": "/v1/chat/completions", "model": "m", "requests": []}'
+        create = urllib.request.Request(f"{found['OPENROUTER_BASE_URL']}/batches", body)
+        create.add_header("Authorization", f"Bearer {found['OPENROUTER_API_KEY']}")
+        for most, status in ((len(body), 400), (len(body) - 1, 413)):
+            monkeypatch.setattr(wire, "most_bytes", most)
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(create)
+            with refused.value as answer:
+                assert answer.code == status

@@ -424,3 +424,12 @@ def test_jobs_wait_for_room_in_the_queue_of_tokens(start_emulator, tmp_path, pla
     labelled(emulator, MODEL, api_key=f"env:{KEY}", **options)
     assert emulator.billed == dict.fromkeys(REVIEWS, 1)
     assert "Enqueued token limit reached" in caplog.text
+
+
+def test_no_more_jobs_are_under_way_than_gemini_takes(tmp_path, monkeypatch):
+    monkeypatch.setattr("beam_llm.testing.emulator.gemini.MOST_JOBS", 1)
+    monkeypatch.setenv("GEMINI_API_KEY", "k")
+    with Emulator(batch_seconds=0.2) as emulator:
+        jobs = {"mode": "batch_api", "staging_location": str(tmp_path), "job_max_records": 1}
+        labelled(emulator, MODEL, **jobs)
+        assert len(emulator.jobs) == len(REVIEWS)

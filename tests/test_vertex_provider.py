@@ -522,6 +522,17 @@ def test_a_pipeline_answers_every_record_once_with_usage_and_cost(start_emulator
         assert each.cost_usd > 0
 
 
+def test_a_job_of_more_requests_than_vertex_takes_is_refused(start_emulator, monkeypatch):
+    monkeypatch.setattr("beam_llm.testing.emulator.vertex.MOST_REQUESTS", len(REVIEWS) - 1)
+    jobs = {"mode": "batch_api", "staging_location": "gs://bucket/staging"}
+    options = {"api_key": "env:HOME", "provider_options": PLACE, **jobs}
+    emulator = start_emulator(batch_seconds=0.05)
+    with pytest.raises(AssertionError):
+        labelled(emulator, "vertex:gemini-2.5-flash", on_abort="record", **options)
+    assert not emulator.jobs
+    labelled(emulator, "vertex:gemini-2.5-flash", job_max_records=1, fresh="2", **options)
+
+
 def test_a_job_is_cancelled_from_the_command_line(start_emulator, monkeypatch, capsys):
     emulator = start_emulator(batch_seconds=600)
     monkeypatch.setenv("VERTEX_BASE_URL", address(emulator, "vertex"))

@@ -310,6 +310,11 @@ class Batches:
         job = self.clockwork.jobs.get(job_id)
         return job if job and job["dialect"] == dialect.name and not job.get("deleted") else None
 
+    def under_way(self, dialect: Dialect) -> int:
+        """How many jobs of the dialect have not ended."""
+        jobs = list(self.clockwork.jobs.values())
+        return sum(job["dialect"] == dialect.name and job["status"] not in TERMINAL for job in jobs)
+
     def status(self, job: Job) -> str:
         """The clockwork's word for where a job stands, or the one that its script has for it."""
         word = fault_of(job, "status_word")

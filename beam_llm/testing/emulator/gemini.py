@@ -36,6 +36,8 @@ from beam_llm.testing.emulator.wire import WireError, json_response, page_asked
 
 # 20 MB, in the front end's own number: "exceeds the limit: 20971520 bytes".
 MOST_INLINE_BYTES = 20_971_520
+MOST_JOBS = 100
+"""At one time. Source: guide to the Gemini batch API, read 2026-11."""
 _STATES = {
     "validating": "PENDING",
     "in_progress": "RUNNING",
@@ -145,6 +147,8 @@ class Wire(Dialect):
         body, problem = _batch_of(raw)
         if problem is not None:
             return problem
+        if self.house.batches.under_way(self) >= MOST_JOBS:
+            return WireError(429, f"You exceeded your quota of {MOST_JOBS} concurrent batches.")
         source, inline = body["inputConfig"], "requests" in body["inputConfig"]
         if inline:
             entries: Iterable[Any] = map(_as_entry, source["requests"]["requests"])

@@ -37,6 +37,7 @@ class Wire(Family):
     variables = ("OPENROUTER_BASE_URL", "OPENROUTER_API_KEY")
     path = "/api/v1"
     most_requests = 5_000
+    most_bytes = 200_000_000
     price = 1e-6
 
     async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
@@ -85,6 +86,8 @@ class Wire(Family):
         return await asyncio.to_thread(self._made, raw)
 
     def _made(self, raw: bytes) -> NewJob | WireError:
+        if len(raw) > self.most_bytes:
+            return WireError(413, f"Request body is larger than {self.most_bytes} bytes")
         try:
             body = orjson.loads(raw)
         except orjson.JSONDecodeError:

@@ -54,6 +54,8 @@ _FIELDS = frozenset(
     )
 )
 _LABEL = re.compile(r"[a-z0-9_-]{0,63}")
+MOST_REQUESTS = 200_000
+"""Of a job. Source: Vertex AI, "Batch inference with Gemini", 2026-11."""
 MOST_TEXTS = 30_000
 """Of a job that embeds. Source: Vertex AI, "Get batch text embeddings predictions", 2026-11."""
 
@@ -170,8 +172,9 @@ class Wire(Dialect):
                 message = f"The object {uri} does not exist, or the service agent can't read it."
                 return WireError(400, message)
             lines = _lines_of(given)
-            if parameters is not None and len(lines) > MOST_TEXTS:
-                return WireError(400, f"A job has at most {MOST_TEXTS} prompts.")
+            most = MOST_REQUESTS if parameters is None else MOST_TEXTS
+            if len(lines) > most:
+                return WireError(400, f"A job has at most {most} prompts.")
             for number, line in enumerate(lines, 1):
                 file.write(self._line(line, number, model, parameters).encode())
         return NewJob(job_id, part, own=own)
