@@ -93,7 +93,7 @@ class BoundedEnvironment(sandbox.ImmutableSandboxedEnvironment):
 
     # Jinja's own names for the first three, so that a template's keywords can't clash with them.
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        _count_rounds(_rounds.get(None) or [0], 10)
+        _count_rounds(_rounds.get([0]), 10)
         _check_call(__obj, args, kwargs)
         return _checked(super().call(__context, __obj, *args, **kwargs))
 

@@ -99,9 +99,10 @@ class RecordReader:
         # Texts are most of what there is: three calls less for each.
         if type(element) is not str:
             value = element[1] if is_keyed(element) else element
-            fields = readable_fields(value)
-            if isinstance(fields, Failure):
-                return fields
+            found = readable_fields(value)
+            if isinstance(found, Failure):
+                return found
+            fields = found
         if self._taken and not self._taken.isdisjoint(fields or _ELEMENT_ALONE):
             return name_clash(str(self._output_field), fields or _ELEMENT_ALONE)  # type: ignore[return-value]
         try:
