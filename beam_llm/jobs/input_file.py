@@ -118,17 +118,16 @@ def input_lines(
         return
     # `custom_ids` goes on through all parts, so it stands last: zip
     # ends at the rows before it takes an id.
-    custom_ids, line_of = manifest.custom_ids(), frame.line
+    custom_ids, (head, middle, rest) = manifest.custom_ids(), frame
     for reader, here in by_part(store, manifest):
         rows = manifest.row[here]
         for row, text, custom_id in zip(
             rows.tolist(), reader.quoted(rows), custom_ids, strict=False
         ):
-            yield (
-                _line(task, provider, custom_id, [reader.record(row)])
-                if text is None
-                else line_of(custom_id, text)
-            )
+            if text is None:
+                yield _line(task, provider, custom_id, [reader.record(row)])
+            else:  # byte for byte what `_line` gives
+                yield b"".join((head, custom_id.encode(), middle, text, text.join(rest)))
 
 
 def _rendered(
@@ -156,14 +155,6 @@ class Frame(NamedTuple):
     head: bytes
     middle: bytes
     rest: tuple[bytes, ...]
-
-    def line(self, custom_id: str, text: bytes) -> bytes:
-        """Byte for byte what `encode_line(custom_id, render([record]))` gives, and the newline.
-
-        Args:
-          text: the record's, as a JSON string without its quotes; so it lies in its part.
-        """
-        return b"".join((self.head, custom_id.encode(), self.middle, text, text.join(self.rest)))
 
 
 def frame_of(task: Task, provider: BatchProvider) -> Frame | None:
