@@ -213,6 +213,9 @@ def memory(bench: Bench) -> None:
 
 
 def batch_api(bench: Bench, records: int = 1_000_000) -> None:
+    """Jobs are looked at in the default pace: every 0.2 s, 20 of them were looked at 2,600 times
+    while the emulator worked on its million answers, for 5 µs a record that nobody else pays.
+    """
     with _emulator(batch_seconds=0.5) as emulator:
         floor = bench.run("floor", emulator, records)
         ours = bench.run("predict", emulator, records, batch=1, inflight=64, mode="batch_api")

@@ -60,16 +60,11 @@ def predict(
     inflight: str,
     mode: str = "online",
     staging: str = "",
-    poll: str = "0.2",
 ) -> None:
     """The product: lines in, LLMPredict, lines out."""
     from beam_llm import LLMPredict
 
-    batch_api = (
-        {"mode": mode, "staging_location": staging, "poll_seconds": poll}
-        if mode == "batch_api"
-        else {}
-    )
+    batch_api = {"mode": mode, "staging_location": staging} if mode == "batch_api" else {}
     with _pipeline() as p:
         (
             p
