@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_llm.cli.comparing.advice import Candidate, advise
-from beam_llm.cli.comparing.population import stratified
+from beam_llm.cli.comparing.population import Population, stratified
+from beam_llm.cli.files.records import Source
 from beam_llm.cli.main import main
+from beam_llm.config import settings
 from beam_llm.prompting.agreement import Share, same_answer, same_fields
+from beam_llm.providers import compile_task
 from beam_llm.testing import Emulator, Fault, plugin
 from beam_llm.testing.sample import reviews
 
@@ -408,6 +412,21 @@ def test_fields_that_are_missing_or_elsewhere_are_not_the_same() -> None:
 )
 def test_wilsons_interval(share: Share, low: float, high: float) -> None:
     assert share.interval() == pytest.approx((low, high), abs=1e-4)
+
+
+def test_of_the_whole_input_a_few_bytes_a_record_are_held(tmp_path: Path) -> None:
+    count, text = 3_000, "x" * 3_000
+    path = written(tmp_path, [{"text": f"{n} {text}"} for n in range(count)])
+    known = settings("openai:gpt-4.1-mini", prompt="{{ text }}")
+    tracemalloc.start()
+    try:
+        population = Population([Source(path, "jsonl")], known, None)
+        assert len(population.sample(10, 0)) == 10
+        assert sum(1 for _ in population.records(compile_task(known))) == count
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < count * len(text) / 4
 
 
 @given(st.lists(st.integers(0, 500), min_size=1, max_size=200), st.integers(1, 50))

@@ -124,7 +124,7 @@ def bounded(render: Callable[..., Iterable[str]], *args: Any, **variables: Any) 
 def _counted(items: Any) -> Iterator[Any]:
     """The items, each of them a round of the rendering's loops."""
     # Outside of `bounded`, for an expression alone, each loop counts its own rounds.
-    rounds = _rounds.get(None) or [0]
+    rounds = _rounds.get([0])
     for item in items:
         _count_rounds(rounds, 1)
         yield item

@@ -16,7 +16,7 @@ from beam_llm.config import Settings, replaced
 from beam_llm.prompting.agreement import Share, same_answer, same_fields
 from beam_llm.prompting.output_types import Output
 from beam_llm.providers import compile_task
-from beam_llm.values import Record, Usage
+from beam_llm.values import Usage
 
 
 class Judge:
@@ -75,7 +75,6 @@ class Estimator:
         self._settings = settings
         self._population = population
         self._judge = judge
-        self._records: dict[int, list[Record]] = {}
 
     def figures(self, size: int, asking: Asking) -> SizeFigures:
         """The sample asked at this size, judged and projected."""
@@ -109,7 +108,9 @@ class Estimator:
         each = usage.output_tokens / max(len(asking.records), 1)
         tokens = AnswerTokens(each, each, each)
         part = forecast(settings, asking.records, tokens, None)
-        whole = forecast(settings, self._all_records(size), tokens, None)
+        # Read again for each size, and not kept: the input may be larger than memory.
+        records = self._population.records(compile_task(settings))
+        whole = forecast(settings, records, tokens, None)
         if not part.requests or not part.input_tokens:
             return None
         cost, cost_batch = _whole_costs(cost_usd, part, whole)
@@ -121,14 +122,6 @@ class Estimator:
             cost_usd=cost,
             cost_batch_usd=cost_batch,
         )
-
-    def _all_records(self, size: int) -> list[Record]:
-        # What stands around a record is the same at every size above 1, so two sets do for all.
-        size = min(size, 2)
-        if size not in self._records:
-            task = compile_task(replaced(self._settings, batch_size=size))
-            self._records[size] = self._population.records(task)
-        return self._records[size]
 
 
 def _whole_costs(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from beam_llm.cli.files.records import Source, digest_of
 from beam_llm.cli.files.sources import read_all
+from beam_llm.cli.files.survey import each_digest
 from beam_llm.cli.inputs import misfit_of, record_of
 from beam_llm.config import Settings, replaced
 from beam_llm.errors import UsageError
@@ -31,8 +35,9 @@ class Population:
         self._hidden = hidden
         # Any size above 1: a record's length is that of its text among others.
         task = compile_task(replaced(settings, batch_size=2))
-        self._lengths: list[int] = []
-        self._digests: list[bytes] = []
+        # Of a record nothing else is held: 24 bytes.
+        self._lengths = array("q")
+        self._digests = bytearray()
         together: Fields = {}
         self.size = self.unusable = 0
         for fields, _ in self.rows():
@@ -43,7 +48,7 @@ class Population:
             if record is None:
                 self.unusable += 1
                 together = {**together, **fields}
-            self._digests.append(digest_of(fields))
+            self._digests += digest_of(fields)
         if self.unusable == self.size and (error := misfit_of(task, together)):
             raise UsageError(f"{error} (no record fits; fields: {', '.join(together) or 'none'})")
 
@@ -56,25 +61,24 @@ class Population:
 
     def sample(self, count: int, seed: int) -> list[tuple[Fields, Any]]:
         """Records that fit the prompt, spread over their lengths, in the input's order."""
-        usable = [place for place, length in enumerate(self._lengths) if length >= 0]
+        lengths = np.array(self._lengths)
+        usable = np.flatnonzero(lengths >= 0)
+        digests = zip(each_digest(bytes(self._digests)), self._lengths, strict=True)
         chosen = stratified(
-            [self._lengths[place] for place in usable],
-            [self._digests[place] for place in usable],
-            count,
-            seed,
+            lengths[usable], (digest for digest, length in digests if length >= 0), count, seed
         )
-        places = {usable[number] for number in chosen}
+        places = set(usable[chosen].tolist())
         # Read again: only lengths and digests of all records are held in memory.
         return [row for place, row in enumerate(self.rows()) if place in places]
 
-    def records(self, task: Task) -> list[Record]:
-        """All that fit."""
+    def records(self, task: Task) -> Iterator[Record]:
+        """All that fit, read again."""
         found = (record_of(task, fields) for fields, _ in self.rows())
-        return [record for record in found if record is not None]
+        return (record for record in found if record is not None)
 
 
 def stratified(
-    lengths: Sequence[int], digests: Sequence[bytes], count: int, seed: int
+    lengths: Sequence[int] | np.ndarray[Any, Any], digests: Iterable[bytes], count: int, seed: int
 ) -> list[int]:
     """Which records are the sample: one out of each of `count` groups of records of like length.
 
@@ -92,15 +96,17 @@ def stratified(
     total = len(lengths)
     if count >= total:
         return list(range(total))
-    lots = [_lot(digest, seed) for digest in digests]
-    by_length = sorted(range(total), key=lambda place: (lengths[place], lots[place]))
+    lots = np.fromiter((_lot(digest, seed) for digest in digests), np.uint64, total)
+    by_length = np.lexsort((lots, np.asarray(lengths)))
     groups = (
         by_length[total * number // count : total * (number + 1) // count]
         for number in range(count)
     )
-    return sorted(min(group, key=lambda place: (lots[place], place)) for group in groups)
+    # Of equal lots, the first place's.
+    return sorted(int(group[np.lexsort((group, lots[group]))[0]]) for group in groups)
 
 
-def _lot(digest: bytes, seed: int) -> bytes:
+def _lot(digest: bytes, seed: int) -> int:
     # Not `random` with a seed, which would choose by place.
-    return hashlib.blake2b(digest, digest_size=8, salt=str(seed).encode()[:16]).digest()
+    salt = str(seed).encode()[:16]
+    return int.from_bytes(hashlib.blake2b(digest, digest_size=8, salt=salt).digest())
