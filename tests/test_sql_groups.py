@@ -6,13 +6,16 @@ All forms run in one file, as one STATEMENT SET; a test looks at one form's rows
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from beam_llm.cli.files.records import Source
 from beam_llm.cli.main import main
+from beam_llm.cli.sql.looking import look
+from beam_llm.fronts.sql.plan import Plan
 from beam_llm.testing import Emulator, Fault, plugin
 
 start_emulator = plugin.start_emulator
@@ -248,6 +251,28 @@ def test_what_is_finished_is_not_asked_again(
     assert run(folder, BY_PRODUCT) == 2
     assert "all of it is finished" in capsys.readouterr().err
     assert emulator.calls == calls
+
+
+def test_a_group_that_changes_under_a_run_is_noticed_and_asked_alone_by_the_next(
+    folder: Path,
+    emulator_with: Callable[..., Emulator],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    emulator = emulator_with()
+
+    def look_and_change(plan: Plan, sources: Sequence[Source]) -> Any:
+        found = look(plan, sources)
+        write_reviews(folder, [*ROWS[:-1], (None, 2, "What was it?")])
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr("beam_llm.cli.sql.run.look", look_and_change)
+        assert run(folder, BY_PRODUCT) == 1
+    assert "has changed while the run was on: 1 record of 4" in capsys.readouterr().err
+    assert run(folder, BY_PRODUCT) == 0
+    assert len(rows_of(folder, "out")) == 4
+    assert emulator.billed["It leaks."] == emulator.billed["Warm light."] == 1
 
 
 def test_by_jobs_only_a_group_that_has_changed_is_asked_anew(

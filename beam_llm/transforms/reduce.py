@@ -78,7 +78,7 @@ class LLMReduce(LLMPredict):
         such as `mode="batch_api"`; `max_output_tokens` is of each prompt, partial ones too.
 
     Input: `(key, value)` pairs; without `group_by` elements that are no pairs are all of one group,
-    with the key None.
+    with the key None; without any element there is no group, and no answer.
     Bounded or unbounded, the latter in windows or with a trigger, as for any GroupByKey.
     Returns: one `Prediction` per key and window (per pane, where a trigger fires several: an
     accumulating one is answered anew over all it holds), at its window's end and with its pane, as

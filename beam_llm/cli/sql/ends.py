@@ -13,7 +13,7 @@ from beam_llm.cli.running import RunError
 from beam_llm.cli.spool import Spool
 from beam_llm.cli.spool_index import SpoolIndex
 from beam_llm.cli.sql.destinations import Destination
-from beam_llm.cli.sql.groups import FIRST, LookedGroups, places_of
+from beam_llm.cli.sql.groups import LookedGroups
 from beam_llm.cli.sql.looking import Looked
 from beam_llm.cli.sql.rows import InputRow, read_input
 from beam_llm.cli.stored import StoredAnswer
@@ -60,7 +60,7 @@ class PlanRun:
             return None
         if is_beam(self.plan.source):
             return ""
-        return next(places_of(FIRST, self.looked.digests)) if self.looked.rows else None
+        return "0" if self.looked.rows else None
 
     def index(self) -> SpoolIndex:
         """Each row's best answer so far."""

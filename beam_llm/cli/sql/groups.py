@@ -4,7 +4,6 @@ what each group was.
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -13,14 +12,11 @@ from typing import NamedTuple
 from beam_llm.cli.files.records import DIGEST_BYTES, Source
 from beam_llm.cli.sql.rows import InputRow, read_input
 from beam_llm.fronts.sql.compute import Evaluator
-from beam_llm.fronts.sql.group_steps import key_of
+from beam_llm.fronts.sql.group_steps import digest_of_group, key_of
 from beam_llm.fronts.sql.plan import Plan
 
 NUMBER = "I"
 """Of a row's group, in an array: 32 bits, from 1; 0 where the group is not to be asked."""
-
-FIRST = array(NUMBER, [1]).tobytes()
-"""The first group's number."""
 
 
 class LookedGroups(NamedTuple):
@@ -39,18 +35,14 @@ class LookedGroups(NamedTuple):
         """How many groups there are."""
         return len(self.digests) // DIGEST_BYTES
 
-    def files(
-        self, sources: Sequence[Source], done: bytes
-    ) -> Iterator[tuple[Source, bytes, bytes]]:
-        """Per source what it is, the group of each of its rows (0 where it is done), and the
-        groups' digests.
-        """
+    def files(self, sources: Sequence[Source], done: bytes) -> Iterator[tuple[Source, bytes]]:
+        """Per source what it is, and the group of each of its rows; 0 where it is done."""
         for source, numbers in zip(sources, self.numbers, strict=True):
             wanted = [
                 0 if number == 0 or done[number - 1] else number
                 for number in array(NUMBER, numbers)
             ]
-            yield source, array(NUMBER, wanted).tobytes(), self.digests
+            yield source, array(NUMBER, wanted).tobytes()
 
     def ordinals(self) -> Iterator[int]:
         """The group of each row in order, from 0; -1 where LIMIT leaves it out."""
@@ -68,52 +60,34 @@ def look_at_groups(plan: Plan, sources: Sequence[Source]) -> LookedGroups:
     evaluator = Evaluator(plan.reading)
     found = _Groups()
     if not plan.grouping.keys:
-        found.number(key_of(plan.grouping, {}))  # also where there is no row
+        found.of(key_of(plan.grouping, {}))  # also where there is no row
     numbers = []
     for source in sources:
         of_rows = array(NUMBER)
         for row in read_input(plan, source, evaluator):
-            number = found.number(key_of(plan.grouping, row.fields))
-            found.add(number, row)
+            number = found.of(key_of(plan.grouping, row.fields), row)
             of_rows.append(number if plan.limit is None or number <= plan.limit else 0)
         numbers.append(of_rows.tobytes())
     return LookedGroups(tuple(numbers), found.digests(plan.limit))
 
 
 class _Groups:
-    """Groups in the order of their first rows, and what each is: the sum of its rows' digests, so
-    that their order is nothing to it.
-    """
+    """Groups in the order of their first rows, and the sums of their rows' digests."""
 
     def __init__(self) -> None:
-        self._numbers: dict[bytes, int] = {}
+        self._numbers: dict[str, int] = {}
         self._sums: list[int] = []
 
-    def number(self, key: str) -> int:
-        """A group's number, from 1."""
-        digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        number = self._numbers.setdefault(digest, len(self._numbers) + 1)
+    def of(self, key: str, row: InputRow | None = None) -> int:
+        """The number of the row's group, from 1."""
+        number = self._numbers.setdefault(key, len(self._numbers) + 1)
         if number > len(self._sums):
             self._sums.append(0)
+        if row is not None:
+            self._sums[number - 1] += int.from_bytes(row.digest)
         return number
-
-    def add(self, number: int, row: InputRow) -> None:
-        """Counts a row to its group."""
-        self._sums[number - 1] += int.from_bytes(row.digest)
 
     def digests(self, limit: int | None) -> bytes:
         """What each group is, one after another."""
-        return b"".join(
-            hashlib.blake2b(key + b"%x" % total, digest_size=DIGEST_BYTES).digest()
-            for key, total in islice(zip(self._numbers, self._sums, strict=True), limit)
-        )
-
-
-def places_of(numbers: bytes, digests: bytes) -> Iterator[str]:
-    """The place that each row's group has (`cli.storing.place_of`); empty where it is not to be
-    asked.
-    """
-    for number in array(NUMBER, numbers):
-        end = number * DIGEST_BYTES
-        digest = digests[end - DIGEST_BYTES : end].hex()
-        yield f"{number - 1} {digest}" if number else ""
+        groups = islice(zip(self._numbers, self._sums, strict=True), limit)
+        return b"".join(digest_of_group(key, total) for key, total in groups)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from array import array
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from beam_llm.cli.beam_run import pipeline_options, run_to_end
 from beam_llm.cli.files.records import Source
 from beam_llm.cli.running import Measured, stopping
 from beam_llm.cli.sql.ends import is_beam
-from beam_llm.cli.sql.groups import places_of
+from beam_llm.cli.sql.groups import NUMBER
 from beam_llm.cli.sql.rows import read_input, typed_fields
 from beam_llm.cli.stored import StoredAnswer, stored_line
 from beam_llm.cli.storing import StoreInSpool, place_of, write_once
@@ -67,21 +68,22 @@ class ReadTable(beam.DoFn):
 
 
 class ReadGroups(beam.DoFn):
-    """(Source, numbers of its rows' groups, the groups' digests) in, `(place of its group, row)`
-    out for every row of a group that is to be asked.
+    """(Source, numbers of its rows' groups) in, `(place, row)` out for every row of a group that is
+    to be asked; the place has the group's ordinal.
     """
 
     def __init__(self, plan: Plan):
         self._plan = plan
 
-    def process(self, element: tuple[Source, bytes, bytes]) -> Iterator[tuple[str, dict[str, Any]]]:
-        source, numbers, digests = element
+    def process(self, element: tuple[Source, bytes]) -> Iterator[tuple[str, dict[str, Any]]]:
+        source, numbers = element
         rows = read_input(self._plan, Source(*source), Evaluator(self._plan.reading))
-        for place, row in zip(places_of(numbers, digests), rows, strict=False):
+        # An input that has changed meanwhile has other groups, whose digests nobody waits for.
+        for number, row in zip(array(NUMBER, numbers), rows, strict=False):
             if stopping.is_set():
                 return
-            if place:
-                yield place, row.fields
+            if number:
+                yield f"{number - 1} {row.digest.hex()}", row.fields
 
 
 class TakeElements(beam.DoFn):

@@ -120,10 +120,8 @@ class Asking:
 
     def _models(self, call: Call, scope: Scope) -> tuple[list[Model], str | None]:
         """The models that a call may ask, and the column in flight that says which."""
-        if call.model is None:
-            return [self._known.only_model(call)], None
-        if isinstance(call.model, str):
-            return [self._known.model(call.model, call.model_start)], None
+        if not isinstance(call.model, Expression):
+            return [self._known.model_of(call)], None
         value = self._value(call.model, scope)
         if value.type.kind != "STRING":
             self._source.fail(

@@ -7,6 +7,7 @@ of a model for each call over all its rows.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -21,6 +22,7 @@ from beam_llm.fronts.sql.in_flight import (
     DROPPED,
     META,
     InFlight,
+    OfAnswers,
     answered,
     ended,
     inputs_of,
@@ -28,7 +30,6 @@ from beam_llm.fronts.sql.in_flight import (
     meta_of,
 )
 from beam_llm.fronts.sql.plan import Ask, Grouping, Plan
-from beam_llm.prompting.output_types import Output
 from beam_llm.transforms.options import arguments_of
 from beam_llm.transforms.reduce import LLMReduce
 from beam_llm.values import Prediction
@@ -41,9 +42,31 @@ def key_of(grouping: Grouping, row: Mapping[str, Any]) -> str:
     return json.dumps([row.get(column) for column in grouping.keys], sort_keys=True)
 
 
+def digest_of_group(key: str, total: int) -> bytes:
+    """16 bytes that say what a group is, whatever order its rows come in.
+
+    Args:
+      total: the sum of its rows' digests.
+    """
+    text = f"{total:x} {key}".encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(text, digest_size=16).digest()
+
+
 def no_row(place: str) -> tuple[str, dict[str, Any]]:
     """What brings the one group of all rows where there is none."""
     return place, {DROPPED: True}
+
+
+def _place_of_group(key: str, places: list[str]) -> str:
+    """Its ordinal and digest, of rows whose places have its ordinal and their own digests. So that
+    the answer over rows that have changed meanwhile is not taken for that over those before.
+    """
+    parts = [place.partition(" ") for place in places]
+    ordinal = parts[0][0]
+    if not ordinal:  # rows of a Beam source have no place
+        return ""
+    total = sum(int(digest, 16) for _, _, digest in parts if digest)
+    return f"{ordinal} {digest_of_group(key, total).hex()}"
 
 
 class GroupRows(beam.PTransform):
@@ -124,7 +147,7 @@ class AggregateRows(beam.DoFn):
 
     def process(self, keyed: tuple[str, Iterable[Any]]) -> Iterator[Any]:
         key, elements = keyed[0], list(keyed[1])
-        place = elements[0][0]
+        place = _place_of_group(key, [place for place, _ in elements])
         rows = [row for _, row in elements if DROPPED not in row]
         group = self._group(rows)
         yield key, (place, group)
@@ -150,15 +173,8 @@ class AggregateRows(beam.DoFn):
         return {DROPPED: True} if found is None else kept(found, plan.keeps[0])
 
 
-class TakeGroupAnswer(beam.DoFn):
+class TakeGroupAnswer(OfAnswers):
     """A group's Prediction → `(key, the answer's columns)`."""
-
-    def __init__(self, ask: Ask, output: Any):
-        self._ask = ask
-        self._declared = output
-
-    def setup(self) -> None:
-        self._output = Output(self._declared)
 
     def process(self, prediction: Prediction) -> Iterator[tuple[str, dict[str, Any]]]:
         yield prediction.element.key, answered(self._ask, {}, prediction, self._output)

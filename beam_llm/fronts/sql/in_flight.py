@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import apache_beam as beam
 from apache_beam.typehints import Dict, Tuple
 
 from beam_llm.errors import Failure, Kind
@@ -31,6 +32,21 @@ def inputs_of(ask: Ask, row: dict[str, Any]) -> dict[str, Any]:
         name, column = ask.record_id
         fields[name] = row.get(column)
     return fields
+
+
+class OfAnswers(beam.DoFn):
+    """What DoFns that take the answers of a call have in common.
+
+    Args:
+      output: what the call's model was asked for.
+    """
+
+    def __init__(self, ask: Ask, output: Any):
+        self._ask = ask
+        self._declared = output
+
+    def setup(self) -> None:
+        self._output = Output(self._declared)
 
 
 def answered(

@@ -32,10 +32,12 @@ class Known:
     defaults: dict[str, str] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
 
-    def only_model(self, call: Call) -> Model:
-        """The file's only model, for a call that names none; fails at its place where there are
-        others.
+    def model_of(self, call: Call) -> Model:
+        """The model that a call names, or the file's only one where it names none; fails at its
+        place where there is no such model, or there are several.
         """
+        if isinstance(call.model, str):
+            return self.model(call.model, call.model_start)
         if len(self.models) != 1:
             names = ", ".join(map(repr, self.models))
             self.source.fail(

@@ -15,6 +15,7 @@ from beam_llm.fronts.sql.functions import AGGREGATE_CALLS
 from beam_llm.fronts.sql.grouping import Grouping, with_keys
 from beam_llm.fronts.sql.known import Known
 from beam_llm.fronts.sql.layers import Layers
+from beam_llm.fronts.sql.models import output_of
 from beam_llm.fronts.sql.places import nearest
 from beam_llm.fronts.sql.plan import Plan, Rows
 from beam_llm.fronts.sql.storing import ERROR, Insertion, stored
@@ -185,8 +186,8 @@ class Planner:
         tree = expression.tree
         name = str(tree.name) if isinstance(tree, (exp.Column, exp.Dot)) else ""
         call = expression.calls.get(name)
-        if call is not None and isinstance(call.model, str) and call.model in self._known.models:
-            outputs = self._known.models[call.model].outputs
+        if call is not None and not isinstance(call.model, Expression):
+            outputs, _ = output_of(self._known.model_of(call), call)
             return outputs[0][0] if len(outputs) == 1 else "value"
         return name if name and call is None and name not in expression.aggregates else "EXPR"
 

@@ -17,6 +17,7 @@ from beam_llm.fronts.sql.in_flight import (
     DROPPED,
     META,
     InFlight,
+    OfAnswers,
     answered,
     ended,
     inputs_of,
@@ -25,7 +26,6 @@ from beam_llm.fronts.sql.in_flight import (
 )
 from beam_llm.fronts.sql.places import nearest
 from beam_llm.fronts.sql.plan import Ask, Branch, Plan
-from beam_llm.prompting.output_types import Output
 from beam_llm.transforms.forming import RecordReader
 from beam_llm.transforms.options import arguments_of
 from beam_llm.transforms.predict import LLMPredict
@@ -157,15 +157,8 @@ class PrepareCall(beam.DoFn):
         return f"{names} is NULL" + (f" ({earlier[0]})" if earlier else "")
 
 
-class TakeAnswer(beam.DoFn):
+class TakeAnswer(OfAnswers):
     """A Prediction, or what wasn't asked, → its row with the answer in its columns."""
-
-    def __init__(self, ask: Ask, output: Any):
-        self._ask = ask
-        self._declared = output
-
-    def setup(self) -> None:
-        self._output = Output(self._declared)
 
     def process(self, element: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         key = element.element[0] if isinstance(element, Prediction) else element[0]
