@@ -437,6 +437,30 @@ def test_a_batch_template_reads_other_fields_where_the_prompts_own_is_none() -> 
     assert "(en)" in user_text(task.render([record, record]))
 
 
+@pytest.mark.parametrize(
+    ("lang", "shown"),
+    [
+        ("half \ud83d", "half \ufffd"),
+        ({"of": ["\ud83d", 7]}, '{"of":["\ufffd",7]}'),
+        ([2**70, 1.5], f'["{2**70}",1.5]'),
+    ],
+    ids=["a text", "inside a value", "a huge number"],
+)
+def test_whatever_a_field_of_a_batch_template_holds_the_record_has_a_key(lang, shown) -> None:
+    by_name = "{% for r in records %}{% for f in ['lang'] %}{{ r[f] }};{% endfor %}{% endfor %}"
+    for template in ("{% for r in records %}{{ r.lang }};{% endfor %}", by_name):
+        task = task_of(batch_prompt_template=template)
+        record = task.record({"text": "x", "lang": lang, 7: "no name", "\ud83d": 1}, None)
+        assert len(task.key(record)) == 16
+        assert f"{shown};{shown};" in user_text(task.render([record, record]))
+
+
+def test_a_key_that_is_no_text_is_found_in_the_element() -> None:
+    element = {7: "seven", "text": "x"}
+    task = task_of(prompt="{{ text|upper }} {{ element[7] }}")
+    assert task.record(element, element).inputs == ("X", "seven")
+
+
 def test_no_two_records_share_a_key_whatever_their_texts_and_ids_hold():
     task = task_of(prompt="{{ text }}", independent=True, record_id="k")
     records = [

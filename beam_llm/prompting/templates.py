@@ -96,7 +96,9 @@ def _compiled(tree: nodes.Template) -> jinja2.Template:
 
 
 def _variables(fields: Mapping[str, Any], element: Any) -> dict[str, Any]:
-    variables = {**fields, ELEMENT: element}
+    # Jinja takes none but strings for names; what has another is found in `element` alone.
+    named = {name: value for name, value in fields.items() if isinstance(name, str)}
+    variables = {**named, ELEMENT: element}
     if "self" in fields:
         variables[_SELF] = fields["self"]
     return variables
@@ -403,9 +405,9 @@ class BatchTemplate:
         """
         try:
             return {
-                name: plain(value)
+                clean(name): plain(value)
                 for name, value in fields.items()
-                if self._needs_all or name in self._needed
+                if isinstance(name, str) and (self._needs_all or name in self._needed)
             }
         except (TypeError, ValueError) as error:
             raise PromptError(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import enum
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
@@ -58,17 +59,26 @@ _MISSING_IN_PANDAS = ("NAType", "NaTType")
 
 def plain(value: Any) -> Any:
     """The value as JSON knows it: rows become dicts, timestamps strings."""
-    if value is None or type(value) in (str, bool):
+    if value is None or type(value) is bool:
         return value
+    if type(value) is str:
+        return clean(value)
     if type(value) is int:
-        # A larger one has no place in orjson's JSON, and so none in the ledger.
-        return value if -(2**63) <= value < 2**64 else str(value)
-    return orjson.loads(orjson.dumps(value, default=_simpler, option=_JSON_OPTIONS))
+        return _usual_integer(value)
+    try:
+        return orjson.loads(orjson.dumps(value, default=_simpler, option=_JSON_OPTIONS))
+    except TypeError:  # a lone surrogate, or an int beyond 64 bits
+        return json.loads(
+            clean(_slow_json(value)), parse_int=lambda digits: _usual_integer(int(digits))
+        )
+
+
+def _usual_integer(value: int) -> int | str:
+    # A larger one has no place in orjson's JSON, and so none in the ledger.
+    return value if -(2**63) <= value < 2**64 else str(value)
 
 
 def _slow_json(value: Any) -> str:
-    import json
-
     return json.dumps(value, default=_simpler, ensure_ascii=False, separators=(",", ":"))
 
 
