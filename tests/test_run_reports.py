@@ -174,6 +174,46 @@ def test_a_file_of_several_inserts_is_written_anew_from_all_their_answers(
     assert not list(folder.glob("*partial*"))
 
 
+BEHIND = """
+CREATE TABLE moods (mood STRING)
+  WITH ('connector'='filesystem', 'path'='moods/', 'format'='json');
+INSERT INTO moods SELECT <what> FROM labelled WHERE sentiment IS NOT NULL;
+"""
+
+
+def test_what_was_made_of_a_table_that_a_retry_writes_anew_is_made_again(
+    folder: Path, emulator_with: Callable[..., Emulator]
+):
+    emulator = emulator_with(faults=[Fault("poison", text="odd")])
+    sql = TABLES + MODEL.replace("<more>", "") + INSERT + BEHIND.replace("<what>", "sentiment")
+
+    def rows() -> int:
+        return sum(len(path.read_text().splitlines()) for path in folder.glob("moods/*.json*"))
+
+    assert run(sql) == 3
+    assert rows() == len(TEXTS) - 1
+    billed = mended(emulator)
+    assert run(sql, "--retry-errors") == 0
+    assert rows() == len(TEXTS)
+    assert emulator.billed - billed == {"Mood of: odd thing": 1}
+
+
+def test_a_retry_that_would_ask_again_about_what_was_answered_is_refused(
+    folder: Path, emulator_with: Callable[..., Emulator], capsys: pytest.CaptureFixture[str]
+):
+    emulator = emulator_with(faults=[Fault("poison", text="odd")])
+    asks = BEHIND.replace("<what>", "ML_PREDICT('m', sentiment)")
+    sql = TABLES + MODEL.replace("<more>", "") + INSERT + asks
+    assert run(sql) == 3
+    billed = mended(emulator)
+    capsys.readouterr()
+    assert run(sql, "--retry-errors") == 2
+    assert "--retry-errors writes the table anew that this INSERT has read" in (
+        capsys.readouterr().err
+    )
+    assert emulator.billed == billed
+
+
 def test_force_asks_all_anew_also_where_answers_are_kept(
     folder: Path, emulator_with: Callable[..., Emulator]
 ):

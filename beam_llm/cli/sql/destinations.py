@@ -13,6 +13,7 @@ from beam_llm.cli.sql.looking import question_of
 from beam_llm.cli.sql.outputs import file_of, make_folder
 from beam_llm.errors import UsageError
 from beam_llm.fronts.sql.plan import Branch, Plan
+from beam_llm.fronts.sql.tables import Table
 
 
 @dataclass
@@ -148,8 +149,35 @@ def _look_at_errors(destinations: Sequence[Destination], paths: str) -> Iterator
             # Its rows are nowhere to be found again, and would all be asked.
             one.finished = True
             yield f"{one.plan.place}: passed over: --retry-errors goes through tables of files"
+    _redo_readers(destinations)
     if all(one.finished for one in destinations):
         raise UsageError(
             f"--retry-errors: no answers with errors among them are kept of {paths}. Nothing was "
             "asked: --force asks all again and replaces what is there"
         )
+
+
+def _redo_readers(destinations: Sequence[Destination]) -> None:
+    """Has what was made of a table be made again where that table is written anew.
+
+    Raises:
+      UsageError: that would ask models about rows that they have answered, for answers are kept
+        only where an error is among them.
+    """
+    anew: set[str] = set()
+    for one in destinations:
+        plan = one.plan
+        reads = plan.source.path if isinstance(plan.source, Table) else ""
+        if one.finished and one.is_file and reads in anew:
+            together = [other for other in destinations if other.path == one.path]
+            if any(other.plan.asks for other in together):
+                raise UsageError(
+                    f"{plan.place}: --retry-errors writes the table anew that this INSERT has read "
+                    "and asked models about, and its own answers are no longer kept, for there was "
+                    "no error among them. Nothing was asked: --force asks all again; or take this "
+                    "INSERT out of the file, and run it with --force afterwards"
+                )
+            for other in together:
+                other.finished = False
+        if one.is_file and not one.finished and plan.target is not None:
+            anew.add(plan.target.path)
