@@ -21,7 +21,10 @@ from beam_llm import redaction
 from tests.components import Unavailable, required
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from beam_llm.testing import Emulator, EmulatorProcess
+    from tests.batch_world import World
     from tests.components.azure import AzureServer
     from tests.components.flink import FlinkCluster
     from tests.components.gcs import GcsServer
@@ -87,9 +90,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _keys_of_this_test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key of another test may be made of words that this one reads in messages."""
+def _keys_and_failpoints_of_this_test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key of another test may be made of words that this one reads in messages; and nobody is
+    killed at a point that another has watched.
+    """
+    from beam_llm.jobs import failpoints
+
     monkeypatch.setattr(redaction, "known_secrets", [None])
+    monkeypatch.setattr(failpoints, "watch", None)
 
 
 @pytest.fixture(autouse=True)
@@ -134,6 +142,14 @@ def emulator_with(
         return emulator
 
     return start
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    """A staging folder, a fake provider and clock, and the whole way through them."""
+    from tests.batch_world import World
+
+    return World(str(tmp_path / "staging"))
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +11,25 @@ import pytest
 from beam_llm import providers
 from beam_llm.config import settings
 from beam_llm.errors import CannotTell, Retryable
-from beam_llm.protocols import CompletionProvider, Recovery
+from beam_llm.protocols import Recovery
 from beam_llm.providers.anthropic.batches import AnthropicBatches
 from beam_llm.testing import Emulator, Fault
-from beam_llm.testing.contracts import CompletionProviderContract
-from beam_llm.testing.contracts.completions import Does, Situation, emulator_fault
+from beam_llm.testing.contracts.completions import Does
 from beam_llm.testing.emulator.anthropic import Wire
 from beam_llm.values import Message, Request
 from tests.canned import Canned
 from tests.test_contracts import EmulatedBatchesContract as _EmulatedBatches
+from tests.test_contracts import EmulatedCompletionsContract as _EmulatedCompletions
 
 
-class TestAnthropic(CompletionProviderContract):
+class TestAnthropic(_EmulatedCompletions):
     impossible = frozenset({Does.FILTER})  # what it stops, it calls a refusal
 
-    @pytest.fixture(autouse=True)
-    def _server(self) -> Iterator[None]:
-        with Emulator(keys=(self.key,)) as self.emulator:
-            yield
+    def model(self) -> str:
+        return "anthropic:claude-haiku-4-5"
 
-    def provider(self) -> CompletionProvider:
-        address = self.emulator.environment_of("anthropic")["ANTHROPIC_BASE_URL"]
-        return providers.connect(
-            settings(
-                "anthropic:claude-haiku-4-5",
-                base_url=address,
-                api_key=self.key_reference,
-                max_reply_bytes=1_000_000,
-            )
-        )
-
-    def arrange(self, situation: Situation) -> None:
-        self.emulator.set_faults(*emulator_fault(situation))
+    def address(self) -> dict[str, Any]:
+        return {"base_url": self.emulator.environment_of("anthropic")["ANTHROPIC_BASE_URL"]}
 
 
 class TestMessageBatches(_EmulatedBatches):

@@ -52,22 +52,36 @@ class TestGcsStore(StoreContract):
         return open_store(self.location, probe=False)
 
 
-class TestOpenAI(CompletionProviderContract):
+class EmulatedCompletionsContract(CompletionProviderContract):
+    """Against the emulator."""
+
     @pytest.fixture(autouse=True)
     def _server(self) -> Iterator[None]:
         with Emulator(keys=(self.key,)) as self.emulator:
             yield
 
     def provider(self) -> CompletionProvider:
-        address = self.emulator.base_url
-        return providers.connect(
-            settings(
-                "openai:m", base_url=address, api_key=self.key_reference, max_reply_bytes=1_000_000
-            )
+        known = settings(
+            self.model(), api_key=self.key_reference, max_reply_bytes=1_000_000, **self.address()
         )
+        return providers.connect(known)
 
     def arrange(self, situation: Situation) -> None:
         self.emulator.set_faults(*emulator_fault(situation))
+
+    def model(self) -> str:
+        raise NotImplementedError
+
+    def address(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+class TestOpenAI(EmulatedCompletionsContract):
+    def model(self) -> str:
+        return "openai:m"
+
+    def address(self) -> dict[str, Any]:
+        return {"base_url": self.emulator.base_url}
 
 
 class TestFakeProvider(CompletionProviderContract):

@@ -4,7 +4,6 @@ made when it is given up.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +32,6 @@ TEXTS = [f"review number {number:02d}" for number in range(20)]
 @pytest.fixture
 def world(tmp_path: Any) -> World:
     return World(str(tmp_path / "staging"), options={"list_lag_seconds": 60.0})
-
-
-@pytest.fixture(autouse=True)
-def _unwatched() -> Iterator[None]:
-    yield
-    points.watch = None
 
 
 def job_of(world: World) -> Job:

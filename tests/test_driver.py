@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -26,17 +26,6 @@ from tests.batch_world import Killed, World, driven, gathered, killing, wrong
 from tests.part_rows import PartRow, write_part
 
 TEXTS = [f"review number {number}" for number in range(20)]
-
-
-@pytest.fixture
-def world(tmp_path: Any) -> World:
-    return World(str(tmp_path / "staging"))
-
-
-@pytest.fixture(autouse=True)
-def _unwatched() -> Iterator[None]:
-    yield
-    points.watch = None
 
 
 def shuffled(texts: list[str], seed: int = 1) -> list[str]:

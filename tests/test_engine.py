@@ -868,7 +868,7 @@ scripted = st.one_of(
     max_retries=st.integers(0, 3),
     most=st.integers(1, 4),
 )
-@hypothesis_settings(max_examples=200, deadline=None)
+@hypothesis_settings(max_examples=100, deadline=None)
 def test_every_record_ends_once_in_order_and_usage_adds_up_under_any_script(
     sizes, script, strategy, max_retries, most
 ):

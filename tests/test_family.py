@@ -5,45 +5,27 @@ dialect of the emulator.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
-
-from beam_llm import providers
-from beam_llm.config import settings
-from beam_llm.protocols import CompletionProvider, Recovery
+from beam_llm.protocols import Recovery
 from beam_llm.testing import Emulator, Fault
-from beam_llm.testing.contracts import CompletionProviderContract
 from beam_llm.testing.contracts.batches import Mishap
-from beam_llm.testing.contracts.completions import Does, Situation, emulator_fault
-from tests.test_contracts import EmulatedBatchesContract
+from beam_llm.testing.contracts.completions import Does
+from tests.test_contracts import EmulatedBatchesContract, EmulatedCompletionsContract
 
 
 def address_of(emulator: Emulator, name: str) -> dict[str, Any]:
     return {"base_url": emulator.environment_of(name)[f"{name.upper()}_BASE_URL"]}
 
 
-class FamilyChat(CompletionProviderContract):
+class FamilyChat(EmulatedCompletionsContract):
     name: str
 
-    @pytest.fixture(autouse=True)
-    def _server(self) -> Iterator[None]:
-        with Emulator(keys=(self.key,)) as self.emulator:
-            yield
+    def model(self) -> str:
+        return f"{self.name}:m"
 
-    def provider(self) -> CompletionProvider:
-        return providers.connect(
-            settings(
-                f"{self.name}:m",
-                api_key=self.key_reference,
-                max_reply_bytes=1_000_000,
-                **address_of(self.emulator, self.name),
-            )
-        )
-
-    def arrange(self, situation: Situation) -> None:
-        self.emulator.set_faults(*emulator_fault(situation))
+    def address(self) -> dict[str, Any]:
+        return address_of(self.emulator, self.name)
 
 
 class TestMistralChat(FamilyChat):
@@ -75,18 +57,14 @@ class TestXaiChat(FamilyChat):
     name = "xai"
 
 
-class TestAzureChat(FamilyChat):
+class TestAzureChat(EmulatedCompletionsContract):
     options: dict[str, Any] = {}
 
-    def provider(self) -> CompletionProvider:
-        known = settings(
-            "azure:m",
-            api_key=self.key_reference,
-            max_reply_bytes=1_000_000,
-            base_url=self.emulator.url,
-            **self.options,
-        )
-        return providers.connect(known)
+    def model(self) -> str:
+        return "azure:m"
+
+    def address(self) -> dict[str, Any]:
+        return {"base_url": self.emulator.url, **self.options}
 
 
 class TestAzureChatByAnOlderVersion(TestAzureChat):

@@ -116,7 +116,7 @@ def by_sql(options: dict[str, Any]) -> Settings:
     return step.plans[0].asks[0].branches[0].settings
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(SETS)
 @pytest.mark.filterwarnings("ignore")
 def test_a_set_of_options_means_the_same_through_every_door(options: dict[str, Any]):

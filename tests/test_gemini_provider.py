@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,39 +22,26 @@ from beam_llm import LLMPredict, UsageError, providers
 from beam_llm.config import settings
 from beam_llm.errors import Aborted, CallError, CannotTell, Kind, Rejected
 from beam_llm.pricing import Prices
-from beam_llm.protocols import BatchProvider, CompletionProvider, Recovery, RemoteJob
+from beam_llm.protocols import BatchProvider, Recovery, RemoteJob
 from beam_llm.providers import compile_task, encode
 from beam_llm.providers.gemini.place import Place
 from beam_llm.testing import Emulator, Fault
-from beam_llm.testing.contracts import CompletionProviderContract
 from beam_llm.testing.contracts.batches import Mishap
-from beam_llm.testing.contracts.completions import Situation, emulator_fault
 from beam_llm.values import Completion, JobState, Message, Request, Usage
 from tests.google_world import ASK, REVIEWS, Mood, address, gemini_client, labelled, until_ended
 from tests.test_contracts import EmulatedBatchesContract as _EmulatedBatches
+from tests.test_contracts import EmulatedCompletionsContract as _EmulatedCompletions
 
 MODEL = "gemini:gemini-2.5-flash"
 KEY = "GEMINI_KEY_OF_TESTS"
 
 
-class TestGemini(CompletionProviderContract):
-    @pytest.fixture(autouse=True)
-    def _server(self) -> Iterator[None]:
-        with Emulator(keys=(self.key,)) as self.emulator:
-            yield
+class TestGemini(_EmulatedCompletions):
+    def model(self) -> str:
+        return "gemini:m"
 
-    def provider(self) -> CompletionProvider:
-        return providers.connect(
-            settings(
-                "gemini:m",
-                base_url=address(self.emulator, "gemini"),
-                api_key=self.key_reference,
-                max_reply_bytes=1_000_000,
-            )
-        )
-
-    def arrange(self, situation: Situation) -> None:
-        self.emulator.set_faults(*emulator_fault(situation))
+    def address(self) -> dict[str, Any]:
+        return {"base_url": address(self.emulator, "gemini")}
 
 
 class TestGeminiBatches(_EmulatedBatches):

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from beam_llm.config import settings
-from beam_llm.jobs import admin
+from beam_llm.jobs import admin, pacing
 from beam_llm.ledger import log as ledgers
 from beam_llm.providers import connect_batch
 from beam_llm.stores import open_store
@@ -126,8 +126,9 @@ def test_whatever_happens_to_files_and_jobs_every_record_is_answered(
 
 @pytest.mark.parametrize("kind", ["cut_last_line", "output_missing"])
 def test_answers_that_never_come_are_doubtful_and_nothing_is_paid_twice(
-    start_emulator: Start, tmp_path: Path, kind: str
+    start_emulator: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
+    monkeypatch.setattr(pacing, "QUICK_DOUBT_SECONDS", 1.0)
     emulator = start_emulator(faults=[Fault(kind, nth=1)], batch_seconds=0.05)
     rows = rows_of(run(emulator, tmp_path, job_deadline_hours=SOON))
     assert not complaints(rows, TEXTS, may_fail=TEXTS)

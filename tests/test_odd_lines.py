@@ -19,7 +19,6 @@ from pydantic import BaseModel, field_validator
 
 from beam_llm.config import Settings
 from beam_llm.errors import Kind, Rejected, Retryable
-from beam_llm.jobs import failpoints as points
 from beam_llm.protocols import LineEnd, LineReply, RemoteJob
 from beam_llm.providers.openai.batches import OpenAIBatches
 from beam_llm.providers.openai.job_objects import remote_job
@@ -31,12 +30,6 @@ from tests.batch_world import World
 TEXTS = [f"question {number}" for number in range(6)]
 ODD = TEXTS[2]
 MARK = "the-odd-value"
-
-
-@pytest.fixture(autouse=True)
-def _unwatched() -> Iterator[None]:
-    yield
-    points.watch = None
 
 
 def line_of(custom_id: str, content: Any) -> dict[str, Any]:
@@ -169,7 +162,7 @@ JOB_PATHS = sorted(
 )
 
 often = checks(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

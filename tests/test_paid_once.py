@@ -34,9 +34,8 @@ HOUR, DAY = 3_600.0, 86_400.0
 
 
 @pytest.fixture(autouse=True)
-def _unwatched() -> Iterator[None]:
+def _ledgers_of_this_test_alone() -> Iterator[None]:
     yield
-    points.watch = None
     ledgers.forget()
 
 

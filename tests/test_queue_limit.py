@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -31,17 +31,6 @@ from tests.test_driver import billed_twice, kinds, shuffled
 
 TEXTS = [f"review number {number:02d}" for number in range(20)]
 AT = ["create", "validation"]
-
-
-@pytest.fixture
-def world(tmp_path: Any) -> World:
-    return World(str(tmp_path / "staging"))
-
-
-@pytest.fixture(autouse=True)
-def _unwatched() -> Iterator[None]:
-    yield
-    points.watch = None
 
 
 def each_line(world: World, **changes: Any) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,11 +25,10 @@ TEXTS = [f"review number {number}" for number in range(20)]
 
 
 @pytest.fixture
-def world(tmp_path: Any) -> Iterator[World]:
+def world(tmp_path: Any) -> World:
     world = World(str(tmp_path / "staging"))
     world.fake = FakeBatches(world.clock, rung=Recovery.TOKEN)
-    yield world
-    points.watch = None
+    return world
 
 
 class SendsItsLines(FakeBatches):

@@ -30,15 +30,14 @@ from beam_llm import LLMPredict, SubmitBatchJobs, UsageError, providers, stores
 from beam_llm.cli.main import main
 from beam_llm.config import settings
 from beam_llm.errors import Aborted, CallError, Kind, Rejected
-from beam_llm.protocols import CompletionProvider, Recovery, Store
+from beam_llm.protocols import Recovery, Store
 from beam_llm.providers.gemini.lines import encode_line, line_reply
 from beam_llm.providers.vertex import bucket_of
 from beam_llm.providers.vertex.credentials import RENEW_SECONDS, Tokens
 from beam_llm.providers.vertex.objects import fetch_results, forget_input, name_in, put_input
 from beam_llm.providers.vertex.place import Place
 from beam_llm.testing import Emulator
-from beam_llm.testing.contracts import CompletionProviderContract
-from beam_llm.testing.contracts.completions import Situation, all_texts, emulator_fault
+from beam_llm.testing.contracts.completions import all_texts
 from beam_llm.testing.fake_batches import FakeClock
 from beam_llm.values import Completion, Message, Request
 from tests.google_world import (
@@ -51,6 +50,7 @@ from tests.google_world import (
     until_ended,
 )
 from tests.test_contracts import EmulatedBatchesContract as _EmulatedBatches
+from tests.test_contracts import EmulatedCompletionsContract as _EmulatedCompletions
 from tests.test_wire_properties import anything, paths, written
 from tests.test_wire_properties import put as put_in
 
@@ -63,25 +63,12 @@ def buckets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(stores.STORES, "gs", "tests.google_world:FolderBuckets")
 
 
-class TestVertex(CompletionProviderContract):
-    @pytest.fixture(autouse=True)
-    def _server(self) -> Iterator[None]:
-        with Emulator(keys=(self.key,)) as self.emulator:
-            yield
+class TestVertex(_EmulatedCompletions):
+    def model(self) -> str:
+        return "vertex:m"
 
-    def provider(self) -> CompletionProvider:
-        return providers.connect(
-            settings(
-                "vertex:m",
-                base_url=address(self.emulator, "vertex"),
-                api_key=self.key_reference,
-                provider_options=PLACE,
-                max_reply_bytes=1_000_000,
-            )
-        )
-
-    def arrange(self, situation: Situation) -> None:
-        self.emulator.set_faults(*emulator_fault(situation))
+    def address(self) -> dict[str, Any]:
+        return {"base_url": address(self.emulator, "vertex"), "provider_options": PLACE}
 
 
 class TestVertexBatches(_EmulatedBatches):

@@ -45,13 +45,14 @@ def gcs_binary() -> Path:
 
 
 class GcsServer:
-    """A running server with its objects in memory; a context manager. `url` is what
-    STORAGE_EMULATOR_HOST wants.
+    """A running server with its objects in memory; a context manager. `environment` leads
+    clients of gs:// to it.
     """
 
     def __init__(self) -> None:
         binary, port = gcs_binary(), free_port()
         self.url = f"http://127.0.0.1:{port}"
+        self.environment = {"STORAGE_EMULATOR_HOST": self.url}
         self._folder = tempfile.TemporaryDirectory(prefix="beam-llm-gcs-")
         command = [
             str(binary),
