@@ -17,6 +17,7 @@ from beam_llm.jobs import Driver, plan, run_jobs
 from beam_llm.jobs import failpoints as points
 from beam_llm.ledger import log as ledgers
 from beam_llm.ledger.journal import Closed, CloseReason, Journal
+from beam_llm.ledger.leases import Leases
 from beam_llm.prompting.batching import caps_of
 from beam_llm.providers import compile_task
 from beam_llm.providers.http import Bounds
@@ -85,6 +86,10 @@ class Site:
             **changes,
         }
         return settings("openai:gpt-4.1-mini", prompt="{{ element }}", mode="batch_api", **options)
+
+    def leases(self, machine: Machine) -> Leases:
+        """What a driver on that machine holds its jobs by."""
+        return self.driver(machine)._context.leases
 
     def driver(self, machine: Machine, **changes: Any) -> Driver:
         known = self.settings(**changes)
@@ -349,7 +354,7 @@ def test_a_lease_of_a_machine_with_a_wrong_clock_holds_as_long_as_any(
 ) -> None:
     here = site()
     wrong, right = Machine(here.clock, off_seconds), Machine(here.clock)
-    first, second = here.driver(wrong).leases, here.driver(right).leases
+    first, second = here.leases(wrong), here.leases(right)
     assert first.hold("1") is None
     here.clock.now += 60
     assert second.hold("1") is not None
@@ -454,7 +459,7 @@ def test_a_lease_of_a_machine_that_is_days_off_is_watched_before_it_is_taken_ove
 ) -> None:
     here = site()
     past, future = Machine(here.clock, -9 * DAY), Machine(here.clock, 9 * DAY)
-    first, second = here.driver(past).leases, here.driver(future).leases
+    first, second = here.leases(past), here.leases(future)
     assert first.hold("1") is None
     for seconds in (0, 60, 55):
         here.clock.now += seconds
