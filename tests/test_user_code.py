@@ -13,7 +13,7 @@ import pydantic
 import pytest
 from apache_beam.io.gcp.bigquery_tools import JsonRowWriter
 
-from beam_llm import LLMPredict
+from beam_llm import LLMPredict, LLMReduce
 from tests.collecting import Collect
 
 WORDS = ["delightful and happy", "dreadful, I hate it", "made of tin", "awful, truly bad"]
@@ -66,6 +66,18 @@ def answered(elements: list, transform) -> list:
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
         _ = pipeline | beam.Create(elements) | transform | seen
     return seen.found
+
+
+def test_a_partial_answer_that_can_not_be_written_is_the_error_of_its_group_alone(ask):
+    reduce = LLMReduce(
+        "openai:gpt-4.1-mini", "Sentiment of:", partial_output=Unwritable, batch_size=1, **ask
+    )
+    words = {"good": ["delightful and happy", "made of tin"], "bad": WORDS}
+    elements = [(key, word) for key, group in words.items() for word in group]
+    found = {p.element.key: p for p in answered(elements, reduce)}
+    assert found["good"].error is None
+    assert found["bad"].error.kind == "invalid"
+    assert "can't be written" in found["bad"].error.message
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])

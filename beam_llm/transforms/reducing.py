@@ -207,8 +207,12 @@ class AnswerOfPart(beam.DoFn):
         branch = Branch.unpack(prediction.element[0]).with_costs(
             prediction.usage, prediction.cost_usd, prediction.reused
         )
-        error = prediction.error
-        content = "" if error is not None else one_line(self._task.dump(prediction.value))
+        error, content = prediction.error, ""
+        if error is None:
+            try:
+                content = one_line(self._task.dump(prediction.value))
+            except ValueError as wrong:  # of a serializer of the user's class
+                error = Failure(Kind.INVALID, f"a partial answer can't be put together: {wrong}", 1)
         data = STATE_CODER.encode((tuple(branch), content, error and tuple(error)))
         return ((branch.name, bytes(data)),)
 
