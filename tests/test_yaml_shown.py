@@ -83,13 +83,44 @@ def test_a_dry_run_shows_each_step_s_options_and_first_request_and_writes_nothin
         "  first request, of 2 records:\n  {\n",
         "what a wonderful phone",
         "Again\n  'model' = \"openai:gpt-4.1\"",
-        "  (its first request depends on the answers before)",
+        "\n  cost: about $0.00",
+        "for 3 records in 2 requests of ",
+        "  (its first request and its cost depend on the answers before)",
         "Out\nFailures\n",
     ):
         assert words in shown, words
     assert '"bad"' not in shown  # the filter before leaves it out
     assert not llm_emulator.requests
     assert sorted(path.name for path in folder.iterdir()) == ["file.yaml", "reviews.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("step", "config", "cost"),
+    [
+        ("LLMEmbed", "model: openai:text-embedding-3-small", "cost: about $0.00"),
+        ("LLMPredict", "model: openai:nobodys", "not estimated: the price of the model is not"),
+        ("LLMChat", "model: openai:gpt-4.1, session: id", "not estimated: each turn is asked"),
+        (
+            "LLMReduce",
+            "model: openai:gpt-4.1, group_by: id, instruction: Sum up.",
+            "not estimated: partial answers are asked about, too",
+        ),
+    ],
+    ids=["vectors", "no price", "sessions", "groups"],
+)
+def test_a_dry_run_says_what_it_would_cost_or_why_that_is_not_known(
+    folder: Path,
+    llm_emulator: Emulator,
+    capsys: pytest.CaptureFixture[str],
+    step: str,
+    config: str,
+    cost: str,
+):
+    steps = "[{type: ReadFromJson, config: {path: reviews.jsonl}}, {type: %s, config: {%s}}]"
+    assert (
+        run("pipeline: {type: chain, transforms: %s}" % (steps % (step, config)), "--dry-run") == 0
+    )
+    assert cost in capsys.readouterr().out
 
 
 def test_a_dry_run_says_why_rows_can_not_be_read(

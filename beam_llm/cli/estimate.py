@@ -26,7 +26,7 @@ from beam_llm.cli.inputs import (
 )
 from beam_llm.cli.progress import write_line
 from beam_llm.cli.words import duration, percent, price, shortened, table
-from beam_llm.config import Settings, replaced
+from beam_llm.config import Settings, is_template, replaced
 from beam_llm.errors import plural
 from beam_llm.pricing import Prices
 from beam_llm.prompting.batching import Batcher, prompt_caps
@@ -161,12 +161,44 @@ def with_guard(line: Forecast, alone: Forecast, settings: Settings) -> Forecast:
 
 def _answer_tokens(chosen: argparse.Namespace, settings: Settings) -> AnswerTokens:
     given = chosen.output_tokens
-    if given:
-        return AnswerTokens(given, given, given)
+    return AnswerTokens(given, given, given) if given else assumed_tokens(settings)
+
+
+def assumed_tokens(settings: Settings) -> AnswerTokens:
+    """Output tokens of an answer, by its type."""
     if settings.task == "embed":  # a vector has no output tokens
         return AnswerTokens(0, 0, 0)
     task = compile_task(settings)
     return tokens_of_answer(task.answer_schema, text=task.output.is_text)
+
+
+def cost_in_words(settings: Settings, rows: Sequence[dict[str, Any]]) -> str:
+    """What these rows would cost, or why that can't be told before they are asked."""
+    why = _NOT_TOLD.get(settings.task)
+    if why is None and is_template(settings.model):
+        why = "each record names its model: estimate each of them by beam-llm estimate"
+    if why is not None:
+        return f"cost: not estimated: {why}"
+    task = compile_task(settings)
+    found = (record_of(task, fields) for fields in rows)
+    records = [record for record in found if record is not None]
+    assumed = assumed_tokens(settings)
+    line = forecast(settings, records, assumed, None)
+    if line.cost_online_usd is None:
+        return "cost: not estimated: the price of the model is not known here: give prices"
+    cost = line.cost_batch_usd if settings.mode == "batch_api" else line.cost_online_usd
+    return (
+        f"cost: about {price(cost)} for {plural(len(records), 'record')} in "
+        f"{plural(line.requests, 'request')} of {line.input_tokens:,} input tokens, with "
+        f"{_range(assumed)}"
+    )
+
+
+_NOT_TOLD = {
+    "session": "each turn is asked with the replies before it",
+    "reduce": "partial answers are asked about, too, and how long they are is not known",
+}
+"""By task: why nobody knows the cost beforehand."""
 
 
 class Forecaster:

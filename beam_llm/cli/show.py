@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from beam_llm.cli.estimate import cost_in_words
 from beam_llm.cli.files.sources import read_all
 from beam_llm.cli.inputs import any_task, check_prompt, inputs_of
 from beam_llm.cli.predict_command import PredictCommand
@@ -48,8 +49,15 @@ def _shown(request: RequestPreview) -> dict[str, Any]:
     }
 
 
+SAMPLE_ROWS = 1_000
+"""Rows that a dry run looks at."""
+
+
 def first_request(settings: Settings, elements: Iterable[Any]) -> Iterator[str]:
-    """Lines: the first request over these elements, or why there is none."""
+    """Lines: the first request over these elements and what they would cost, or why there is
+    none.
+    """
+    elements = list(elements)
     found = _previewed(settings, elements)
     if not found:
         yield "(no record is asked)"
@@ -60,6 +68,8 @@ def first_request(settings: Settings, elements: Iterable[Any]) -> Iterator[str]:
         return
     yield f"first request, of {plural(len(request.elements), 'record')}:"
     yield without_images(in_json(request.body), settings)
+    more = f" (the first {SAMPLE_ROWS:,} alone)" if len(elements) == SAMPLE_ROWS else ""
+    yield cost_in_words(settings, elements) + more
 
 
 def _previewed(settings: Settings, elements: Iterable[Any]) -> Sequence[RequestPreview]:

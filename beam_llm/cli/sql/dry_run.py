@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from beam_llm.cli.show import first_request
+from beam_llm.cli.show import SAMPLE_ROWS, first_request
 from beam_llm.cli.sql.ends import is_beam
 from beam_llm.cli.sql.looking import look
 from beam_llm.cli.sql.rows import read_input, sources_of
@@ -20,9 +20,6 @@ from beam_llm.fronts.sql.group_steps import key_of
 from beam_llm.fronts.sql.in_flight import inputs_of
 from beam_llm.fronts.sql.plan import Ask, Grouping, Plan, Rows
 from beam_llm.fronts.sql.script import Job, Script
-
-_SAMPLE = 1_000
-"""Rows that are looked through for one that is asked about."""
 
 
 def dry_run(script: Script) -> None:
@@ -76,7 +73,7 @@ def _described_ask(plan: Plan, ask: Ask, number: int, sources: list[Any]) -> Ite
         if number == 0 or ask.of_groups:
             yield from _first_request(plan, ask, branch.settings, sources)
         else:
-            yield "  (its first request depends on the answers before)"
+            yield "  (its first request and its cost depend on the answers before)"
 
 
 def _first_request(plan: Plan, ask: Ask, settings: Settings, sources: list[Any]) -> Iterator[str]:
@@ -90,7 +87,7 @@ def _first_request(plan: Plan, ask: Ask, settings: Settings, sources: list[Any])
     if plan.grouping is not None and ask.of_groups:
         elements: Iterable[Any] = _of_first_group(plan.grouping, ask, asked)
     else:
-        elements = (inputs_of(ask, row) for row in islice(asked, _SAMPLE))
+        elements = (inputs_of(ask, row) for row in islice(asked, SAMPLE_ROWS))
     for text in first_request(settings, elements):
         yield "\n".join(f"  {line}" for line in text.split("\n"))
 

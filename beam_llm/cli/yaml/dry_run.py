@@ -14,16 +14,13 @@ from typing import Any
 import apache_beam as beam
 
 from beam_llm.cli.running import reason_of
-from beam_llm.cli.show import first_request
+from beam_llm.cli.show import SAMPLE_ROWS, first_request
 from beam_llm.cli.words import options_in_words
 from beam_llm.config import Settings
 from beam_llm.errors import printable
 from beam_llm.fronts.yaml import Predict
 from beam_llm.transforms.beam_internals import applied_transforms, keep_only, producers_of
 from beam_llm.transforms.fields import fields_of
-
-_SAMPLE = 1_000
-"""Rows that are looked through for a request."""
 
 _SEEN: dict[str, list[dict[str, Any]]] = {}
 """Rows by step, for Beam's workers are threads of this process."""
@@ -78,7 +75,7 @@ class _Look(beam.DoFn):
 
     def process(self, element: Any) -> None:
         rows = _SEEN.get(self._name)
-        if rows is not None and len(rows) < _SAMPLE:
+        if rows is not None and len(rows) < SAMPLE_ROWS:
             rows.append(dict(fields_of(element)) or {"element": element})
 
 
@@ -90,7 +87,7 @@ def _rows_of(pipeline: beam.Pipeline, asking: dict[str, Any]) -> dict[str, Any]:
         (rows,) = step.inputs
         sources = producers_of([rows])
         if any(_is_part_of(source, other) for source in sources for other in asking.values()):
-            found[label] = "(its first request depends on the answers before)"
+            found[label] = "(its first request and its cost depend on the answers before)"
         elif not rows.is_bounded:
             found[label] = "(its rows are a stream, which is not read here)"
         else:
