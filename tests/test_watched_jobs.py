@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from beam_llm.errors import Aborted, CallError, Kind, QueueFull, Retryable
+from beam_llm.errors import Aborted, CallError, Failure, Kind, QueueFull, Rejected, Retryable
 from beam_llm.jobs import Waiting
-from beam_llm.jobs.endings import end_of
+from beam_llm.jobs.endings import JobEnd, end_of
 from beam_llm.ledger.journal import Closed, CloseReason, Created, Creating, Journal
-from beam_llm.protocols import RemoteJob
+from beam_llm.protocols import LineReply, RemoteJob
 from beam_llm.stores import open_store
 from beam_llm.values import JobState
 from tests.batch_world import World, driven, gathered, wrong
@@ -44,6 +44,59 @@ def test_what_a_failed_job_means_for_records_without_an_answer(
 ) -> None:
     end = end_of(remote, past_deadline=False)
     assert (end.failure.kind, end.final, [*end.faulty_lines]) == (kind, is_final, faulty)
+
+
+UNAVAILABLE = Failure(Kind.UNAVAILABLE, "the job ended", 1)
+GOES_ON, IS_OVER = JobEnd("completed", UNAVAILABLE, final=False), JobEnd("cancelled", UNAVAILABLE)
+CANCELLED_BY_US = JobEnd("deadline", UNAVAILABLE)
+NAMED = JobEnd("failed", UNAVAILABLE, False, {0: Failure(Kind.REJECTED, "line 1", 1)})
+
+
+def line(error: CallError) -> LineReply:
+    return LineReply.failed("r-1", error)
+
+
+@pytest.mark.parametrize(
+    ("end", "reply", "count", "expected"),
+    [
+        (GOES_ON, None, 2, (Kind.UNAVAILABLE, False, False)),
+        (IS_OVER, None, 2, (Kind.UNAVAILABLE, True, False)),
+        (NAMED, None, 1, (Kind.REJECTED, True, True)),
+        (NAMED, None, 2, (Kind.REJECTED, False, True)),
+        (GOES_ON, line(Retryable(Kind.EXPIRED, "late")), 2, (Kind.EXPIRED, False, False)),
+        (GOES_ON, line(Rejected(Kind.CANCELLED, "off")), 2, (Kind.CANCELLED, True, False)),
+        (
+            CANCELLED_BY_US,
+            line(Rejected(Kind.CANCELLED, "off")),
+            2,
+            (Kind.UNAVAILABLE, True, False),
+        ),
+        (GOES_ON, line(Rejected(Kind.REJECTED, "no")), 1, (Kind.REJECTED, True, True)),
+        (GOES_ON, line(Rejected(Kind.REJECTED, "no")), 2, (Kind.REJECTED, False, True)),
+        (GOES_ON, line(Retryable(Kind.UNAVAILABLE, "503")), 1, (Kind.UNAVAILABLE, False, False)),
+        (IS_OVER, line(Rejected(Kind.REJECTED, "no")), 2, (Kind.REJECTED, True, False)),
+        (GOES_ON, LineReply("r-1"), 1, (Kind.UNREADABLE, False, False)),
+    ],
+    ids=[
+        "no line of a job whose rest is asked again",
+        "no line of a job that is over",
+        "the job names the line, of one record",
+        "the job names the line, of two",
+        "the line expired",
+        "the line was cancelled",
+        "the line was cancelled with the job, at its deadline",
+        "the line is refused, of one record",
+        "the line is refused, of two",
+        "the line failed for now",
+        "the line is refused, and the job is over",
+        "the line says nothing",
+    ],
+)
+def test_what_a_line_without_an_answer_means(
+    end: JobEnd, reply: LineReply | None, count: int, expected: tuple[str, bool, bool]
+) -> None:
+    failure, is_final, asks_one_by_one = end.of_line(0, reply, count)
+    assert (failure.kind, is_final, asks_one_by_one) == expected
 
 
 def test_a_provider_that_can_not_be_reached_until_the_deadline_leaves_a_doubt_that_a_rerun_settles(

@@ -31,7 +31,7 @@ from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.job import JobContext
 from beam_llm.ledger.manifest import Manifest
 from beam_llm.ledger.outcomes import Outcomes, OutcomeWriter
-from beam_llm.protocols import LineEnd, LineReply, RemoteJob, Store
+from beam_llm.protocols import LineReply, RemoteJob, Store
 from beam_llm.values import Completion, Finish, JobState, Outcome, Reading
 
 _READ_BYTES = 1 << 20
@@ -261,7 +261,7 @@ class ResultReader:
             if answered:
                 continue
             count = self._starts[line + 1] - self._starts[line]
-            failure, final, alone = _unanswered(self._end, line, self._errors.get(line), count)
+            failure, final, alone = self._end.of_line(line, self._errors.get(line), count)
             for position in range(self._starts[line], self._starts[line + 1]):
                 self.regroup[position] = alone
                 self._put(position, Outcome(None, failure, cost_usd=0.0), final)
@@ -318,35 +318,6 @@ def _unreadable_line(line: bytes, error: Exception, most_bytes: int) -> CallErro
         Kind.UNREADABLE,
         f"its result line of {len(line):,} bytes can't be read ({type(error).__name__})",
     )
-
-
-def _unanswered(
-    end: JobEnd, line: int, reply: LineReply | None, count: int
-) -> tuple[Failure, bool, bool]:
-    """(why a line of `count` records has no answer, whether that is final, whether its records are
-    to be asked one by one). A line's own end goes before the job's."""
-    fault = end.faulty_lines.get(line)
-    if fault is not None:
-        return fault, count == 1, True
-    if reply is None:
-        return end.failure, end.final, False
-    failure, own_end = _failure_in(reply), reply.end
-    if own_end in (LineEnd.EXPIRED, LineEnd.CANCELLED):
-        if end.word == "deadline":  # it was our own cancellation
-            return end.failure, end.final, False
-        return failure, end.final or own_end is LineEnd.CANCELLED, False
-    if end.final:
-        return failure, True, False
-    return (failure, count == 1, True) if own_end is LineEnd.REJECTED else (failure, False, False)
-
-
-def _failure_in(reply: LineReply) -> Failure:
-    """What the provider says of a line without a completion, in its words where there are any."""
-    error = reply.error
-    if error is None:
-        return Failure(Kind.UNREADABLE, "the provider's error line says nothing", 1)
-    kind = error.kind if isinstance(error, CallError) else Kind.UNAVAILABLE
-    return Failure(kind, str(error) or kind, 1)
 
 
 def _failure_of(reading: Reading, index: int, count: int) -> Failure:

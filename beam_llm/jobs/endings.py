@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from beam_llm.config import Settings
-from beam_llm.errors import Aborted, Failure, Kind, QueueFull, Retryable, plural
-from beam_llm.protocols import BatchTraits, RemoteJob
+from beam_llm.errors import Aborted, CallError, Failure, Kind, QueueFull, Retryable, plural
+from beam_llm.protocols import BatchTraits, LineEnd, LineReply, RemoteJob
 from beam_llm.values import JobState
 
 _UNPAID = frozenset(
@@ -42,6 +42,42 @@ class JobEnd:
             "refused",
             "queue",
         )
+
+    def of_line(self, line: int, reply: LineReply | None, count: int) -> tuple[Failure, bool, bool]:
+        """What it means for a line of `count` records without an answer. The line's own end goes
+        before the job's.
+
+        Args:
+          line: 0-based.
+          reply: what its result line says, if there is one.
+
+        Returns:
+          Why there is no answer, whether that is final, and whether its records are to be asked one
+          by one.
+        """
+        fault = self.faulty_lines.get(line)
+        if fault is not None:
+            return fault, count == 1, True
+        if reply is None:
+            return self.failure, self.final, False
+        failure = _failure_in(reply)
+        if reply.end in (LineEnd.EXPIRED, LineEnd.CANCELLED):
+            if self.word == "deadline":  # it was our own cancellation
+                return self.failure, self.final, False
+            return failure, self.final or reply.end is LineEnd.CANCELLED, False
+        if self.final:
+            return failure, True, False
+        is_at_fault = reply.end is LineEnd.REJECTED
+        return failure, is_at_fault and count == 1, is_at_fault
+
+
+def _failure_in(reply: LineReply) -> Failure:
+    """What the provider says of a line without a completion, in its words where there are any."""
+    error = reply.error
+    if error is None:
+        return Failure(Kind.UNREADABLE, "the provider's error line says nothing", 1)
+    kind = error.kind if isinstance(error, CallError) else Kind.UNAVAILABLE
+    return Failure(kind, str(error) or kind, 1)
 
 
 def end_of(job: RemoteJob, past_deadline: bool) -> JobEnd:
