@@ -418,6 +418,8 @@ REFUSED = {
             "GROUPING SETS ((id))": "one INSERT for each",
         }.items()
     },
+    "GROUP BY an alias": ("SELECT id AS a FROM t GROUP BY a", 32, "write what it is the name of"),
+    "AI_AGG of too much": ("SELECT AI_AGG('m', id, text, 'x') FROM t", 8, "takes one input"),
     "HAVING without groups": ("SELECT id FROM t HAVING n > 1", 25, "filter with WHERE"),
     "HAVING of a column": (
         "SELECT id FROM t GROUP BY id HAVING n > 1", 37, "'n' stands neither in GROUP BY",
@@ -698,6 +700,14 @@ def test_a_group_is_asked_once_and_after_what_having_can_tell_without_an_answer(
     assert (settings.task, settings.instruction) == ("reduce", "What?")
     assert [len(stage.filters) for stage in (plan.grouping.compute, *plan.stages)] == [1, 1, 1]
     assert [sql for _, sql, _ in plan.grouping.aggregates.outputs] == ["count(*)"]
+
+
+@pytest.mark.parametrize("alias", ["", " AS v", " v"])
+def test_rows_of_a_query_inside_are_grouped(alias: str):
+    (plan,) = plans(
+        f"SELECT title, MAX(n) FROM (SELECT title, n FROM t){alias} GROUP BY title HAVING MAX(n) > 1"
+    )
+    assert plan.grouping.keys == ("c.title",)
 
 
 @pytest.mark.parametrize(

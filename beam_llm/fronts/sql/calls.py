@@ -238,7 +238,7 @@ def _checked(cursor: Cursor, parts: _Parts, end: int) -> Call:
         if parts.model is not None and not isinstance(parts.model, str):
             fail("takes one model by its name")
         if parts.function == "AI_AGG" and parts.instruction is None:
-            fail("needs an instruction")
+            fail("takes one input" if len(parts.arguments) > 1 else "needs an instruction")
     elif parts.model is None:
         fail("names no model")
     if of_table and not parts.descriptor:

@@ -71,6 +71,9 @@ class Grouping:
                 )
             return scope
         self._check_groupable(found[0].start if query.group_start is None else query.group_start)
+        aliases = {item.alias for item in query.items}
+        for key in query.group_by:
+            self._check_key(key, scope, aliases)
         keys = tuple((key.tree, self._key(key, scope)) for key in query.group_by)
         self._aggregated(found, [str(value.column) for _, value in keys], scope)
         columns = [column for key in keys for column in _columns_of(key, scope)]
@@ -113,15 +116,19 @@ class Grouping:
             end,
         )
 
+    def _check_key(self, key: Expression, scope: Scope, aliases: set[str | None]) -> None:
+        tree = key.tree
+        if isinstance(tree, exp.Literal):
+            why, instead = "by a value or a place", "write the column"
+        # Some engines know it here; a column of that name goes before.
+        elif _is_name(tree) and tree.name in aliases and scope.find([tree.name])[0] is None:
+            why, instead = "by the name that AS gives", "write what it is the name of"
+        else:
+            return
+        self._source.fail(key.start, f"GROUP BY {why} is not run here", instead, key.end)
+
     def _key(self, expression: Expression, scope: Scope) -> Value:
         """The column in flight that rows are grouped by."""
-        if isinstance(expression.tree, exp.Literal):
-            self._source.fail(
-                expression.start,
-                "GROUP BY by a value or a place is not run here",
-                "write the column",
-                expression.end,
-            )
         for call in expression.calls.values():
             if call.function not in AGGREGATE_CALLS:
                 self._refuse_answers(call.start, call.end)
@@ -186,6 +193,10 @@ def _aggregates_of(query: Query) -> list[AnyAggregate]:
                 more = (*call.arguments, call.prompt, call.model)
                 waiting += [one for one in more if isinstance(one, Expression)]
     return found
+
+
+def _is_name(tree: Any) -> bool:
+    return isinstance(tree, exp.Column) and not tree.table
 
 
 def _columns_of(key: tuple[Any, Value], scope: Scope) -> list[Column]:

@@ -76,6 +76,8 @@ def parse_query(cursor: Cursor, depth: int = 0) -> Query:
     if cursor.take_op("("):
         query = parse_query(cursor, depth + 1)
         cursor.need_op(")", "after the query")
+        if depth:
+            return query  # in FROM, where clauses of the query around it may follow
     elif cursor.now.word == "VALUES":
         query = _values(cursor)
     elif cursor.now.word == "WITH":
