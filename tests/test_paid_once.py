@@ -89,7 +89,7 @@ class Site:
 
     def leases(self, machine: Machine) -> Leases:
         """What a driver on that machine holds its jobs by."""
-        return self.driver(machine)._context.leases
+        return self.driver(machine).leases
 
     def driver(self, machine: Machine, **changes: Any) -> Driver:
         known = self.settings(**changes)

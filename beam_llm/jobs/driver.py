@@ -41,6 +41,7 @@ class Driver:
     Attributes:
       counted: things worth counting, for the caller to post and clear: `jobs_twice`,
         `jobs_in_doubt`, `jobs_resubmitted`, `warnings_<what>` of replies.
+      leases: what it holds its jobs by.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Driver:
         self._ledger, self._ask = Ledger(store), ask
         self._jobs: dict[str, JobDriver | LiveJob] = {}
         self._ends: dict[str, Done] = {}
-        self.counted = self._context.counted
+        self.counted, self.leases = self._context.counted, self._context.leases
 
     def step(self, ref: BatchJobRef, phase: int = 0) -> Waiting | Ready:
         """Goes on with the job as far as it can without waiting.
@@ -149,7 +150,7 @@ class Driver:
 
     def close(self) -> None:
         """Gives the leases back."""
-        self._context.leases.release()
+        self.leases.release()
 
 
 def _ended_for_all(undivided: str, nodes: Sequence[Node]) -> JobEnd | None:
