@@ -229,6 +229,13 @@ def test_no_answer_is_late_because_it_waited_for_others(emulator, mode, events, 
     assert sorted(panes(stream(*events), mode)) == expected
 
 
+def test_an_answer_is_not_late_because_its_element_came_with_a_late_one(emulator, mode):
+    """The late one's window is gone, and a GroupByKey drops it; the other one's is still to end."""
+    events = [{"watermark": 30}, [("late", 1), ("b", 45)], {"watermark": 40}]
+    found = panes(stream(*events), mode)
+    assert [pane for pane in found if "late" not in pane[1]] == [(40, ["b"], "on time")]
+
+
 def test_a_late_element_is_answered_and_stays_in_its_window(emulator, gathering, mode):
     found = places(stream(("a", 1), {"watermark": 30}, ("late", 2), {"clock": 6}, ("b", 31)), mode)
     assert sorted(found) == [

@@ -14,10 +14,12 @@ from beam_llm.config import Settings
 from beam_llm.errors import Failure
 from beam_llm.ledger import PartRef, PartWriter, check_format
 from beam_llm.stores import open_store
+from beam_llm.transforms import runners
 from beam_llm.transforms.beam_internals import set_windowing
 from beam_llm.transforms.envelopes import EnvelopeCoder, one_window
 from beam_llm.transforms.forming import RecordReader
 from beam_llm.transforms.gc_tuning import QUIET_GC
+from beam_llm.transforms.runners import Gathering
 
 PlainPartRef = tuple[str, int, int, int, int]
 """A PartRef's fields, which every runner carries as plain values."""
@@ -40,20 +42,33 @@ class SpoolParts(beam.PTransform):
         self._envelopes = envelopes
 
     def expand(self, elements: pvalue.PCollection) -> pvalue.PCollection:
-        writing = beam.ParDo(WriteParts(self._settings, self._envelopes))
+        writing = beam.ParDo(WriteParts(self._settings, self._envelopes, _most_rows(elements)))
         return set_windowing(
             elements | "Write" >> writing.with_output_types(PlainPartRef), one_window()
         )
 
 
+def _most_rows(elements: pvalue.PCollection) -> int:
+    """Of one part: one, where parts wait in a GroupByKey of the BundleBasedDirectRunner. There what
+    is late holds no watermark (`trigger.py`, TriggerDriver.process_elements), and a part is as late
+    as its oldest element: the others would come late with it.
+    """
+    is_stream = not elements.is_bounded
+    return 1 if is_stream and runners.gathering(elements) is Gathering.TRIGGERS else PART_ROWS
+
+
 class WriteParts(beam.DoFn):
     """Writes each bundle's records to part files named by their content; emits one PartRef per
     file, as a plain tuple.
+
+    Args:
+      most_rows: of a part.
     """
 
-    def __init__(self, settings: Settings, envelopes: EnvelopeCoder):
+    def __init__(self, settings: Settings, envelopes: EnvelopeCoder, most_rows: int = PART_ROWS):
         self._settings = settings
         self._coder = envelopes
+        self._most_rows = most_rows
 
     def setup(self) -> None:
         self._store = open_store(str(self._settings.staging_location))
@@ -91,7 +106,7 @@ class WriteParts(beam.DoFn):
             self._part.add(self._reader.task.key(record), record, envelope)
         if arrived.timestamp_micros < self._oldest_micros:
             self._oldest_micros = arrived.timestamp_micros
-        if self._part.rows >= PART_ROWS or self._part.size_bytes >= PART_BYTES:
+        if self._part.rows >= self._most_rows or self._part.size_bytes >= PART_BYTES:
             self._end_part()
 
     def _end_part(self) -> None:
