@@ -508,6 +508,15 @@ def test_text_that_looks_like_the_next_answers_is_believed_by_nobody(text):
     assert read(text, 3).values == {}
 
 
+@pytest.mark.parametrize("quoted", ['{"1": "x", "2": "y"}', '[{"index": 2, "value": "y"}]'])
+def test_a_fence_that_an_answer_quotes_is_not_the_reply(quoted):
+    text = f'{{"1": "he wrote ```json\n{quoted}\n``` to me", "2": "b"}}'
+    assert set(read(text, 2).values.items()) <= {(2, "b")}
+    for reply in (f"[{text}]", f"Sure! {text}"):
+        assert set(read(reply, 2).values.items()) <= {(2, "b")}
+    assert read(f"Not {{name: x}}, but:\n```json\n{quoted}\n```", 2).values[2] == "y"
+
+
 def test_remarks_between_answers_are_no_damage_to_them():
     text = '[{"index": 1, "value": "a"}, // "one"\n{"index": 2, "value": "b"} /* {2} */]'
     assert read(text, 2).values == {1: "a", 2: "b"}

@@ -222,17 +222,21 @@ class JsonReader:
         """JSON values in prose, or one a line; and where the first damaged one starts, which ends
         the search.
 
-        What stands in the only code fence is meant, so that damage around it is part of the talk.
+        What stands in the only code fence is meant, so that damage around it is part of the talk;
+        unless it stands in JSON that is open in front of it: then an answer quotes it.
         """
         fence = _only_fence(text)
         if fence is None:
             return self._scanned(text)
         start, end = fence
+        before, broken_at = self._scanned(text[:start])
         try:
             fenced = orjson.loads(text[start:end])
+            if broken_at is not None:
+                self.lenient(text[:start]).read(broken_at)
         except ValueError:
             return self._scanned(text)
-        return [*self._scanned(text[:start])[0], fenced, *self._scanned(text[end:])[0]], None
+        return [*before, fenced, *self._scanned(text[end:])[0]], None
 
     def _scanned(self, text: str) -> tuple[list[Any], int | None]:
         values: list[Any] = []
