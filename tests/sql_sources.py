@@ -6,6 +6,7 @@ from typing import Any
 
 import apache_beam as beam
 from apache_beam.transforms.periodicsequence import PeriodicImpulse
+from apache_beam.transforms.window import FixedWindows, TimestampedValue
 
 
 class MakeReviews(beam.PTransform):
@@ -16,6 +17,14 @@ class MakeReviews(beam.PTransform):
     def expand(self, begin: Any) -> Any:
         rows = [{"id": str(n), "text": f"good thing {n}"} for n in range(self._count)]
         return begin | beam.Create(rows)
+
+
+class MakeReviewsInWindows(MakeReviews):
+    """The same, each in a window of its own."""
+
+    def expand(self, begin: Any) -> Any:
+        timed = beam.Map(lambda row: TimestampedValue(row, int(row["id"])))
+        return super().expand(begin) | timed | beam.WindowInto(FixedWindows(1))
 
 
 class WriteLines(beam.PTransform):

@@ -323,7 +323,7 @@ def test_groups_of_a_beam_source_that_ends_are_answered_and_of_a_stream_refused(
     emulator_with()
     beam = "'connector'='beam', 'transform'='tests.sql_sources"
     sql = HEAD.replace("<mode>", "") + (
-        f"CREATE TABLE made (id STRING, text STRING) WITH ({beam}.MakeReviews', "
+        f"CREATE TABLE made (id STRING, text STRING) WITH ({beam}.MakeReviewsInWindows', "
         """'arguments'='{"count": 4}');"""
         f"CREATE TABLE endless (text STRING) WITH ({beam}.EndlessReviews');"
     )
@@ -332,6 +332,8 @@ def test_groups_of_a_beam_source_that_ends_are_answered_and_of_a_stream_refused(
     shown = capsys.readouterr().out
     assert "3 records, most often" in shown
     assert "1 records, most often" in shown
+    assert run(folder, sql + "SELECT AI_AGG('m', text, 'All?') FROM made;", "--allow-code") == 0
+    assert "4 records, most often" in capsys.readouterr().out
     assert run(folder, sql + "SELECT AI_AGG('m', text, 'x') FROM endless;", "--allow-code") == 2
     assert "a source that doesn't end" in capsys.readouterr().err
 

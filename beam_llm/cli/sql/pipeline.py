@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import apache_beam as beam
 from apache_beam import pvalue
+from apache_beam.transforms.window import GlobalWindows
 
 from beam_llm import events
 from beam_llm.cli.beam_run import pipeline_options, run_to_end
@@ -196,6 +197,8 @@ def _read(pipeline: beam.Pipeline, branch: Branch, head: str) -> pvalue.PCollect
         elements = pipeline | f"{head}Read {plan.source.name}" >> transform_of(plan, plan.source)
         take = beam.ParDo(TakeElements(plan)).with_output_types(InFlight)
         rows = elements | f"{head}Take columns" >> take
+        if plan.grouping is not None:  # of all rows, as SQL has them, whatever windows these are in
+            rows = rows | f"{head}Out of windows" >> beam.WindowInto(GlobalWindows())
     else:
         dofn = ReadTable(plan) if plan.grouping is None else ReadGroups(plan)
         files = [
