@@ -30,6 +30,7 @@ TESTS = [
             "envelopes",
             "plain_coders",
             "golden_state",
+            "quick_beam",
         ),
         *("streaming", "waiting", "runners", "metrics"),
     )
