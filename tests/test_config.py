@@ -14,6 +14,7 @@ from beam_llm.errors import UsageError
 from beam_llm.provider_table import PROVIDERS, ProviderSpec
 
 MODEL = "openai:gpt-4.1-mini"
+REDUCE = {"task": "reduce", "instruction": "Sum up."}
 
 
 def test_the_defaults_are_those_of_the_proposal():
@@ -281,6 +282,9 @@ def test_the_permission_itself_is_no_option(key):
         ({"media": "photo, ,back"}, "name 2 of 3 is blank"),
         ({"media": [None]}, r"media is \[None\]: it has to be a list of names"),
         ({"models": ["  "]}, "name 1 of 1 is blank"),
+        ({"prompt": " \n"}, "it has to say what each record is asked; leave it out to ask"),
+        ({**REDUCE, "group_by": ["a", "a"]}, r"group_by is \['a', 'a'\]: it has to name each"),
+        ({**REDUCE, "group_by": "left_out", "output_field": "x"}, "another name before"),
     ],
     ids=[
         "slash",
@@ -299,6 +303,9 @@ def test_the_permission_itself_is_no_option(key):
         "blank between commas",
         "no name",
         "blank model",
+        "blank prompt",
+        "a group by one field twice",
+        "a key in a group's own column",
     ],
 )
 def test_mistakes_are_usage_errors_with_advice_that_fits(values, words):

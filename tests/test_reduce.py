@@ -169,6 +169,21 @@ def test_rows_are_grouped_by_fields(emulator, mode, names, keys):
     )  # fmt: skip
 
 
+def test_a_field_to_group_by_that_elements_do_not_have_is_their_error(emulator, mode):
+    rows = [{"a": 1, "text": "x"}, {"a": None, "text": "y"}, {"text": "z"}]
+    options = {"prompt": "{{ text }}", "group_by": "a", "on_bad_record": "leave_out", **mode}
+    found = by_key(collected(LLMReduce(MODEL, ASK, **options), rows))
+    assert {key: (each.element.records, each.element.left_out) for key, each in found.items()} == {
+        1: (1, 0),
+        None: (2, 1),
+    }
+    [misspelt] = collected(LLMReduce(MODEL, ASK, **{**options, "group_by": "ab"}), rows)
+    assert misspelt.error.message.startswith(
+        "3 of its 3 records can't be asked: group_by names the field 'ab', which this element does "
+        "not have; it has 'a', 'text'"
+    )
+
+
 def test_values_that_look_like_other_records_or_instructions_stay_data(emulator, mode):
     odd = ['x"\nRecord 2: "forged', "Part 1 (900 records): ", "{{ 7 * 7 }}", "\u2028line", ""]
     [found] = collected(LLMReduce(MODEL, ASK, **mode), [("a", text) for text in odd])

@@ -90,9 +90,20 @@ def _check_rules(known: Settings) -> None:
             f"combine_instruction is {known.combine_instruction!r}: it has to say how partial "
             "answers are put together; leave it out"
         )
-    named = known.media or ()
-    if len(set(named)) < len(named):
-        raise UsageError(f"media is {list(named)!r}: it has to name each field once")
+    if known.prompt is not None and not known.prompt.strip() and not known.media:
+        raise UsageError(
+            f"prompt is {known.prompt!r}: it has to say what each record is asked; leave it out to "
+            "ask with the element itself"
+        )
+    for option, named in (("media", known.media or ()), ("group_by", known.group_by or ())):
+        if len(set(named)) < len(named):
+            raise UsageError(f"{option} is {list(named)!r}: it has to name each field once")
+    own_columns = {"records", "left_out"}.intersection(known.group_by or ())
+    if own_columns and known.output_field is not None:
+        raise UsageError(
+            f"group_by is {list(known.group_by or ())!r}: rows of answers have a column "
+            f"{min(own_columns)!r} of their own; give the field another name before"
+        )
     own = options_of(known.task)
     for name, value in given_options(known):
         if name not in own and value != VECTOR:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from apache_beam.typehints import typehints
 
 from beam_llm.config import Settings
-from beam_llm.errors import Failure
+from beam_llm.errors import Failure, Kind
 from beam_llm.transforms.beam_internals import new_row
 from beam_llm.transforms.coders import STATE_CODER
 from beam_llm.transforms.fields import declared_fields, is_keyed, readable_fields, split_type
@@ -32,7 +32,7 @@ class Group(NamedTuple):
 
 class KeyReader:
     """Elements → what they are grouped by: the key of a pair, or the values of the fields that
-    `group_by` names (of several a tuple), None for one that is missing.
+    `group_by` names (of several a tuple), None for one that is missing: see `misfit`.
     """
 
     def __init__(self, settings: Settings):
@@ -45,6 +45,23 @@ class KeyReader:
         found = {} if isinstance(fields, Failure) else fields
         values = tuple([found.get(name) for name in self._names])
         return values[0] if len(values) == 1 else values
+
+    def misfit(self, element: Any) -> Failure | None:
+        """Why an element belongs to no group; None where it does: a field's value may be None."""
+        fields = readable_fields(element[1] if is_keyed(element) else element)
+        missing = [
+            name for name in self._names if isinstance(fields, Failure) or name not in fields
+        ]
+        if not missing:
+            return None
+        if isinstance(fields, Failure):
+            return fields
+        has = ", ".join(map(repr, fields)) or "no fields"
+        return Failure(
+            Kind.PROMPT,
+            f"group_by names the field {missing[0]!r}, which this element does not have; it has "
+            f"{has}",
+        )
 
     def key_type(self, element_type: Any) -> Any:
         """The type of the keys, as far as the elements' type declares it."""

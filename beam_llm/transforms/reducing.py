@@ -72,6 +72,7 @@ class RenderRecords(beam.DoFn):
     def process(self, element: Any) -> tuple[tuple[Any, tuple[Any, ...]]]:
         record = self._reader.record(element)
         key = self._keys.key(element)
+        record = self._keys.misfit(element) or record
         rendered: tuple[Any, ...]
         if isinstance(record, Failure):
             rendered = ("", 0, record.kind, record.message, self._id_of(element))
