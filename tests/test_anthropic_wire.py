@@ -209,6 +209,20 @@ def test_a_system_prompt_alone_is_marked():
     assert block["cache_control"] == {"type": "ephemeral"}
 
 
+def test_of_a_sessions_prompt_the_system_is_marked_and_not_the_history():
+    words = "Say what it is. " * 2_000
+    messages = (
+        Message("system", words, len(words)),
+        Message("user", words),
+        Message("assistant", words),
+        Message("user", "And now?"),
+    )
+    body = body_of(Request(HAIKU, messages))
+    [block] = body["system"]
+    assert block["cache_control"] == {"type": "ephemeral"}
+    assert json.dumps(body).count("cache_control") == 1
+
+
 @pytest.mark.parametrize(
     "body",
     [cached(2_000), cached(0), cached(20_000, cache=None), cached(20_000, record=" \n ")],
