@@ -769,6 +769,11 @@ def test_tags_inside_a_json_answer_are_its_own():
     }
 
 
+def test_the_end_of_thoughts_that_an_answer_in_a_fence_quotes_is_its_own():
+    quoted = '{"place": "he wrote </think>\n{"place": "Oslo"} to me"}'
+    assert read(f"```json\n{quoted}\n```", 1, Trip).values == {}
+
+
 def test_an_element_named_like_a_tag_inside_an_xml_answer_is_a_field():
     class Case(pydantic.BaseModel):
         reasoning: str

@@ -64,7 +64,7 @@ def without_thoughts(text: str, leading_only: bool = False) -> str:
     rest = _without_pairs(text, leading_only)
     # A reply that begins like an answer has no thoughts in front: a lone tag is inside its text.
     start = rest.lstrip()
-    if not leading_only and (start[:1] not in ("{", "[", '"', "<") or _CLOSING.match(start)):
+    if not leading_only and (start[:1] not in ("{", "[", '"', "<", "`") or _CLOSING.match(start)):
         rest = _behind_lone_closing(rest)
     return text if len(rest) == len(text) else rest.strip()
 
