@@ -48,10 +48,6 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.freeze()
         gc.enable()
-        if "apache_beam" in sys.modules:
-            from tests.quick_beam import remember
-
-            remember()
         if "botocore.session" in sys.modules:
             _have_aws_described_once()
 
@@ -97,8 +93,9 @@ def _name_group(item: pytest.Item) -> None:
     no longer reads it: there, each process had a Flink cluster.
     """
     group = item.get_closest_marker("xdist_group")
-    if group is not None and hasattr(item, "_id"):
-        item._id = type(item._id).parse(f"{item.nodeid}@{group.args[0]}")
+    if group is not None and hasattr(item, "_id"):  # pytest's, from 9.2 on
+        kind = type(item._id)  # pytest's
+        item._id = kind.parse(f"{item.nodeid}@{group.args[0]}")  # pytest's
 
 
 @pytest.fixture(autouse=True)

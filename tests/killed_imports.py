@@ -12,8 +12,5 @@ import beam_llm.cli.pipeline
 import beam_llm.transforms.predict
 import tests.collecting
 import tests.killed
-from tests.quick_beam import remember
-
-remember()
 
 __all__ = ["apache_beam", "beam_llm", "openai", "tests"]

@@ -416,7 +416,7 @@ def test_the_transform_pickles_and_its_graph_holds_no_client(mode, tmp_path):
         mode, tmp_path, output_field="mood", prompt="{{ element }}"
     )
     named = {name for fn in Fns(p).found for name in _names_in(fn)}
-    assert "beam_llm.config" in named
+    assert "beam_llm.config.table" in named, "the settings are"
     assert not [
         name
         for name in named

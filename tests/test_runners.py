@@ -9,7 +9,8 @@ import apache_beam as beam
 import pyarrow.parquet
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.transforms.periodicsequence import PeriodicImpulse
+from apache_beam.portability.api import beam_runner_api_pb2
+from apache_beam.transforms.periodicsequence import PeriodicImpulse, PeriodicSequence
 
 from beam_llm import CollectBatchJobs, LLMPredict
 from beam_llm.errors import UsageError
@@ -246,3 +247,22 @@ def test_a_stream_by_jobs_is_warned_of_a_job_server_that_may_be_prism(
     asking = {"mode": "batch_api", "staging_location": str(tmp_path / "staging")}
     _ = texts | LLMPredict("openai:gpt-4.1-mini", **asking)
     assert ("--runner=PrismRunner" in caplog.text) == warned
+
+
+def test_jobs_are_waited_for_under_a_coder_of_their_own(reviews, tmp_path):
+    """Flink's job server takes two splittable DoFns for one where their inputs have one coder."""
+    p = beam.Pipeline(options=PipelineOptions(["--runner=FlinkRunner", "--streaming"]))
+    untyped = p | beam.Impulse() | beam.Map(lambda _: (0.0, 6.0, 0.2))
+    asking = {"mode": "batch_api", "staging_location": str(tmp_path / "staging")}
+    _ = untyped | PeriodicSequence() | beam.Map(str) | LLMPredict("openai:gpt-4.1-mini", **asking)
+    components = p.to_runner_api().components
+    coders = []
+    for transform in components.transforms.values():
+        payload = beam_runner_api_pb2.ParDoPayload()
+        if transform.spec.urn == "beam:transform:pardo:v1":
+            payload.ParseFromString(transform.spec.payload)
+        if payload.restriction_coder_id:
+            (source,) = transform.inputs.values()
+            coders.append(components.pcollections[source].coder_id)
+    assert len(coders) == 2
+    assert len(set(coders)) == 2

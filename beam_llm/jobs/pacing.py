@@ -16,6 +16,8 @@ SHORTEST_PAUSE_SECONDS = 0.001
 """A shorter pause counts as none: the sums of large floats that it comes from are not exact."""
 LONGEST_PAUSE_SECONDS = 400.0
 """No pause between tries is longer, whatever another machine with a wrong clock has written."""
+QUICK_DOUBT_SECONDS = 10.0
+"""`doubt_seconds` where polls are less than a second apart."""
 # Servers have asked for a pause of 114 hours (openai/openai-dotnet#404).
 _LONGEST_RETRY_AFTER_SECONDS = 300.0
 
@@ -66,7 +68,7 @@ def jitter(seed: str) -> float:
 def doubt_seconds(settings: Settings) -> float:
     """How long we don't believe a provider that denies what it has acknowledged: a job, or a
     finished job's results. Both happen."""
-    return 10.0 if _is_quick(settings) else 300.0
+    return QUICK_DOUBT_SECONDS if _is_quick(settings) else 300.0
 
 
 def visible_seconds(settings: Settings, traits: BatchTraits) -> float:

@@ -81,6 +81,17 @@ class PredictionCoder(coders.Coder):
         return hash(type(self))
 
 
+class JobRefCoder(coders.FastPrimitivesCoder):
+    """Job refs as Beam's usual coder writes them, under a coder's name of their own.
+
+    A job server of the portable runners (Flink's) expands each splittable DoFn beside the others,
+    and names what it adds after the coder of the DoFn's input: two whose inputs have the same coder
+    get the same names, and one of them the other's restrictions. Beside a PeriodicImpulse the
+    pipeline failed so, every other time. Source: Beam's `SplittableParDoExpander.java`
+    (`mainInputPCollection.getCoderId() + "/PairWithRestriction"`), read 2026-11.
+    """
+
+
 class _Pickled(tuple[Any, ...]):
     """No tuple to Beam's coder, so that it is pickled as a whole."""
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import apache_beam as beam
-from apache_beam import pvalue
+from apache_beam import coders, pvalue
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import (
     BagStateSpec,
@@ -30,11 +30,13 @@ from beam_llm.providers import connect_batch
 from beam_llm.stores import open_store
 from beam_llm.transforms import runners
 from beam_llm.transforms.beam_internals import set_and_hold, set_windowing
-from beam_llm.transforms.coders import STATE_CODER
+from beam_llm.transforms.coders import STATE_CODER, JobRefCoder
 from beam_llm.transforms.envelopes import flushed_windowing
 from beam_llm.transforms.forming import task_and_caps
 from beam_llm.transforms.runners import Gathering
 from beam_llm.transforms.spooling import PlainPartRef
+
+coders.registry.register_coder(BatchJobRef, JobRefCoder)
 
 _LOG = logging.getLogger(__name__)
 _MOST_PARTS = 1000

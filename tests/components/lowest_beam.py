@@ -30,7 +30,6 @@ TESTS = [
             "envelopes",
             "plain_coders",
             "golden_state",
-            "quick_beam",
         ),
         *("streaming", "waiting", "runners", "metrics"),
     )
