@@ -39,25 +39,30 @@ def read_reply(
       CallError: `read`'s own, or Retryable: it is not JSON, or in a shape that `read` can't take.
     """
     try:
-        payload = loads(body)
+        payload = (loads_answer if holds_answer else loads)(body)
+    except WrittenTwice as error:
+        raise unreadable(str(error)) from None
     except ValueError:
         raise not_json(body) from None
-    if holds_answer and is_contradictory(body, payload):
-        raise unreadable(CONTRADICTORY)
     try:
         return read(payload)
     except ODD_SHAPE:
         raise unreadable(f"the reply is not {expected}") from None
 
 
-CONTRADICTORY = "a field of the reply is written twice, and not the same"
+class WrittenTwice(ValueError):
+    """A field of the reply is written twice, and not the same."""
 
 
-def is_contradictory(body: bytes, payload: Any) -> bool:
-    """Whether an object in a body's JSON has two values under one key: parsers keep the last one,
-    and which was meant is not known.
+def loads_answer(body: bytes) -> Any:
+    """The JSON of a body or line whose own fields are the answer. A parser keeps the last of two
+    values under one key, and which was meant is not known.
 
-    Args:
-      payload: what was made of it.
+    Raises:
+      WrittenTwice: an object in it has two values under one key.
+      ValueError: it is not JSON.
     """
-    return contradicts_itself(body.decode("utf-8", "replace"), payload)
+    payload = loads(body)
+    if contradicts_itself(body.decode("utf-8", "replace"), payload):
+        raise WrittenTwice("a field of the reply is written twice, and not the same")
+    return payload

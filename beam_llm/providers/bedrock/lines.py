@@ -15,7 +15,7 @@ from beam_llm.providers.bedrock.forms import refuses_form
 from beam_llm.providers.bedrock.messages import is_message, read_message
 from beam_llm.providers.bedrock.wire import completion_of
 from beam_llm.providers.errors import ErrorContext, no_answer
-from beam_llm.providers.reply_json import CONTRADICTORY, is_contradictory
+from beam_llm.providers.reply_json import loads_answer
 from beam_llm.providers.typed import loads, status_of, word
 from beam_llm.values import Completion
 
@@ -40,9 +40,8 @@ def line_reply(
     Raises:
       ValueError: it is cut, or no reply at all.
     """
-    payload = loads(line)
-    if read is not read_answer and is_contradictory(line, payload):
-        raise ValueError(CONTRADICTORY)
+    # What a message says is read with as much care later.
+    payload = (loads if read is read_answer else loads_answer)(line)
     record_id = payload.get("recordId") if isinstance(payload, dict) else None
     if not isinstance(record_id, str) or not record_id:
         raise ValueError(f"a result line of {len(line):,} bytes has no recordId")

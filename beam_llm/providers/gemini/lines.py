@@ -17,7 +17,7 @@ from beam_llm.protocols import LineReply
 from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, error_of, no_answer
 from beam_llm.providers.gemini.plain import plain_line
 from beam_llm.providers.gemini.wire import completion_of, encode_body, refuses_schema
-from beam_llm.providers.reply_json import CONTRADICTORY, is_contradictory
+from beam_llm.providers.reply_json import loads_answer
 from beam_llm.providers.typed import loads
 from beam_llm.redaction import redactor_of
 from beam_llm.values import Completion, Request
@@ -78,9 +78,8 @@ def line_reply(
     plain = plain_line(line, redactor_of(context.secret)) if read is completion_of else None
     if plain is not None:
         return plain
-    payload = loads(line)
-    if read is not completion_of and is_contradictory(line, payload):
-        raise ValueError(CONTRADICTORY)
+    # What a message says is read with as much care later.
+    payload = (loads if read is completion_of else loads_answer)(line)
     key = key_of(payload)
     if key is None:
         raise ValueError(f"a result line of {len(line):,} bytes has no key")

@@ -13,7 +13,7 @@ from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, error_of, no_ans
 from beam_llm.providers.openai.dialect import refuses_form
 from beam_llm.providers.openai.plain import plain_line
 from beam_llm.providers.openai.wire import ReadReply, completion_of
-from beam_llm.providers.reply_json import CONTRADICTORY, ODD_SHAPE, is_contradictory
+from beam_llm.providers.reply_json import ODD_SHAPE, loads_answer
 from beam_llm.providers.typed import loads, status_of, word
 from beam_llm.redaction import redactor_of
 from beam_llm.values import Completion
@@ -33,9 +33,8 @@ def line_reply(
     plain = plain_line(line, redactor_of(context.secret)) if read is completion_of else None
     if plain is not None:
         return plain
-    payload = loads(line)
-    if read is not completion_of and is_contradictory(line, payload):
-        raise ValueError(CONTRADICTORY)
+    # What a message says is read with as much care later.
+    payload = (loads if read is completion_of else loads_answer)(line)
     custom_id = payload.get("custom_id") if isinstance(payload, dict) else None
     if not isinstance(custom_id, str) or not custom_id:
         raise ValueError(f"a result line of {len(line):,} bytes has no custom_id")

@@ -25,7 +25,7 @@ import orjson
 from beam_llm.errors import Aborted, CallError, Kind, Rejected, Retryable
 from beam_llm.protocols import Store
 from beam_llm.providers.gemini.job_objects import object_in
-from beam_llm.providers.reply_json import is_contradictory
+from beam_llm.providers.reply_json import loads_answer
 from beam_llm.providers.typed import loads
 from beam_llm.providers.vertex.forms import LABEL, REQUESTS, TEXTS, Form
 from beam_llm.stores import store_at, temporary_file
@@ -179,10 +179,8 @@ def _write(data: bytes, ids: Ids, file: IO[bytes], form: Form) -> None:
 def _keyed(line: bytes, ids: Ids, form: Form) -> bytes:
     """The line under the id of its request; unchanged where that can't be told."""
     try:
-        found = object_in(loads(line))
         # A vector is read of what is written here, and that has each key once.
-        if form is TEXTS and is_contradictory(line, found):
-            return line + b"\n"
+        found = object_in((loads_answer if form is TEXTS else loads)(line))
         key = _key_of(found.get(form.echo), ids, form)
         if key is None:
             return line + b"\n"
