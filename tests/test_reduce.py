@@ -414,6 +414,9 @@ def test_a_preview_shows_the_requests_over_records_as_they_are_sent(emulator):
     assert all(each.body["messages"] in sent for each in shown)
     [bad] = LLMReduce(MODEL, ASK, prompt="{{ text }}").preview([("a", {})])
     assert bad.error.kind == "prompt"
+    misspelt = LLMReduce(MODEL, ASK, prompt="{{ text }}", group_by="ab")
+    [bad] = misspelt.preview([{"a": 1, "text": "good"}])
+    assert "group_by names the field 'ab'" in str(bad.error)
 
 
 @pytest.mark.parametrize(

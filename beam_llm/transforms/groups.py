@@ -4,6 +4,7 @@ prompts belongs in its tree.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from apache_beam.typehints import typehints
@@ -32,35 +33,32 @@ class Group(NamedTuple):
 
 class KeyReader:
     """Elements → what they are grouped by: the key of a pair, or the values of the fields that
-    `group_by` names (of several a tuple), None for one that is missing: see `misfit`.
+    `group_by` names (of several a tuple), None for one that is missing.
     """
 
     def __init__(self, settings: Settings):
         self._names = tuple(settings.group_by or ())
 
-    def key(self, element: Any) -> Any:
+    def group_of(self, element: Any) -> tuple[Any, Failure | None]:
+        """What an element is grouped by, and why it belongs to no group, if so: it lacks a field. A
+        field's value may be None.
+        """
         if not self._names:
-            return element[0] if is_keyed(element) else None
-        fields = readable_fields(element[1] if is_keyed(element) else element)
-        found = {} if isinstance(fields, Failure) else fields
-        values = tuple([found.get(name) for name in self._names])
-        return values[0] if len(values) == 1 else values
+            return (element[0] if is_keyed(element) else None), None
+        found = readable_fields(element[1] if is_keyed(element) else element)
+        misfit = found if isinstance(found, Failure) else self._misfit(found)
+        fields = {} if isinstance(found, Failure) else found
+        values = tuple([fields.get(name) for name in self._names])
+        return (values[0] if len(values) == 1 else values), misfit
 
-    def misfit(self, element: Any) -> Failure | None:
-        """Why an element belongs to no group; None where it does: a field's value may be None."""
-        fields = readable_fields(element[1] if is_keyed(element) else element)
-        missing = [
-            name for name in self._names if isinstance(fields, Failure) or name not in fields
-        ]
-        if not missing:
+    def _misfit(self, fields: Mapping[str, Any]) -> Failure | None:
+        missing = next((name for name in self._names if name not in fields), None)
+        if missing is None:
             return None
-        if isinstance(fields, Failure):
-            return fields
         has = ", ".join(map(repr, fields)) or "no fields"
         return Failure(
             Kind.PROMPT,
-            f"group_by names the field {missing[0]!r}, which this element does not have; it has "
-            f"{has}",
+            f"group_by names the field {missing!r}, which this element does not have; it has {has}",
         )
 
     def key_type(self, element_type: Any) -> Any:

@@ -219,12 +219,12 @@ def previews(settings: Settings, elements: Iterable[Any]) -> Iterator[RequestPre
     reader, keys = reader_of(settings), KeyReader(settings)
     groups: dict[bytes, list[tuple[Record, Any]]] = {}
     for element in elements:
-        record = reader.record(element)
+        key, misfit = keys.group_of(element)
+        record = misfit or reader.record(element)
         if isinstance(record, Failure):
             yield RequestPreview({}, None, (element,), record)
         else:
-            key = STATE_CODER.encode(keys.key(element))
-            groups.setdefault(key, []).append((record, element))
+            groups.setdefault(STATE_CODER.encode(key), []).append((record, element))
     task = compile_reduce(settings)
     for members in groups.values():
         # As a run orders them, whatever order they came in.

@@ -70,9 +70,8 @@ class RenderRecords(beam.DoFn):
         self._keys = KeyReader(self._settings)
 
     def process(self, element: Any) -> tuple[tuple[Any, tuple[Any, ...]]]:
-        record = self._reader.record(element)
-        key = self._keys.key(element)
-        record = self._keys.misfit(element) or record
+        key, misfit = self._keys.group_of(element)
+        record = misfit or self._reader.record(element)
         rendered: tuple[Any, ...]
         if isinstance(record, Failure):
             rendered = ("", 0, record.kind, record.message, self._id_of(element))
