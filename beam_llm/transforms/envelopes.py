@@ -165,6 +165,7 @@ class EnvelopeImpl:
     def __init__(self, coder: EnvelopeCoder, impl: Any, store: Store | None = None):
         self.name = coder.name
         self._coder, self._store = coder, store
+        self._of_any: EnvelopeImpl | None = None
         self._encode = impl.encode
         self.decode = impl.decode
         """Of an envelope without its coder's name."""
@@ -177,11 +178,14 @@ class EnvelopeImpl:
             return self._encode_odd(arrived)
 
     def _encode_odd(self, arrived: WindowedValue) -> bytes:
-        of_any = self._coder.of_any
-        if self._store is not None:
-            of_any.save(self._store)
+        # Made, and its coder saved, at the first odd element: most runs have none.
+        if self._of_any is None:
+            coder = self._coder.of_any
+            if self._store is not None:
+                coder.save(self._store)
+            self._of_any = coder.open()
         odd = arrived.with_value(with_halves_marked(arrived.value))
-        return of_any.name + of_any.open()._encode(without_pane(odd))
+        return self._of_any.name + self._of_any._encode(without_pane(odd))
 
 
 class EnvelopeReader:
