@@ -18,6 +18,7 @@ from beam_llm.ledger.journal import (
     Journal,
     Slice,
     Twice,
+    spent,
 )
 from beam_llm.ledger.log import Ledger, find_intent
 from beam_llm.ledger.refs import find_job
@@ -130,9 +131,9 @@ def _view(store: Store, intent: Intent) -> JobView:
     counts = done.counts if done is not None else {}
     # Of live calls what is paid is known before their end.
     slices = journal.all(Slice) if intent.kind == "live" and done is None else []
-    so_far = sum((Usage(*each.usage) for each in slices), Usage())
-    usage = so_far if done is None else Usage(*done.usage)
-    paid = sum(each.cost_usd or 0.0 for each in slices) if slices else None
+    used, paid = spent(slices)
+    usage = used if done is None else Usage(*done.usage)
+    so_far = paid if slices else None
     has_follow_up = done is not None and any(child.name == FOLLOW_UP for child in done.children)
     return JobView(
         job=intent.job,
@@ -152,7 +153,7 @@ def _view(store: Store, intent: Intent) -> JobView:
         failed=sum(count for kind, count in counts.items() if kind),
         left=0 if done is None else done.passed_on,
         follow_up=f"{intent.job}.{FOLLOW_UP}" if has_follow_up else None,
-        cost_usd=paid if done is None else done.cost_usd,
+        cost_usd=so_far if done is None else done.cost_usd,
         attempts=status.attempt + 1,
         doubles=0 if twice is None else len(twice.cancelled),
         task=intent.task,

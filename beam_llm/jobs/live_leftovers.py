@@ -14,7 +14,7 @@ from beam_llm.jobs.collect import PriorOutcomes
 from beam_llm.jobs.job import Job
 from beam_llm.jobs.step import Waiting
 from beam_llm.ledger.columns import Array
-from beam_llm.ledger.journal import Done, Slice
+from beam_llm.ledger.journal import Done, Slice, spent
 from beam_llm.ledger.manifest import Manifest
 from beam_llm.ledger.outcomes import Outcomes, OutcomeWriter
 from beam_llm.ledger.parts import records_of
@@ -82,14 +82,15 @@ class LiveJob:
         """All slices as one: how the job ended."""
         keys = Manifest.read(self._job.store, self._job.intent.lines).keys
         name, counts = self._write(keys, self._of_slices(slices, keys))
+        usage, paid = spent(slices)
         done = Done(
             intent=self._job.intent.fingerprint,
             outcomes=name,
             ended="live",
             counts=counts,
             at=self._job.time(),
-            usage=tuple(sum((Usage(*each.usage) for each in slices), Usage())),
-            cost_usd=sum(each.cost_usd or 0.0 for each in slices),
+            usage=tuple(usage),
+            cost_usd=paid,
         )
         return write_end(self._job, done, name)
 

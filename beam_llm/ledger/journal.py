@@ -21,7 +21,7 @@ the halves of a 7 that was too large for the provider's queue, `7.b.f` is the fo
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -32,6 +32,7 @@ from beam_llm.errors import LedgerError
 from beam_llm.ledger.columns import FORMAT, newer_format
 from beam_llm.ledger.status import JobStatus, read_status
 from beam_llm.protocols import Store
+from beam_llm.values import Usage
 
 FOLLOW_UP, FIRST_HALF, SECOND_HALF, LIVE = "f", "a", "b", "l"
 """What a child's name ends with."""
@@ -239,6 +240,12 @@ class Slice(Document):
     records: int
     cost_usd: float | None = 0.0
     usage: tuple[int, ...] = (0, 0, 0, 0, 0)
+
+
+def spent(slices: Sequence[Slice]) -> tuple[Usage, float]:
+    """What slices have used and cost together."""
+    usage = sum((Usage(*each.usage) for each in slices), Usage())
+    return usage, sum(each.cost_usd or 0.0 for each in slices)
 
 
 @dataclass(frozen=True)
