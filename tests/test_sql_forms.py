@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from beam_llm.cli.main import main
 from beam_llm.testing import Emulator
+from tests.sql_runs import run_in
 
 ROWS = [
     {
@@ -372,12 +372,7 @@ def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     ]
     sql = "".join([HEAD, *tables, table(99, TYPED), "EXECUTE STATEMENT SET BEGIN\n", *inserts])
     sql += f"INSERT INTO t99 {SELECT_TYPED};\nEND;"
-    (folder / "forms.sql").write_text(sql.replace("<mode>", request.param))
-    with pytest.MonkeyPatch.context() as patch, Emulator() as emulator:
-        patch.chdir(folder)
-        for name, value in emulator.environment.items():
-            patch.setenv(name, value)
-        code = main(["run", "forms.sql", "--quiet", "--summary", "summary.json"])
+    with run_in(folder, sql.replace("<mode>", request.param)) as (emulator, code):
         yield Run(folder, emulator, code)
 
 

@@ -17,6 +17,7 @@ from beam_llm.cli.main import main
 from beam_llm.cli.sql.looking import look
 from beam_llm.fronts.sql.plan import Plan
 from beam_llm.testing import Emulator, Fault, plugin
+from tests.sql_runs import run_in
 
 start_emulator = plugin.start_emulator
 
@@ -169,12 +170,10 @@ def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     sql += [table(f"t{number}", columns) for number, (columns, _, _) in enumerate(FORMS.values())]
     sql += ["EXECUTE STATEMENT SET BEGIN\n"]
     sql += [f"INSERT INTO t{n} {select};\n" for n, (_, select, _) in enumerate(FORMS.values())]
-    (folder / "groups.sql").write_text("".join([*sql, "END;"]).replace("<mode>", request.param))
-    with pytest.MonkeyPatch.context() as patch, Emulator() as emulator:
-        patch.chdir(folder)
-        for name, value in emulator.environment.items():
-            patch.setenv(name, value)
-        code = main(["run", "groups.sql", "--quiet", "--summary", "summary.json"])
+    with run_in(folder, "".join([*sql, "END;"]).replace("<mode>", request.param)) as (
+        emulator,
+        code,
+    ):
         yield Ran(folder, emulator, code)
 
 

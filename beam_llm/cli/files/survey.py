@@ -54,6 +54,22 @@ def column_of(values: Iterable[Any]) -> Column:
     return column
 
 
+def with_done(
+    sources: Sequence[Source], counts: Sequence[int], done: bytes
+) -> Iterator[tuple[int, Source, bytes]]:
+    """Per source its first ordinal, what it is, and which of its records are done: one byte for
+    each.
+
+    Args:
+      counts: records per source.
+      done: of all sources, one after the other.
+    """
+    first = 0
+    for source, count in zip(sources, counts, strict=True):
+        yield first, source, done[first : first + count]
+        first += count
+
+
 class Survey(NamedTuple):
     """What one look at all inputs found, before anything is paid.
 
@@ -77,13 +93,8 @@ class Survey(NamedTuple):
         return sum(self.counts)
 
     def files(self, sources: Sequence[Source], done: bytes) -> Iterator[tuple[int, Source, bytes]]:
-        """Per source its first ordinal, what it is, and which of its records are done: one byte for
-        each.
-        """
-        first = 0
-        for source, count in zip(sources, self.counts, strict=True):
-            yield first, source, done[first : first + count]
-            first += count
+        """Per source what is to be read of it: see `with_done`."""
+        return with_done(sources, self.counts, done)
 
     def digest(self, ordinal: int) -> bytes:
         """The digest of the record in this place."""

@@ -17,7 +17,7 @@ from beam_llm.config import Settings
 from beam_llm.errors import plural, printable
 from beam_llm.fronts.sql.compute import Compute, Evaluator
 from beam_llm.fronts.sql.group_steps import key_of
-from beam_llm.fronts.sql.in_flight import inputs_of
+from beam_llm.fronts.sql.in_flight import has_input, inputs_of
 from beam_llm.fronts.sql.plan import Ask, Grouping, Plan, Rows
 from beam_llm.fronts.sql.script import Job, Script
 
@@ -82,8 +82,7 @@ def _first_request(plan: Plan, ask: Ask, settings: Settings, sources: list[Any])
         for source in sources
         for row in read_input(plan, source, Evaluator(plan.reading))
     )
-    # As a run does: a row whose inputs are all NULL is not asked about.
-    asked = (row for row in rows if any(row.get(column) is not None for _, column, _ in ask.inputs))
+    asked = (row for row in rows if has_input(ask, row))
     if plan.grouping is not None and ask.of_groups:
         elements: Iterable[Any] = _of_first_group(plan.grouping, ask, asked)
     else:

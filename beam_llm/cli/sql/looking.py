@@ -8,6 +8,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from beam_llm.cli.files.records import DIGEST_BYTES, Source
+from beam_llm.cli.files.survey import with_done
 from beam_llm.cli.inputs import any_task
 from beam_llm.cli.sql.groups import LookedGroups, look_at_groups
 from beam_llm.cli.sql.rows import read_input
@@ -35,11 +36,8 @@ class Looked(NamedTuple):
         return len(self.digests) // DIGEST_BYTES
 
     def files(self, sources: Sequence[Source], done: bytes) -> Iterator[tuple[int, Source, bytes]]:
-        """Per source its first ordinal, what it is, and which of its rows are done."""
-        first = 0
-        for source, count in zip(sources, self.counts, strict=True):
-            yield first, source, done[first : first + count]
-            first += count
+        """Per source what is to be read of it: see `with_done`."""
+        return with_done(sources, self.counts, done)
 
 
 def look(plan: Plan, sources: Sequence[Source]) -> Looked | LookedGroups:

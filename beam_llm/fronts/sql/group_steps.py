@@ -25,6 +25,7 @@ from beam_llm.fronts.sql.in_flight import (
     OfAnswers,
     answered,
     ended,
+    has_input,
     inputs_of,
     kept,
     meta_of,
@@ -155,7 +156,7 @@ class AggregateRows(beam.DoFn):
             return
         for tag, ask in zip(self._tags, self._plan.group_asks, strict=True):
             for row in rows:
-                if any(row.get(column) is not None for _, column, _ in ask.inputs):
+                if has_input(ask, row):
                     yield pvalue.TaggedOutput(tag, (key, inputs_of(ask, row)))
 
     def _group(self, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -25,6 +25,11 @@ DROPPED = "$dropped"
 InFlight = Tuple[str, Dict[str, Any]]
 
 
+def has_input(ask: Ask, row: dict[str, Any]) -> bool:
+    """Whether there is anything to ask about: a row whose inputs are all NULL is not asked."""
+    return any(row.get(column) is not None for _, column, _ in ask.inputs)
+
+
 def inputs_of(ask: Ask, row: dict[str, Any]) -> dict[str, Any]:
     """What is asked about, as the prompt's fields."""
     fields = {name: row.get(column) for name, column, _ in ask.inputs}

@@ -20,6 +20,7 @@ from beam_llm.fronts.sql.in_flight import (
     OfAnswers,
     answered,
     ended,
+    has_input,
     inputs_of,
     kept,
     meta_of,
@@ -146,7 +147,7 @@ class PrepareCall(beam.DoFn):
             if model not in self._tags:
                 hint = nearest(str(model), self._tags, "models")
                 return Failure(Kind.PROMPT, f"unknown model {model!r}: {hint}")
-        if all(row.get(column) is None for _, column, _ in ask.inputs):
+        if not has_input(ask, row):
             return Failure(Kind.PROMPT, self._why_null(row))
         return None
 
