@@ -21,7 +21,7 @@ from beam_llm.cli.tally import Tally
 from beam_llm.config import Settings
 from beam_llm.errors import Kind, plural
 from beam_llm.fronts.sql.compute import Evaluator
-from beam_llm.fronts.sql.in_flight import inputs_of
+from beam_llm.fronts.sql.in_flight import has_input, inputs_of
 from beam_llm.fronts.sql.plan import Plan
 from beam_llm.fronts.sql.tables import Table
 
@@ -120,9 +120,8 @@ class PlanRun:
         """What its first model is asked about, row by row, read anew."""
         for source in self.sources:
             for row in read_input(self.plan, source, Evaluator(self.plan.reading)):
-                fields = inputs_of(self.plan.asks[0], row.fields)
-                if any(value is not None for value in fields.values()):
-                    yield fields
+                if has_input(self.plan.asks[0], row.fields):
+                    yield inputs_of(self.plan.asks[0], row.fields)
 
     def examples(self, tally: Tally) -> dict[int, tuple[str, Mapping[str, Any]]]:
         """Where the rows of a tally's examples stand, and what was asked of them."""
