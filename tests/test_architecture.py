@@ -338,8 +338,10 @@ def test_naming_the_transform_loads_no_sdk_and_no_price_table():
 
 def test_building_a_pipeline_step_waits_for_no_http_client():
     code = (
-        "import sys, beam_llm, beam_llm.transforms.predict as predict; predict.preload = lambda settings: None;"
-        " beam_llm.LLMPredict('openai:m', 'Label: {{ text }}'); print('aiohttp' in sys.modules)"
+        "import sys, unittest.mock, beam_llm, beam_llm.transforms.front_door as front_door\n"
+        "with unittest.mock.patch.object(front_door, 'preload'):\n"
+        "    beam_llm.LLMPredict('openai:m', 'Label: {{ text }}')\n"
+        "print('aiohttp' in sys.modules)"
     )
     assert (
         subprocess.run(
