@@ -21,6 +21,7 @@ the halves of a 7 that was too large for the provider's queue, `7.b.f` is the fo
 from __future__ import annotations
 
 import enum
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, TypeVar
@@ -65,7 +66,8 @@ class CloseReason(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Document:
-    """A small JSON object of the staging location; its members are its type's fields.
+    """A small JSON object of the staging location; its members are its type's fields, and behind
+    them a seal: a digest of all before it.
 
     A field with a default may be missing in what is read: a field that is added later gets one.
     """
@@ -76,7 +78,21 @@ class Document:
     """Of the count behind the word; 0: there is one such document only."""
 
     def dumps(self) -> bytes:
-        return orjson.dumps({"format": FORMAT, **asdict(self)})
+        body = orjson.dumps({"format": FORMAT, **asdict(self)})
+        return b'%b%b%b"}' % (body[:-1], _SEAL, _digest(body))
+
+
+_SEAL = b',"seal":"'
+
+
+def _digest(body: bytes) -> bytes:
+    return hashlib.sha256(body).hexdigest()[:16].encode()
+
+
+def _is_whole(data: bytes) -> bool:
+    """Whether a document is as it was sealed. One without a seal may be older than seals are."""
+    members, found, seal = data.rpartition(_SEAL)
+    return not found or seal == _digest(members + b"}") + b'"}'
 
 
 D = TypeVar("D", bound=Document)
@@ -283,6 +299,9 @@ def parse(name: str, data: bytes, kind: type[D]) -> D:
         found: D = _adapter(kind).validate_json(data)
     except ValidationError as error:
         raise LedgerError(f"{name} is damaged: {_first(error)}") from None
+    # A value may have been damaged and still be one: another job's id, another task.
+    if not _is_whole(data):
+        raise LedgerError(f"{name} is damaged: its seal does not match what it holds")
     return found
 
 
