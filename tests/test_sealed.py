@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
@@ -14,6 +15,7 @@ import pytest
 
 from beam_llm.errors import LedgerError
 from beam_llm.jobs import tidy
+from beam_llm.ledger.journal import Done, parse
 from beam_llm.stores import open_store
 from tests.batch_world import World, wrong
 
@@ -88,8 +90,8 @@ def test_another_part_under_a_parts_name_is_noticed(world: World) -> None:
 def test_the_end_of_another_job_is_not_taken_for_ones_own(world: World) -> None:
     world.run(TEXTS)
     done = Path(world.location) / "jobs" / f"{1:020d}" / "done"
-    facts = orjson.loads(done.read_bytes())
-    done.write_bytes(orjson.dumps({**facts, "intent": "0123456789ab-1-0123456789ab"}))
+    written = parse("done", done.read_bytes(), Done)
+    done.write_bytes(replace(written, intent="0123456789ab-1-0123456789ab").dumps())
     world.restart()
     with pytest.raises(LedgerError, match="of another job"):
         world.run(TEXTS)
