@@ -415,7 +415,7 @@ def test_wilsons_interval(share: Share, low: float, high: float) -> None:
 
 
 def test_of_the_whole_input_a_few_bytes_a_record_are_held(tmp_path: Path) -> None:
-    count, text = 1_000, "x" * 30_000
+    count, text = 10_000, "x" * 3_000
     path = written(tmp_path, [{"text": f"{n} {text}"} for n in range(count)])
     known = settings("openai:gpt-4.1-mini", prompt="{{ text }}")
     tracemalloc.start()
