@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from beam_llm.errors import Aborted, CallError, Failure, Kind, QueueFull, Rejected, Retryable
+from beam_llm.errors import (
+    Aborted,
+    CallError,
+    Failure,
+    InputGone,
+    Kind,
+    QueueFull,
+    Rejected,
+    Retryable,
+)
 from beam_llm.jobs import Waiting
 from beam_llm.jobs.endings import JobEnd, end_of
 from beam_llm.ledger.journal import Closed, CloseReason, Created, Creating, Journal
@@ -36,8 +46,17 @@ def world(tmp_path: Any) -> World:
         (replace(FAILED, cause=Retryable(Kind.UNAVAILABLE, "")), Kind.UNAVAILABLE, False, []),
         (replace(FAILED, cause=QueueFull("full")), Kind.REJECTED, True, []),
         (replace(FAILED, errors=(("bad", "line", 3),)), Kind.UNAVAILABLE, False, [2]),
+        (replace(FAILED, completed=3), Kind.UNAVAILABLE, False, []),
     ],
-    ids=["refused", "without a word", "aborted", "its own failure", "its queue", "a line's fault"],
+    ids=[
+        "refused",
+        "without a word",
+        "aborted",
+        "its own failure",
+        "its queue",
+        "a line's fault",
+        "on its way",
+    ],
 )
 def test_what_a_failed_job_means_for_records_without_an_answer(
     remote: RemoteJob, kind: str, is_final: bool, faulty: list[int]
@@ -174,4 +193,28 @@ def test_a_job_that_failed_as_no_call_can_succeed_raises_and_the_corrected_run_b
     assert closed.reason is CloseReason.ABORTED
     assert not wrong(gathered(driven(driver, refs, world.clock.sleep, lambda waiting: None)), TEXTS)
     assert len(world.fake.jobs) == 2
+    assert not billed_twice(world)
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [BAD_KEY, QueueFull("full"), InputGone(Kind.REJECTED, "gone")],
+    ids=["no call can succeed", "a full queue", "its input"],
+)
+def test_a_job_that_failed_on_its_way_keeps_its_answers_and_only_the_rest_is_asked_again(
+    world: World, cause: CallError
+) -> None:
+    refs, driver = world.plan(TEXTS), world.driver()
+    driver.step(refs[0])
+    world.fake.expire_after = 12
+    world.clock.now += 100.0
+    world.fake.settle()
+    world.fake.expire_after = None
+    world.fake.jobs[0].fail(cause)
+    with suppress(Aborted):
+        driver.step(refs[0])
+    world.restart()
+    found = world.run(TEXTS)
+    assert not wrong(found, TEXTS)
+    assert not kinds(found)
     assert not billed_twice(world)

@@ -151,10 +151,12 @@ class RemoteWatch:
         job = self._job
         job.context.line.try_now()
         # OpenAI may take a job and then fail it for `token_limit_exceeded`; nothing of it has run.
-        if isinstance(remote.cause, QueueFull):
-            QueueLimit(job).queue_up(self._attempt, self._job_id, remote.cause)
+        # One that has run may fail for a quota, too: then it has answers, which are paid for.
+        cause = None if remote.completed else remote.cause
+        if isinstance(cause, QueueFull):
+            QueueLimit(job).queue_up(self._attempt, self._job_id, cause)
             return None
-        if isinstance(remote.cause, InputGone) and stage_anew(
+        if isinstance(cause, InputGone) and stage_anew(
             job, self._attempt, remote.staged, self._job_id
         ):
             return None
@@ -167,11 +169,14 @@ class RemoteWatch:
         if remote.state is JobState.COMPLETED:
             QueueLimit(job).completed()
         end = end_of(remote, past_deadline=asked is not None)
-        if end.failure.kind == Kind.ABORTED and job.settings.on_abort == "raise":
-            # Closed before it raises, so that a corrected run begins with a new attempt.
+        if end.failure.kind != Kind.ABORTED or job.settings.on_abort != "raise":
+            return self._collect(remote, end)
+        # Collected or closed before it raises, so that a corrected run begins anew.
+        if not remote.completed:
             job.close(self._attempt, CloseReason.ABORTED, job_id=self._job_id)
-            raise Aborted(Kind.ABORTED, end.failure.message)
-        return self._collect(remote, end)
+        elif isinstance(found := self._collect(remote, end), Waiting):
+            return found
+        raise Aborted(Kind.ABORTED, end.failure.message)
 
     def _collect(self, remote: RemoteJob, end: JobEnd) -> Waiting | Done:
         """Ends the job with what its result files hold.
