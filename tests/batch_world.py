@@ -10,9 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from beam_llm.config import Settings, settings
-from beam_llm.jobs import Driver, plan, run_jobs
+from beam_llm.jobs import Driver, run_jobs
 from beam_llm.ledger import BatchJobRef, PartRef
 from beam_llm.ledger import log as ledgers
+from beam_llm.planning import plan
 from beam_llm.prompting.batching import caps_of
 from beam_llm.protocols import Task
 from beam_llm.providers import compile_task

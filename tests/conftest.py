@@ -103,7 +103,7 @@ def _keys_and_failpoints_of_this_test_alone(monkeypatch: pytest.MonkeyPatch) -> 
     """A key of another test may be made of words that this one reads in messages; and nobody is
     killed at a point that another has watched.
     """
-    from beam_llm.jobs import failpoints
+    from beam_llm.ledger import failpoints
 
     monkeypatch.setattr(redaction, "known_secrets", [None])
     monkeypatch.setattr(failpoints, "watch", None)

@@ -1,5 +1,5 @@
 """A whole pipeline in a process of its own that kills or stops itself at a named point
-(`beam_llm.jobs.failpoints`). For tests that kill.
+(`beam_llm.ledger.failpoints`). For tests that kill.
 
     run = start(Run(base_url, staging, texts, kill="create.after#2"))    # kill -9 when that point
     is reached the second time assert run.ended() == -SIGKILL
@@ -282,7 +282,7 @@ _children.set_forkserver_preload(["tests.killed_imports"])
 
 
 def _child(run: Run | Command, folder: str) -> None:
-    from beam_llm.jobs import failpoints as points
+    from beam_llm.ledger import failpoints as points
 
     os.environ.update(run.environment)
     os.dup2(os.open(f"{folder}/stderr", os.O_WRONLY | os.O_CREAT), 2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +18,6 @@ from pydantic import BaseModel
 
 from beam_llm.config import Settings, settings
 from beam_llm.errors import Failure, Kind
-from beam_llm.jobs.collect import PriorOutcomes, ResultReader
-from beam_llm.jobs.endings import JobEnd
-from beam_llm.jobs.job import JobContext
-from beam_llm.jobs.line_pattern import LinePattern
 from beam_llm.ledger.columns import KEY
 from beam_llm.ledger.manifest import Manifest
 from beam_llm.ledger.outcomes import Outcomes
@@ -31,6 +26,11 @@ from beam_llm.providers import compile_task
 from beam_llm.providers.line_forms import form_of
 from beam_llm.providers.openai.batches import OpenAIBatches
 from beam_llm.providers.openai.place import Place
+from beam_llm.results.bill import Bill
+from beam_llm.results.endings import JobEnd
+from beam_llm.results.line_pattern import LinePattern
+from beam_llm.results.prior_outcomes import PriorOutcomes
+from beam_llm.results.result_reader import ResultReader
 from beam_llm.stores import open_store
 from beam_llm.values import JobState, Outcome, Usage
 
@@ -122,11 +122,11 @@ def read(options: Settings, kind: type[OpenAIBatches], data: bytes) -> Read:
     store, by_block = open_store(str(options.staging_location)), 0
     provider = kind(Place.of(options), KEY_IN_USE)
     price = lambda usage, batch: usage.input_tokens * 1e-6  # noqa: E731
-    context = JobContext(options, compile_task(options), store, provider, price, time)
+    task, bill = compile_task(options), Bill(price, has_prices=False)
     end = JobEnd("completed", Failure(Kind.UNAVAILABLE, "no answer", 1), final=False)
     with tempfile.NamedTemporaryFile() as results, tempfile.NamedTemporaryFile() as rows:
         Path(results.name).write_bytes(data)
-        reader = ResultReader(context, LINES, end, rows, PriorOutcomes())
+        reader = ResultReader(task, provider, bill, LINES, end, rows, PriorOutcomes())
         take = reader.take_answers
 
         def counted(lines: list[int], *rest: Any) -> None:

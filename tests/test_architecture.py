@@ -24,6 +24,7 @@ LAYERS = [
     {"prompting"},
     {"stores"},
     {"ledger"},
+    {"planning", "results"},
     {"calls", "jobs", "providers"},
     {"transforms"},
     {"fronts"},
@@ -113,10 +114,12 @@ NEUTRAL = {
     "events",
     "jobs",
     "ledger",
+    "planning",
     "pricing",
     "prompting",
     "protocols",
     "redaction",
+    "results",
     "values",
 }
 PROVIDER_WORDS = re.compile(

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from beam_llm.errors import Aborted, Kind
-from beam_llm.jobs import failpoints as points
 from beam_llm.jobs.input_file import write_lines
 from beam_llm.jobs.job import Job, JobContext
 from beam_llm.jobs.remote_jobs import rejoin, settle_doubles
 from beam_llm.ledger import Ledger
+from beam_llm.ledger import failpoints as points
 from beam_llm.ledger.journal import Closed, CloseReason, Created, Creating, Journal, Lease
 from beam_llm.ledger.model_limit import ModelLimit
 from beam_llm.ledger.status import Phase

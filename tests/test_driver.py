@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from beam_llm.errors import Aborted, Failure, Kind, NotCreated, UsageError
-from beam_llm.jobs import Ready, Waiting, list_jobs, plan
-from beam_llm.jobs import failpoints as points
+from beam_llm.jobs import Ready, Waiting, list_jobs
 from beam_llm.jobs.pacing import jitter, poll_interval
 from beam_llm.ledger import Ledger, find_ref
+from beam_llm.ledger import failpoints as points
 from beam_llm.ledger.job_tree import JobTree
 from beam_llm.ledger.journal import Closed, CloseReason, Created, Journal
+from beam_llm.planning import plan
 from beam_llm.protocols import BatchTraits
 from beam_llm.providers import compile_task
 from beam_llm.stores import open_store

@@ -27,7 +27,7 @@ from mistralai.client.errors import SDKError
 from beam_llm import CollectBatchJobs, LLMEmbed, LLMPredict, SubmitBatchJobs, UsageError
 from beam_llm.config import settings
 from beam_llm.errors import CallError
-from beam_llm.jobs import cutting
+from beam_llm.planning import cutting
 from beam_llm.providers import compile_task, connect, connect_batch, encode
 from beam_llm.providers.openai.embed_wire import vectors_of
 from beam_llm.providers.openai.lines import line_reply

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from beam_llm.jobs import failpoints as points
+from beam_llm.ledger import failpoints as points
 from beam_llm.protocols import BatchTraits
 from tests.batch_world import Killed, World, killing, wrong
 

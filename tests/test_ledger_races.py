@@ -14,7 +14,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from beam_llm.config import settings
-from beam_llm.jobs import Driver, plan
+from beam_llm.jobs import Driver
+from beam_llm.planning import plan
 from beam_llm.prompting.batching import caps_of
 from beam_llm.providers import compile_task, connect_batch
 from beam_llm.stores import open_store

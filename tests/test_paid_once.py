@@ -13,11 +13,12 @@ import pytest
 
 from beam_llm.config import settings
 from beam_llm.errors import Kind
-from beam_llm.jobs import Driver, plan, run_jobs
-from beam_llm.jobs import failpoints as points
+from beam_llm.jobs import Driver, run_jobs
+from beam_llm.ledger import failpoints as points
 from beam_llm.ledger import log as ledgers
 from beam_llm.ledger.journal import Closed, CloseReason, Journal
 from beam_llm.ledger.leases import Leases
+from beam_llm.planning import plan
 from beam_llm.prompting.batching import caps_of
 from beam_llm.providers import compile_task
 from beam_llm.providers.http import Bounds

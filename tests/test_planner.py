@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from beam_llm.jobs.cutting import cut_jobs, cut_lines
 from beam_llm.ledger import Ledger
 from beam_llm.ledger.columns import keys_array
 from beam_llm.ledger.intent import Intent
 from beam_llm.ledger.known_keys import Known, entries_of
 from beam_llm.ledger.manifest import Manifest
+from beam_llm.planning.cutting import cut_jobs, cut_lines
 from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS, Caps
 from beam_llm.protocols import BatchTraits
 from beam_llm.stores import open_store
@@ -143,7 +143,7 @@ def test_overlapping_inputs_share_what_they_have_in_common(world: World) -> None
 
 
 def test_independent_records_are_asked_separately_and_equal_ones_are_not(world: World) -> None:
-    from beam_llm.jobs import plan
+    from beam_llm.planning import plan
     from beam_llm.prompting.batching import caps_of
     from beam_llm.providers import compile_task
     from tests.part_rows import PartRow, write_part

@@ -15,10 +15,10 @@ import pytest
 
 from beam_llm.errors import Kind
 from beam_llm.jobs import Ready, Waiting, list_jobs
-from beam_llm.jobs import failpoints as points
 from beam_llm.jobs.queue_limit import Observed, Verdict, decide
 from beam_llm.jobs.waiting_line import LONG_WAIT_SECONDS
 from beam_llm.ledger import BatchJobRef, Ledger, find_ref
+from beam_llm.ledger import failpoints as points
 from beam_llm.ledger.job_tree import JobTree
 from beam_llm.ledger.model_limit import LIMIT_SECONDS, ModelLimit
 from beam_llm.protocols import BatchTraits

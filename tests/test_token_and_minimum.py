@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from beam_llm.errors import Kind, NotCreated, Rejected, Retryable
-from beam_llm.jobs import failpoints as points
-from beam_llm.jobs.cutting import cut_jobs
+from beam_llm.ledger import failpoints as points
 from beam_llm.ledger.journal import Closed, CloseReason, Created, Creating, Journal
+from beam_llm.planning.cutting import cut_jobs
 from beam_llm.protocols import Recovery, RemoteJob
 from beam_llm.stores import open_store
 from beam_llm.testing.fake_batches import FakeBatches

@@ -19,9 +19,9 @@ from beam_llm.errors import (
     Retryable,
 )
 from beam_llm.jobs import Waiting
-from beam_llm.jobs.endings import JobEnd, end_of
 from beam_llm.ledger.journal import Closed, CloseReason, Created, Creating, Journal
 from beam_llm.protocols import LineReply, RemoteJob
+from beam_llm.results.endings import JobEnd, end_of
 from beam_llm.stores import open_store
 from beam_llm.values import JobState
 from tests.batch_world import World, driven, gathered, wrong

@@ -1,8 +1,6 @@
-"""Remote jobs: nothing paid twice, nothing lost. What is written down of them is in `ledger/`.
+"""Remote jobs: nothing paid twice, nothing lost. `planning/` says what goes into which, `results/`
+reads what comes out, and what is written down of them is in `ledger/`.
 
-    planner.py          known or new, which line, which job
-    record_pool.py      the records of a plan, as columns
-    cutting.py          where lines and jobs end
     driver.py           walks the tree of each job of a run
     job_driver.py       one job's way, step by step: the table of all its phases
     step.py             what a step gives back
@@ -15,17 +13,10 @@
     remote_jobs.py      the provider's jobs of one intent: found, and of several one kept
     queue_limit.py      refused by a full queue: sent again, split, or given up
     remote_watch.py     a job under way, to its end
-    endings.py          what the end of a job means
-    collect.py          result lines → outcomes
-    alike_lines.py      the same by the block, where lines are alike
-    line_pattern.py     what such a line looks like
-    bill.py             what they used and cost
     closing.py          how every record ends, written once
     live_leftovers.py   live calls for the last leftovers
-    join.py             back to this run's elements
     admin.py            look, cancel
     tidy.py             remove what finished jobs no longer need
-    failpoints.py       where tests kill
 
 Words:
 
@@ -35,17 +26,17 @@ Words:
     child        a job that goes on with what another one left over, or with a half of it
     ref          a job as one run sees it, with those of the run's elements that it answers
 
-The way of one job: `plan` writes its intent into the log and gives a ref. `Driver.step(ref)` finds
-the job of the ref's tree that is next, and its `JobDriver` acts by the phase that its journal says:
-a `Submission` makes the remote job, a `RemoteWatch` polls it; at its end `collect` reads the
-results into a `Done`, which names the children: jobs, each with a `JobDriver`, or live calls
-(`LiveJob`). `join.answers` gives what each of them answers back to the elements of this run. All
-that work on a job share a `Job`: what is to be done, what is written down, how long it waits.
+The way of one job: `planning.plan` writes its intent into the log and gives a ref.
+`Driver.step(ref)` finds the job of the ref's tree that is next, and its `JobDriver` acts by the
+phase that its journal says: a `Submission` makes the remote job, a `RemoteWatch` polls it; at its
+end `collect` (closing.py) reads the results into a `Done`, which names the children: jobs, each
+with a `JobDriver`, or live calls (`LiveJob`). `join.answers` gives what each of them answers back
+to the elements of this run. All that work on a job share a `Job`: what is to be done, what is
+written down, how long it waits.
 """
 
 from beam_llm.jobs.admin import JobView, cancel, list_jobs, show
 from beam_llm.jobs.driver import Driver, run_jobs
-from beam_llm.jobs.planner import plan
 from beam_llm.jobs.step import Ready, Waiting
 from beam_llm.jobs.tidy import Cleanup, cleanup
 
@@ -58,7 +49,6 @@ __all__ = [
     "cancel",
     "cleanup",
     "list_jobs",
-    "plan",
     "run_jobs",
     "show",
 ]

@@ -21,11 +21,9 @@ import numpy as np
 
 from beam_llm import events
 from beam_llm.errors import CallError, Kind, LedgerError, Retryable, guarded
-from beam_llm.jobs.collect import PriorOutcomes, ResultReader
-from beam_llm.jobs.endings import JobEnd
-from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.job import Job
 from beam_llm.ledger.columns import Array
+from beam_llm.ledger.failpoints import failpoint
 from beam_llm.ledger.journal import (
     FIRST_HALF,
     FOLLOW_UP,
@@ -39,6 +37,10 @@ from beam_llm.ledger.journal import (
 from beam_llm.ledger.manifest import Manifest
 from beam_llm.ledger.outcomes import LEFT
 from beam_llm.protocols import RemoteJob
+from beam_llm.results.bill import Bill
+from beam_llm.results.endings import JobEnd
+from beam_llm.results.prior_outcomes import PriorOutcomes
+from beam_llm.results.result_reader import ResultReader
 from beam_llm.stores import temporary_file
 from beam_llm.values import Usage
 
@@ -73,7 +75,8 @@ def collect(
         temporary_file() as path,
         open(path, "wb") as file,
     ):
-        reader = ResultReader(job.context, manifest, end, file, prior)
+        bill = Bill(job.context.cost, has_prices=bool(job.settings.prices))
+        reader = ResultReader(job.task, job.provider, bill, manifest, end, file, prior)
         if remote is not None:
             _read_results(job, reader, remote, is_whole)
         if again and not reader.lines:

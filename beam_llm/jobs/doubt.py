@@ -26,11 +26,11 @@ from beam_llm.errors import (
     guarded,
     printable,
 )
-from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.input_file import write_lines
 from beam_llm.jobs.job import Job
 from beam_llm.jobs.pacing import deadline_seconds, visible_seconds
 from beam_llm.jobs.remote_jobs import find_remote, settle_doubles
+from beam_llm.ledger.failpoints import failpoint
 from beam_llm.ledger.journal import CloseReason, Creating
 from beam_llm.ledger.status import Phase
 from beam_llm.protocols import RemoteJob

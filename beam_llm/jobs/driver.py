@@ -16,9 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from beam_llm.config import Settings
 from beam_llm.errors import Aborted, Failure, LedgerError
-from beam_llm.jobs import join
-from beam_llm.jobs.endings import JobEnd
-from beam_llm.jobs.job import Cost, Job, JobContext
+from beam_llm.jobs.job import Job, JobContext
 from beam_llm.jobs.job_driver import JobDriver
 from beam_llm.jobs.live_leftovers import Ask, LiveJob
 from beam_llm.jobs.step import Ready, Waiting
@@ -28,6 +26,9 @@ from beam_llm.ledger.journal import Done
 from beam_llm.ledger.log import Ledger
 from beam_llm.ledger.refs import BatchJobRef
 from beam_llm.protocols import BatchProvider, Clock, Store, Task
+from beam_llm.results import join
+from beam_llm.results.bill import Cost
+from beam_llm.results.endings import JobEnd
 from beam_llm.values import Outcome
 
 

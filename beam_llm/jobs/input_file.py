@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from beam_llm.errors import PromptError, guarded
-from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.job import Job
+from beam_llm.ledger.failpoints import failpoint
 from beam_llm.ledger.journal import Closed, CloseReason, Uploaded
 from beam_llm.ledger.manifest import Manifest
 from beam_llm.ledger.parts import by_part, records_of

@@ -10,25 +10,23 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from beam_llm.config import Settings
 from beam_llm.errors import CallError
-from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.pacing import SHORTEST_PAUSE_SECONDS, pause_after, quick_interval
 from beam_llm.jobs.step import Waiting
 from beam_llm.jobs.waiting_line import WaitingLine
+from beam_llm.ledger.failpoints import failpoint
 from beam_llm.ledger.intent import Intent
 from beam_llm.ledger.journal import Closed, CloseReason, Created, Creating, Journal
 from beam_llm.ledger.leases import Leases, SharedClock
 from beam_llm.protocols import BatchProvider, Clock, Recovery, RemoteJob, Store, Task
-from beam_llm.values import Usage
+from beam_llm.results.bill import Cost
 
 _LOG = logging.getLogger(__name__)
 
-Cost = Callable[[Usage, bool], float | None]
-"""Price of a reply's usage in dollars; True: at the batch API's price."""
 MOST_AGE_SECONDS = 30 * 86_400.0
 """Of a job that is adopted; an older time is taken for a mistake."""
 

@@ -29,16 +29,16 @@ import logging
 
 from beam_llm.errors import CallError, Failure, Kind, UsageError, guarded
 from beam_llm.jobs.closing import collect
-from beam_llm.jobs.endings import JobEnd
-from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.job import Job
 from beam_llm.jobs.remote_jobs import find_remote
 from beam_llm.jobs.remote_watch import RemoteWatch
 from beam_llm.jobs.step import Waiting
 from beam_llm.jobs.submit import Submission
+from beam_llm.ledger.failpoints import failpoint
 from beam_llm.ledger.journal import Created, Done
 from beam_llm.ledger.status import JobStatus, Phase
 from beam_llm.protocols import RemoteJob
+from beam_llm.results.endings import JobEnd
 
 _LOG = logging.getLogger(__name__)
 

@@ -25,19 +25,19 @@ from typing import NamedTuple
 import numpy as np
 
 from beam_llm.errors import CallError, Failure, Kind, QueueFull, guarded
-from beam_llm.jobs.cutting import cut_jobs
-from beam_llm.jobs.endings import JobEnd
-from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.job import Job
 from beam_llm.jobs.step import Waiting
 from beam_llm.ledger.columns import Array
+from beam_llm.ledger.failpoints import failpoint
 from beam_llm.ledger.journal import Closed, CloseReason, Refusal
 from beam_llm.ledger.log import find_intent
 from beam_llm.ledger.manifest import Manifest
 from beam_llm.ledger.model_limit import ModelLimit
 from beam_llm.ledger.parts import by_part
+from beam_llm.planning.cutting import cut_jobs
 from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS
 from beam_llm.protocols import RemoteJob
+from beam_llm.results.endings import JobEnd
 
 _LOG = logging.getLogger(__name__)
 

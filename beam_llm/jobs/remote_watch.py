@@ -24,8 +24,6 @@ from beam_llm.errors import (
     printable,
 )
 from beam_llm.jobs.closing import collect
-from beam_llm.jobs.endings import JobEnd, end_of, late
-from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.input_file import stage_anew
 from beam_llm.jobs.job import Job
 from beam_llm.jobs.pacing import (
@@ -37,8 +35,10 @@ from beam_llm.jobs.pacing import (
 from beam_llm.jobs.queue_limit import QueueLimit
 from beam_llm.jobs.remote_jobs import cancel, cancel_all, without_double
 from beam_llm.jobs.step import Waiting
+from beam_llm.ledger.failpoints import failpoint
 from beam_llm.ledger.journal import CloseReason, Created, Deadline, Done
 from beam_llm.protocols import RemoteJob
+from beam_llm.results.endings import JobEnd, end_of, late
 from beam_llm.values import JobState
 
 _LOG = logging.getLogger(__name__)

@@ -26,17 +26,17 @@ from beam_llm.errors import (
 )
 from beam_llm.jobs.closing import collect, split
 from beam_llm.jobs.doubt import Doubt
-from beam_llm.jobs.endings import JobEnd, too_small
-from beam_llm.jobs.failpoints import failpoint
 from beam_llm.jobs.input_file import Staged, stage, stage_anew
 from beam_llm.jobs.job import Job
 from beam_llm.jobs.pacing import SHORTEST_PAUSE_SECONDS, visible_seconds
 from beam_llm.jobs.queue_limit import QueueLimit, Split
 from beam_llm.jobs.remote_jobs import acknowledged_late, find_remote, rejoin
 from beam_llm.jobs.step import Waiting
+from beam_llm.ledger.failpoints import failpoint
 from beam_llm.ledger.journal import Closed, CloseReason, Done
 from beam_llm.ledger.status import JobStatus, Phase
 from beam_llm.protocols import RemoteJob
+from beam_llm.results.endings import JobEnd, too_small
 from beam_llm.stores import temporary_file
 
 _LOG = logging.getLogger(__name__)

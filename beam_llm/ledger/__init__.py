@@ -1,5 +1,5 @@
 """What is kept of a run in the staging location, outside of every checkpoint. It knows no provider
-and decides nothing: `jobs/` does, and writes it down here.
+and decides nothing: `planning/` and `jobs/` do, and write it down here.
 
     parts.py        the records of a bundle, put aside
     manifest.py     which records, in which order, and where they lie
@@ -14,6 +14,7 @@ and decides nothing: `jobs/` does, and writes it down here.
     model_limit.py  what was learned of a model's limit on enqueued tokens
     leases.py       who may submit it, by a time that machines agree on
     refs.py         jobs as a run names them
+    failpoints.py   where tests kill, between one thing written and the next
 
 Records go in as parts. An `Intent` appended to the log claims their keys for one job, for ever. Its
 `Journal` says what was done for it, and by whom; its `Done` names the outcomes of its records, and

@@ -16,10 +16,10 @@ import time
 from collections.abc import Iterator
 
 from beam_llm.config import settings
-from beam_llm.jobs import plan
 from beam_llm.ledger import Ledger, PartRef
 from beam_llm.ledger import log as ledger
 from beam_llm.ledger.parts import PartWriter
+from beam_llm.planning import plan
 from beam_llm.prompting.batching import caps_of
 from beam_llm.protocols import Store
 from beam_llm.providers import compile_task, connect_batch

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
-from beam_llm.jobs.job import JobContext
 from beam_llm.values import Usage
+
+Cost = Callable[[Usage, bool], float | None]
+"""Price of a reply's usage in dollars; True: at the batch API's price."""
 
 
 class Bill:
     """The tokens and the price of a job's replies, added up as they are read.
 
+    Args:
+      has_prices: `cost` goes by prices that the user has set.
+
     Attributes:
       cost_usd: of all replies; None where a price is not known.
     """
 
-    def __init__(self, context: JobContext):
+    def __init__(self, cost: Cost, *, has_prices: bool):
         # Replies are much alike: labels and numbers are few, and so are the tokens they take.
-        self._cost = functools.lru_cache(1024)(lambda usage: context.cost(usage, True))
-        self._has_prices = bool(context.settings.prices)
+        self._cost = functools.lru_cache(1024)(lambda usage: cost(usage, True))
+        self._has_prices = has_prices
         # How many replies had which: few differ, and counting is quicker than adding up.
         self._usages: Counter[Usage] = Counter()
         self.cost_usd: float | None = 0.0

@@ -19,11 +19,9 @@ from typing import NamedTuple
 import numpy as np
 
 from beam_llm.config import Settings
-from beam_llm.jobs.cutting import cut_jobs, cut_lines
-from beam_llm.jobs.endings import may_be_asked_again
-from beam_llm.jobs.failpoints import failpoint
-from beam_llm.jobs.record_pool import Leaders, RecordPool
+from beam_llm.errors import Kind
 from beam_llm.ledger.columns import Array, find
+from beam_llm.ledger.failpoints import failpoint
 from beam_llm.ledger.intent import Intent
 from beam_llm.ledger.job_tree import JobTree
 from beam_llm.ledger.log import Ledger
@@ -31,6 +29,8 @@ from beam_llm.ledger.manifest import compact
 from beam_llm.ledger.model_limit import ModelLimit
 from beam_llm.ledger.parts import PartRef
 from beam_llm.ledger.refs import BatchJobRef, host_of
+from beam_llm.planning.cutting import cut_jobs, cut_lines
+from beam_llm.planning.record_pool import Leaders, RecordPool
 from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS, Caps
 from beam_llm.protocols import BatchTraits, Clock, Store, Task
 
@@ -38,6 +38,9 @@ from beam_llm.protocols import BatchTraits, Clock, Store, Task
 ALL_PHASES = 1_000_000
 _FRAME_BYTES = 400
 """Of a JSONL line around its messages: custom_id, url, parameters; an estimate from above."""
+_UNPAID = frozenset(
+    {Kind.EXPIRED, Kind.RATE_LIMITED, Kind.TIMED_OUT, Kind.UNAVAILABLE, Kind.ABORTED, Kind.BUDGET}
+)
 
 
 def plan(
@@ -108,10 +111,10 @@ class _Plan:
         numbers = known.jobs_of(self._pool.keys)
         # Rows with an early error share a key of zeros, which is no record's.
         numbers[self._pool.failed] = 0
+        free = _may_be_asked_again(self._settings)
         for number in np.unique(numbers).tolist():
-            unpaid = self._tree(number).unpaid(may_be_asked_again(self._settings)) if number else []
             # Left without an answer by a finished job, at no cost: new once more.
-            for again in unpaid:
+            for again in self._tree(number).unpaid(free) if number else ():
                 rows = np.flatnonzero(numbers == number)
                 numbers[rows[find(np.sort(again), self._pool.keys[rows]) >= 0]] = 0
         return numbers
@@ -269,3 +272,19 @@ class _Plan:
             reused = ALL_PHASES
         state = "done" if tree.is_finished() else "created" if tree.job_id else "planned"
         return ref._replace(job_id=tree.job_id, model=intent.model, state=state, reused=reused)
+
+
+def _may_be_asked_again(settings: Settings) -> frozenset[str]:
+    """Failures that cost nothing and may go better another day; a plan takes such records for new
+    ones.
+
+    What was paid for (refused, unreadable, invalid) and what the provider rejects stays an answer.
+    A cancelled record stays unless the user says otherwise, and so does a doubtful one: it may have
+    been paid.
+    """
+    kinds = set(_UNPAID)
+    if settings.retry_cancelled:
+        kinds.add(Kind.CANCELLED)
+    if settings.on_doubt == "resubmit":
+        kinds.add(Kind.DOUBTFUL)
+    return frozenset(kinds)

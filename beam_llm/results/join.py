@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from beam_llm.errors import Failure, Kind
-from beam_llm.jobs.failpoints import failpoint
 from beam_llm.ledger.columns import Array
+from beam_llm.ledger.failpoints import failpoint
 from beam_llm.ledger.job_tree import Node
 from beam_llm.ledger.manifest import Manifest
 from beam_llm.ledger.outcomes import Outcomes

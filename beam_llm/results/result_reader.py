@@ -24,14 +24,14 @@ from beam_llm.errors import (
     Retryable,
     missing_message,
 )
-from beam_llm.jobs.alike_lines import AlikeLines
-from beam_llm.jobs.bill import Bill
-from beam_llm.jobs.endings import JobEnd
-from beam_llm.jobs.failpoints import failpoint
-from beam_llm.jobs.job import JobContext
+from beam_llm.ledger.failpoints import failpoint
 from beam_llm.ledger.manifest import Manifest
-from beam_llm.ledger.outcomes import Outcomes, OutcomeWriter
-from beam_llm.protocols import LineReply, RemoteJob, Store
+from beam_llm.ledger.outcomes import OutcomeWriter
+from beam_llm.protocols import BatchProvider, LineReply, RemoteJob, Task
+from beam_llm.results.alike_lines import AlikeLines
+from beam_llm.results.bill import Bill
+from beam_llm.results.endings import JobEnd
+from beam_llm.results.prior_outcomes import PriorOutcomes
 from beam_llm.values import Completion, Finish, JobState, Outcome, Reading
 
 _READ_BYTES = 1 << 20
@@ -46,14 +46,14 @@ class ResultReader:
     """The results of one job, turned into outcomes line by line; they are written down as they are
     read.
 
-        reader = ResultReader(context, manifest, end, file, prior)
+        reader = ResultReader(task, provider, bill, manifest, end, file, prior)
         reader.read_file(path)
         reader.finish()
 
     Args:
+      bill: takes what the replies used and cost.
       file: where rows of outcomes are written.
-      prior: outcomes (failures, usage) of the same records in the job before, if this is a
-        follow-up.
+      prior: what the job before says of the same records, if this is a follow-up.
 
     Attributes:
       line_of: lines of the job by their custom_id.
@@ -61,21 +61,20 @@ class ResultReader:
       left: 1 for each record that does not end here.
       regroup: 1 for each record that has to be asked alone.
       facts: what was odd about its lines, and the warnings of its replies, counted.
-      bill: what all its replies used and cost.
     """
 
     def __init__(
         self,
-        context: JobContext,
+        task: Task,
+        provider: BatchProvider,
+        bill: Bill,
         manifest: Manifest,
         end: JobEnd,
         file: IO[bytes],
         prior: PriorOutcomes,
     ):
-        task = context.task
+        self._task, self._provider, self.bill = task, provider, bill
         self._manifest, self._end, self._prior = manifest, end, prior
-        self._task, self._provider = task, context.provider
-        self.bill = Bill(context)
         self._most_bytes = task.settings.max_reply_bytes
         self._plain_answer = functools.lru_cache(1024)(task.plain_answer)
         # The quick way doesn't add what the job before has cost, so a follow-up can't take it.
@@ -323,39 +322,3 @@ def _unreadable_line(line: bytes, error: Exception, most_bytes: int) -> CallErro
 def _failure_of(reading: Reading, index: int, count: int) -> Failure:
     missing = Failure(Kind.MISSING, missing_message(index, count, reading.values))
     return reading.reply_failure or reading.failures.get(index) or missing
-
-
-class PriorOutcomes:
-    """What the job before says of records that it left over: their usage is theirs, whoever answers
-    them in the end."""
-
-    def __init__(self, store: Store | None = None, name: str | None = None):
-        known = Outcomes(store, name) if store is not None and name is not None else None
-        self._known = known if known is not None and len(known) else None
-
-    @property
-    def is_empty(self) -> bool:
-        return self._known is None
-
-    def added(self, manifest: Manifest, position: int, outcome: Outcome) -> Outcome:
-        """The outcome with what the record has cost before, and how often it was tried."""
-        failure = outcome.failure
-        if self._known is None:
-            if failure is None or failure.attempts:
-                return outcome
-            return outcome._replace(failure=failure._replace(attempts=1))
-        at = int(self._known.positions(manifest.keys[position : position + 1])[0])
-        before = self._known.outcome(at) if at >= 0 else Outcome(cost_usd=0.0)
-        if failure is not None:
-            tries = before.failure.attempts if before.failure else 0
-            failure = failure._replace(attempts=tries + max(failure.attempts, 1))
-        cost = (
-            None
-            if outcome.cost_usd is None or before.cost_usd is None
-            else outcome.cost_usd + before.cost_usd
-        )
-        return outcome._replace(usage=outcome.usage + before.usage, cost_usd=cost, failure=failure)
-
-    def close(self) -> None:
-        if self._known is not None:
-            self._known.close()

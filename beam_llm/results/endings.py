@@ -1,19 +1,13 @@
-"""How a job ends, as far as records without an answer are concerned, and what may be asked again.
-Pure."""
+"""How a job ends, as far as records without an answer are concerned. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from beam_llm.config import Settings
 from beam_llm.errors import Aborted, CallError, Failure, Kind, QueueFull, Retryable, plural
 from beam_llm.protocols import BatchTraits, LineEnd, LineReply, RemoteJob
 from beam_llm.values import JobState
-
-_UNPAID = frozenset(
-    {Kind.EXPIRED, Kind.RATE_LIMITED, Kind.TIMED_OUT, Kind.UNAVAILABLE, Kind.ABORTED, Kind.BUDGET}
-)
 
 
 @dataclass(frozen=True)
@@ -152,19 +146,3 @@ def _failed(job: RemoteJob) -> JobEnd:
             faulty,
         )
     return JobEnd("failed", Failure(Kind.REJECTED, reason, 1))
-
-
-def may_be_asked_again(settings: Settings) -> frozenset[str]:
-    """Failures that cost nothing and may go better another day; a planner takes such records for
-    new ones.
-
-    What was paid for (refused, unreadable, invalid) and what the provider rejects stays an answer.
-    A cancelled record stays unless the user says otherwise, and so does a doubtful one: it may have
-    been paid.
-    """
-    kinds = set(_UNPAID)
-    if settings.retry_cancelled:
-        kinds.add(Kind.CANCELLED)
-    if settings.on_doubt == "resubmit":
-        kinds.add(Kind.DOUBTFUL)
-    return frozenset(kinds)

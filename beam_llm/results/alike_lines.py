@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from beam_llm.jobs.line_pattern import LinePattern
 from beam_llm.protocols import BatchProvider, HasLineForms, Task
+from beam_llm.results.line_pattern import LinePattern
 from beam_llm.values import Finish, Usage
 
 if TYPE_CHECKING:
-    from beam_llm.jobs.collect import ResultReader
+    from beam_llm.results.result_reader import ResultReader
 
 _MOST_FORMS = 20
 """That are looked for in a file: a pattern is compiled for each."""

@@ -1,0 +1,10 @@
+"""Which of a run's records are known, and which job each of the others goes into.
+
+planner.py       known or new, which line, which job: appended to the log
+record_pool.py   the records of a plan, as columns
+cutting.py       where lines and jobs end
+"""
+
+from beam_llm.planning.planner import plan
+
+__all__ = ["plan"]

@@ -1,0 +1,11 @@
+"""What a job gives: result lines → outcomes of its records → answers for a run's elements. It asks
+nobody for anything; `jobs/` says when it is time, and fetches the lines.
+
+    endings.py          what the end of a job means for lines without a reply
+    result_reader.py    result lines → outcomes
+    alike_lines.py      the same by the block, where lines are alike
+    line_pattern.py     what such a line looks like
+    prior_outcomes.py   what the job before says of the same records
+    bill.py             what the replies used and cost
+    join.py             back to this run's elements
+"""

@@ -1,0 +1,44 @@
+"""What the job before a follow-up says of the records that it left over."""
+
+from __future__ import annotations
+
+from beam_llm.ledger.manifest import Manifest
+from beam_llm.ledger.outcomes import Outcomes
+from beam_llm.protocols import Store
+from beam_llm.values import Outcome
+
+
+class PriorOutcomes:
+    """Outcomes (failures, usage) that a job passed on with its records: what was used for a record
+    is its own, whoever answers it in the end."""
+
+    def __init__(self, store: Store | None = None, name: str | None = None):
+        known = Outcomes(store, name) if store is not None and name is not None else None
+        self._known = known if known is not None and len(known) else None
+
+    @property
+    def is_empty(self) -> bool:
+        return self._known is None
+
+    def added(self, manifest: Manifest, position: int, outcome: Outcome) -> Outcome:
+        """The outcome with what the record has cost before, and how often it was tried."""
+        failure = outcome.failure
+        if self._known is None:
+            if failure is None or failure.attempts:
+                return outcome
+            return outcome._replace(failure=failure._replace(attempts=1))
+        at = int(self._known.positions(manifest.keys[position : position + 1])[0])
+        before = self._known.outcome(at) if at >= 0 else Outcome(cost_usd=0.0)
+        if failure is not None:
+            tries = before.failure.attempts if before.failure else 0
+            failure = failure._replace(attempts=tries + max(failure.attempts, 1))
+        cost = (
+            None
+            if outcome.cost_usd is None or before.cost_usd is None
+            else outcome.cost_usd + before.cost_usd
+        )
+        return outcome._replace(usage=outcome.usage + before.usage, cost_usd=cost, failure=failure)
+
+    def close(self) -> None:
+        if self._known is not None:
+            self._known.close()
