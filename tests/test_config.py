@@ -272,6 +272,11 @@ def test_the_permission_itself_is_no_option(key):
         ({"temperature": 10**400}, "a number"),
         ({"extra_body": "[" * 100_000}, "JSON object"),
         ({"base_url": "http://[::1/v1"}, "an address"),
+        ({"base_url": ""}, "base_url is '': it has to be an address"),
+        ({"model": "bedrock:amazon.nova-lite-v1:0", "base_url": ""}, "an address"),
+        ({"mode": "batch_api", "staging_location": " "}, "staging_location is missing"),
+        ({"batch_size": 2**63}, "between 1 and 9,223,372,036,854,775,807"),
+        ({"batch_size": -1}, "at least 1; try batch_size=1"),
         ({"base_url": "http://host:99999/v1"}, "an address"),
         ({"base_url": "http://host/v1\nX-Evil: 1"}, "an address"),
         ({"base_url": "http://host/v1?key=1"}, "an address"),
@@ -293,6 +298,11 @@ def test_the_permission_itself_is_no_option(key):
         "huge number",
         "deep JSON",
         "half an address",
+        "an empty address, which must not send data to the provider's own",
+        "an empty address of a cloud",
+        "a blank folder",
+        "a number that Beam's display data can't hold",
+        "a number that is too small",
         "port",
         "line",
         "query",
@@ -312,6 +322,11 @@ def test_mistakes_are_usage_errors_with_advice_that_fits(values, words):
     with pytest.raises(UsageError, match=words) as caught:
         settings(**{"model": MODEL, **values})
     assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("blank", ["", " \n"])
+def test_a_blank_system_prompt_is_none_for_some_providers_refuse_it(blank):
+    assert settings(MODEL, system_prompt=blank) == settings(MODEL)
 
 
 @pytest.mark.parametrize("url", ["ftp://me:pass77@host/v1", "https://me:pass77@host/v1"])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 from xml.sax.saxutils import escape
 
+import numpy as np
 import orjson
 import pandas as pd
 import pydantic
@@ -394,13 +395,15 @@ def test_what_is_stored_of_an_answer_makes_the_same_value_again(output, response
     ("prompt", "fields", "named"),
     [
         ("Label: {{ text }}", {"text": None}, "the field 'text' is None: there is nothing"),
-        ("Label: {{ text }}", {"text": math.nan}, "'text' is None"),
-        ("Label: {{ text }}", {"text": pd.NA}, "'text' is None"),
-        ("Label: {{ text }}", {"text": pd.NaT}, "'text' is None"),
+        ("Label: {{ text }}", {"text": math.nan}, "'text' is nan"),
+        ("Label: {{ text }}", {"text": np.float32("nan")}, "'text' is nan"),
+        ("Label: {{ text }}", {"text": pd.NA}, "'text' is <NA>"),
+        ("Label: {{ text }}", {"text": pd.NaT}, "'text' is NaT"),
+        ("Label: {{ text|trim|truncate(9) }}", {"text": None}, "the field 'text' is None"),
         ("{{ a }}: {{ b }} {{ a }}", {"a": None, "b": None}, "the field 'a' is None, like 'b'"),
         (None, None, "the element is None"),
     ],
-    ids=["None", "NaN", "NA", "NaT", "all of several", "the element"],
+    ids=["None", "NaN", "32-bit NaN", "NA", "NaT", "filtered", "all of several", "the element"],
 )
 @pytest.mark.parametrize("task", ["chat", "session", "reduce"])
 def test_a_record_of_nothing_but_none_is_not_asked_about(
@@ -418,11 +421,26 @@ def test_a_record_of_nothing_but_none_is_not_asked_about(
     [
         ("{{ title }}: {{ text }}", {"title": None, "text": "a"}, ("", "a")),
         ("{{ text }}", {"text": ""}, ("",)),
+        ("{{ title|trim }}: {{ text|upper }}", {"title": None, "text": "a"}, ("", "A")),
         ("{{ text or 'unknown' }}", {"text": None}, ("unknown",)),
+        ("{{ text or 'unknown' }}", {"text": math.nan}, ("unknown",)),
+        ("{{ text or 'unknown' }}", {"text": pd.NA}, ("unknown",)),
+        (
+            "{{ element.a or element['b'] or 'unknown' }}",
+            {"a": math.nan, "b": pd.NaT},
+            ("unknown",),
+        ),
+        ("{{ text|trim or 'unknown' }}", {"text": None}, ("unknown",)),
+        ("{{ text|default('') }}", {"text": None}, ("",)),
         ("{% if text is none %}nobody{% endif %}", {"text": None}, ("nobody",)),
+        ("{% if text %}{{ text }}{% else %}nobody{% endif %}", {"text": math.nan}, ("nobody",)),
         ("Which model are you?", {"text": None}, ()),
     ],
-    ids=["one of two", "an empty text", "what stands for it", "a condition", "no field"],
+    ids=[
+        *("one of two", "an empty text", "one of two, filtered", "what stands for it"),
+        *("for NaN", "for NA", "for NaN and NaT of the element", "for a filtered one"),
+        *("nothing stands for it", "a condition", "a condition of NaN", "no field"),
+    ],
 )
 def test_what_a_template_makes_of_none_is_asked(
     prompt: str, fields: dict[str, Any], inputs: tuple[str, ...]

@@ -51,11 +51,16 @@ def _number(
     except (TypeError, ValueError, OverflowError):
         also = "".join(f" or {word!r}" for word in rule.get("also", ()))
         raise wrong(name, value, f"it has to be {noun}{also}", f"try {_example(name)}") from None
-    least, most = rule.get("least"), rule.get("most")
-    if (least is not None and number < least) or (most is not None and number > most):
-        bounds = f"at least {least:,}" if most is None else f"between {least:,} and {most:,}"
+    least, most = rule["least"], rule.get("most", _MOST)
+    if not least <= number <= most:
+        is_small = number < least and most == _MOST
+        bounds = f"at least {least:,}" if is_small else f"between {least:,} and {most:,}"
         raise wrong(name, value, f"it has to be {bounds}", f"try {_example(name)}")
     return number
+
+
+# Beam's display data holds no larger one, and its timers none much larger.
+_MOST = 2**63 - 1
 
 
 def _example(name: str) -> str:
@@ -113,6 +118,12 @@ def _text(name: str, value: Any, rule: Mapping[str, Any]) -> str:
             name, value, where, "take it out, or write text.encode('utf-8', 'replace').decode()"
         ) from None
     return value
+
+
+def _words(name: str, value: Any, rule: Mapping[str, Any]) -> str | None:
+    """A text that a message is made of; a blank one is none, for some providers refuse those."""
+    text = _text(name, value, rule)
+    return text if text.strip() else None
 
 
 def _field(name: str, value: Any, rule: Mapping[str, Any]) -> str:
@@ -271,6 +282,7 @@ _KINDS: dict[str, Callable[[str, Any, Mapping[str, Any]], Any]] = {
     "float": _float,
     "bool": _bool,
     "text": _text,
+    "words": _words,
     "field": _field,
     "choice": _choice,
     "secret": _secret,

@@ -75,7 +75,7 @@ def _check_rules(known: Settings) -> None:
             "mode is 'batch_api': a turn of a session needs the reply before it, and a batch job "
             "answers all its requests at one time; leave mode out"
         )
-    if known.mode == "batch_api" and not known.staging_location:
+    if known.mode == "batch_api" and not (known.staging_location or "").strip():
         raise UsageError(
             "mode is 'batch_api' but staging_location is missing: name a local folder, "
             "gs://bucket/path, s3://bucket/path or az://container/path that keeps files and ledger"
@@ -142,11 +142,13 @@ def _base_url(known: Settings, provider: str) -> str | None:
     spec = PROVIDERS[provider]
     variable, usual = spec.base_url_variable, spec.base_url
     # Read now and kept: a worker's environment is not the one where the pipeline was built.
-    url = known.base_url or (variable and os.environ.get(variable)) or usual
+    url = known.base_url
+    if url is None:
+        url = (variable and os.environ.get(variable)) or usual
     # Bedrock and Vertex AI make their address of the region, each in a way of its own.
-    if not url and (variable is None or spec.key_variable is None):
+    if url is None and (variable is None or spec.key_variable is None):
         return None
-    if not url:
+    if url is None:
         raise UsageError(
             f"base_url is missing for {provider}: give base_url='https://…' or set {variable}"
         )

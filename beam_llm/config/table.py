@@ -65,7 +65,7 @@ class Settings:
         None, "Jinja2 template over the element's fields; `{{ element }}` is the whole", kind="text"
     )
     system_prompt: str | None = _option(
-        None, "system-level instruction", kind="text", only=_ANSWERS
+        None, "system-level instruction", kind="words", only=_ANSWERS
     )
     media: Sequence[str] | None = _option(
         None,

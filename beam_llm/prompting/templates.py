@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jinja2
@@ -37,8 +38,17 @@ class _FieldsFirst(BoundedEnvironment):
         if attribute[:1] == _MARK:
             attribute = attribute[1:]
             if isinstance(obj, Mapping) and attribute in obj:
-                return obj[attribute]
-        return super().getattr(obj, attribute)
+                return _or_none(obj[attribute])
+        return _or_none(super().getattr(obj, attribute))
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        return _or_none(super().getitem(obj, argument))
+
+
+def _or_none(value: Any) -> Any:
+    """The value, or None for what says that there is none: NaN is true in Python, and `{{ text or
+    'no text' }}` would show nothing."""
+    return None if type(value) is not str and is_missing(value) else value
 
 
 def _environment() -> _FieldsFirst:
@@ -47,7 +57,29 @@ def _environment() -> _FieldsFirst:
     environment = _FieldsFirst(undefined=jinja2.StrictUndefined, finalize=show)
     environment.filters.pop("random")
     environment.globals.pop("lipsum")
+    for name in _OF_TEXTS:
+        environment.filters[name] = _of_text(environment.filters[name])
     return environment
+
+
+_OF_TEXTS = (
+    *("capitalize", "center", "e", "escape", "forceescape", "format", "indent", "lower", "replace"),
+    *("safe", "string", "striptags", "title", "trim", "truncate", "upper", "urlencode", "urlize"),
+    *("wordcount", "wordwrap"),
+)
+"""Jinja's filters that make a text of a text."""
+
+
+def _of_text(filter_: Callable[..., Any]) -> Callable[..., Any]:
+    """The filter, but None of None, as SQL's functions: Jinja's `trim` gives the text "None"."""
+    # Jinja puts what it passes by itself, such as its environment, before the value.
+    place = 1 if hasattr(filter_, "jinja_pass_arg") else 0
+
+    @functools.wraps(filter_)
+    def filtered(*args: Any, **kwargs: Any) -> Any:
+        return None if args[place] is None else filter_(*args, **kwargs)
+
+    return filtered
 
 
 _ENVIRONMENT = _environment()
@@ -97,10 +129,10 @@ def _compiled(tree: nodes.Template) -> jinja2.Template:
 
 def _variables(fields: Mapping[str, Any], element: Any) -> dict[str, Any]:
     # Jinja takes none but strings for names; what has another is found in `element` alone.
-    named = {name: value for name, value in fields.items() if isinstance(name, str)}
-    variables = {**named, ELEMENT: element}
-    if "self" in fields:
-        variables[_SELF] = fields["self"]
+    named = {name: _or_none(value) for name, value in fields.items() if isinstance(name, str)}
+    variables = {**named, ELEMENT: _or_none(element)}
+    if "self" in named:
+        variables[_SELF] = named["self"]
     return variables
 
 
@@ -178,6 +210,10 @@ class PromptTemplate:
         self.only_field = (
             plain_names[0] if self._fields is not None and len(plain_names) == 1 else None
         )
+        shown = dict.fromkeys(_shown_field(part.node) for part in self._parts)
+        self._shown = [name for name in shown if name is not None]
+        if not self._is_simple or None in shown:
+            self._shown = []
 
     def _add(self, node: nodes.Node, source: str, option: str) -> None:
         if isinstance(node, nodes.TemplateData):
@@ -248,14 +284,18 @@ class PromptTemplate:
         Raises:
           PromptError: each field that the prompt shows is None.
         """
-        if any(inputs) or not self._fields:
+        if any(inputs) or not self._shown:
             return
-        if all(is_missing(element if name == ELEMENT else fields[name]) for name in self._fields):
-            [first, *others] = dict.fromkeys(self._fields)
-            named = "the element" if first == ELEMENT else f"the field {first!r}"
+        if all(is_missing(element if name == ELEMENT else fields[name]) for name in self._shown):
+            [first, *others] = self._shown
+            named = (
+                f"the element is {element}"
+                if first == ELEMENT
+                else f"the field {first!r} is {fields[first]}"
+            )
             more = f", like {', '.join(map(repr, others))}" if others else ""
             raise PromptError(
-                f"{named} is None{more}: there is nothing to ask about; leave such elements out, "
+                f"{named}{more}: there is nothing to ask about; leave such elements out, "
                 f"or say in the prompt what stands for it: {{{{ {first} or 'unknown' }}}}"
             )
 
@@ -271,6 +311,14 @@ class PromptTemplate:
 def _expression(node: nodes.Node) -> jinja2.Template:
     """`{{ expression }}` alone, compiled."""
     return _compiled(nodes.Template([nodes.Output([node], lineno=1)], lineno=1))
+
+
+def _shown_field(node: nodes.Node | None) -> str | None:
+    """The field that an expression shows, as it is or filtered; None where it says itself what
+    stands for one that is None."""
+    if isinstance(node, nodes.Filter) and node.name not in ("d", "default"):
+        return _shown_field(node.node)
+    return node.name if isinstance(node, nodes.Name) else None
 
 
 def _name(node: nodes.Node) -> str:

@@ -47,14 +47,19 @@ def show(value: Any) -> Any:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether the value says that there is none: None, or what pandas has in its place."""
-    if value is None or (isinstance(value, float) and value != value):
+    """Whether the value says that there is none: None, or what pandas and numpy have in its
+    place."""
+    if value is None:
         return True
-    return type(value).__name__ in _MISSING_IN_PANDAS
+    kind = type(value).__name__
+    if isinstance(value, float) or kind in _MAY_BE_NAN:
+        return bool(value != value)
+    return kind in _MISSING_IN_PANDAS
 
 
+# By name: pandas and numpy need not be there.
 _MISSING_IN_PANDAS = ("NAType", "NaTType")
-"""By name: pandas need not be there."""
+_MAY_BE_NAN = ("float32", "float16", "datetime64", "timedelta64")
 
 
 def plain(value: Any) -> Any:
