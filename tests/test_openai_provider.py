@@ -1010,6 +1010,8 @@ def ended(*files: str) -> RemoteJob:
         (b"cut", b"", b"cut"),
         (b"", b"c\n", b"c\n"),
         (b"a\n" + b"x" * 3_000_000, b"c\n", b"a\nc\n" + b"x" * 65_536),
+        (b'{"a":1}', b'{"b":2}', b'{"a":1}\n{"b":2}\n'),
+        (b'a\n{"b":"' + b"x" * 70_000 + b'"}', b"", b'a\n{"b":"' + b"x" * 70_000 + b'"}\n'),
     ],
     ids=[
         "whole",
@@ -1018,6 +1020,8 @@ def ended(*files: str) -> RemoteJob:
         "nothing but a cut line",
         "empty output",
         "a long cut line",
+        "whole but for the newlines",
+        "a long line, whole but for its newline",
     ],
 )
 def test_results_are_one_file_whose_cut_line_is_its_last(

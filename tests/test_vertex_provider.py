@@ -350,11 +350,13 @@ def predicted(store: Store, *, labels: bool = True, keep: slice = slice(None)) -
     return found[::-1][keep]
 
 
-def put(store: Store, lines: Sequence[bytes], number: int = 1, below: str = "") -> None:
+def put(
+    store: Store, lines: Sequence[bytes], number: int = 1, below: str = "", end: bytes = b"\n"
+) -> None:
     folder = stores.store_at(
         f"{store.location}/job-0/output/prediction-model-2026-11-29T15:00:00Z{below}"
     )
-    folder.put(f"predictions_{number:05}.jsonl", b"\n".join([*lines, b""]))
+    folder.put(f"predictions_{number:05}.jsonl", b"\n".join(lines) + end)
 
 
 def read(store: Store, path: Path, most: int = 10**6) -> dict[str, str | None]:
@@ -374,6 +376,15 @@ def test_results_in_several_files_and_any_order_belong_to_their_requests(labels)
     put(store, lines[:2], 1)
     put(store, lines[2:], 2)
     assert read(store, path) == ALL
+
+
+@pytest.mark.parametrize("end", [b"", b'\n{"request'], ids=["no newline", "a cut line"])
+def test_the_last_line_of_one_file_does_not_run_into_the_first_of_the_next(end):
+    store, path = staged()
+    lines = predicted(store)
+    put(store, lines[:1], 1, end=end)
+    put(store, lines[1:], 2, end=end)
+    assert told(store, path) == ["r-0", "r-1", "r-2"]
 
 
 def test_what_was_written_on_the_way_is_read_only_where_the_whole_is_missing():

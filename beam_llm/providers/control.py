@@ -106,6 +106,11 @@ class ControlCalls:
         """Of one control call, where it is not a harmless one among several tries."""
         return self._bounds.control_seconds
 
+    @property
+    def reply_bytes(self) -> int:
+        """Of one reply at most, and so of one line of a result file."""
+        return self._bounds.reply_bytes
+
     def harmless(
         self,
         verb: Callable[[float], R],

@@ -9,6 +9,7 @@ from typing import IO
 
 from beam_llm.errors import CallError, Kind, Rejected, Retryable
 from beam_llm.providers.control import ControlCalls
+from beam_llm.providers.typed import loads
 
 _MOST_CUT_BYTES = 1 << 16
 """That are kept of a line that was cut: nobody will read it, it only tells that something is
@@ -40,7 +41,7 @@ def fetch_files(
                 # Half a file would pass for a whole one with fewer lines.
                 file.truncate(start)
                 continue
-            cut += cut_line(file, start)
+            cut += cut_line(file, start, control.reply_bytes)
         file.seek(0, os.SEEK_END)
         file.write(cut)
     if failed is not None:
@@ -70,12 +71,13 @@ def _fetch_file(
     control.harmless(once, seconds)
 
 
-def cut_line(file: IO[bytes], start: int) -> bytes:
-    """Takes what stands behind the last newline off a file's end: another file's lines may follow
-    there.
+def cut_line(file: IO[bytes], start: int, most_bytes: int) -> bytes:
+    """Takes what was cut of a line off a file's end: another file's lines may follow there. A whole
+    line that only lacks its newline gets one.
 
     Args:
       start: where the part begins that is looked at.
+      most_bytes: of a line; a longer one is not looked at.
     """
     end = at = file.seek(0, os.SEEK_END)
     newline = -1
@@ -86,6 +88,17 @@ def cut_line(file: IO[bytes], start: int) -> bytes:
         newline = file.read(step).rfind(b"\n")
     begin = at + newline + 1 if newline >= 0 else start
     file.seek(begin)
-    cut = file.read(min(end - begin, _MOST_CUT_BYTES))
+    line = file.read(min(end - begin, most_bytes))
+    if is_whole(line):
+        file.write(b"\n")
+        return b""
     file.truncate(begin)
-    return cut
+    return line[:_MOST_CUT_BYTES]
+
+
+def is_whole(line: bytes) -> bool:
+    """Whether a last line without its newline is an object to its end: nothing was cut of it."""
+    try:
+        return isinstance(loads(line), dict)
+    except ValueError:
+        return False

@@ -26,6 +26,7 @@ from beam_llm.errors import Aborted, CallError, Kind, Rejected, Retryable
 from beam_llm.protocols import Store
 from beam_llm.providers.gemini.job_objects import object_in
 from beam_llm.providers.reply_json import loads_answer
+from beam_llm.providers.result_files import is_whole
 from beam_llm.providers.typed import loads
 from beam_llm.providers.vertex.forms import LABEL, REQUESTS, TEXTS, Form
 from beam_llm.stores import store_at, temporary_file
@@ -117,7 +118,7 @@ def fetch_results(
 
 
 def _fetch(store: Store, name: str, staged: str, path: Path, most_bytes: int, form: Form) -> None:
-    ids, left = _index(store, staged), most_bytes
+    ids, left, cut = _index(store, staged), most_bytes, b""
     with open(path, "wb") as file:
         for folder, object_name in _result_objects(store, f"{name}/{OUTPUT}/"):
             for data in _pieces(folder, object_name):
@@ -127,7 +128,8 @@ def _fetch(store: Store, name: str, staged: str, path: Path, most_bytes: int, fo
                         Kind.TOO_LARGE,
                         f"the results are larger than {most_bytes:,} bytes (max_file_bytes)",
                     )
-                _write(data, ids, file, form)
+                cut += _write(data, ids, file, form)
+        file.write(cut)
 
 
 def _index(store: Store, name: str) -> Ids:
@@ -158,7 +160,7 @@ def _result_objects(store: Store, prefix: str) -> Iterator[tuple[Store, str]]:
 
 
 def _pieces(store: Store, name: str) -> Iterator[bytes]:
-    """The object in pieces of whole lines; what was cut comes last."""
+    """The object in pieces of whole lines, each with its newline; what was cut comes last."""
     start, rest = 0, b""
     while data := store.read(name, start, start + _AT_ONCE_BYTES):
         start += len(data)
@@ -166,14 +168,15 @@ def _pieces(store: Store, name: str) -> Iterator[bytes]:
         if newline:
             yield whole + newline
     if rest:
-        yield rest
+        yield rest + b"\n" if is_whole(rest) else rest
 
 
-def _write(data: bytes, ids: Ids, file: IO[bytes], form: Form) -> None:
+def _write(data: bytes, ids: Ids, file: IO[bytes], form: Form) -> bytes:
+    """Writes the lines; gives back what was cut of one, as another object's lines may follow."""
     *lines, cut = data.split(b"\n")
     for line in lines:
         file.write(_keyed(line, ids, form))
-    file.write(cut)
+    return cut
 
 
 def _keyed(line: bytes, ids: Ids, form: Form) -> bytes:
