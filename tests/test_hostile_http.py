@@ -336,13 +336,32 @@ def test_an_odd_answer_is_an_error_of_that_call(serve, head):
         batches(server).look("batch_1")
 
 
-def test_a_deflated_reply_without_its_header_is_read(serve):
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
-    data = (
-        packer.compress(b'{"choices": [{"message": {"content": "fine"}, "finish_reason": "stop"}]}')
-        + packer.flush()
-    )
-    assert chat(serve(sends(body(data, b"Content-Encoding: deflate")))).text == "fine"
+FINE = b'{"choices": [{"message": {"content": "fine"}, "finish_reason": "stop"}]}'
+UNUSUAL = {
+    "deflated without a header": body(zlib.compress(FINE, wbits=-15), b"Content-Encoding: deflate"),
+    "gzip in two parts": body(
+        gzip.compress(FINE[:30]) + gzip.compress(FINE[30:]), b"Content-Encoding: gzip"
+    ),
+    "gzip that is padded": body(gzip.compress(FINE) + b"\0" * 9, b"Content-Encoding: gzip"),
+    "a word that is no encoding": body(FINE, b"Content-Encoding: UTF-8"),
+    "a header of 20 kB": body(FINE, b"X-Policy: " + b"a" * 20_000),
+    "hints before the answer": b"HTTP/1.1 103 Early Hints\r\n\r\n" + body(FINE),
+    "HTTP/1.0": b"HTTP/1.0 200 OK\r\n\r\n" + FINE,
+}
+
+
+@pytest.mark.parametrize("answer", UNUSUAL)
+def test_an_unusual_answer_is_read(serve, answer):
+    assert chat(serve(sends(UNUSUAL[answer]))).text == "fine"
+
+
+@pytest.mark.parametrize(
+    "header", [b"Content-Length: 999", b"Transfer-Encoding: chunked", b"Content-Encoding: br"]
+)
+def test_an_error_whose_body_can_not_be_read_is_told_by_its_status(serve, header):
+    server = serve(sends(b"HTTP/1.1 401 Unauthorized\r\n" + header + b"\r\n\r\nff\r\n{"))
+    with pytest.raises(Aborted, match="401"):
+        chat(server)
 
 
 # Times

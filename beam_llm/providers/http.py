@@ -25,6 +25,8 @@ ACCEPT_ENCODING = "gzip, deflate"
 MOST_ERROR_BYTES = 65_536
 """Of an error's body: enough for any sentence."""
 _CHUNK = 1 << 18
+_HEADER_BYTES = 65_536
+"""Of one header: gateways put policies and traces of more than aiohttp's 8 kB into one."""
 
 
 class Bounds(NamedTuple):
@@ -81,6 +83,8 @@ def session(headers: Mapping[str, str]) -> aiohttp.ClientSession:
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         headers={"User-Agent": "beam-llm", "Accept-Encoding": ACCEPT_ENCODING, **headers},
+        max_line_size=_HEADER_BYTES,
+        max_field_size=_HEADER_BYTES,
     )
 
 
@@ -99,7 +103,8 @@ def proxy_for(url: str) -> str | None:
 
 
 async def read_body(response: aiohttp.ClientResponse, most: int) -> bytes:
-    """The decoded body. Of an error's body only the start is read; of a good one all.
+    """The decoded body. Of an error's body only the start is read, and what can be: its status
+    says the most. Of a good one all.
 
     Raises:
       TooLarge: where a good body is larger than `most`.
@@ -113,17 +118,21 @@ async def read_body(response: aiohttp.ClientResponse, most: int) -> bytes:
         raise TooLarge
     # Most replies: the parser reads no more than was declared, so there is nothing to count. A
     # body in chunks may be longer than another header says, and an encoded one once decoded.
-    if declared is not None and declared <= limit and not _may_be_longer(response.headers):
+    if not (is_error or declared is None or _may_be_longer(response.headers)):
         return await response.content.read()
     parts, size = [], 0
-    async for chunk in chunks(response):
-        size += len(chunk)
-        parts.append(chunk)
-        if size > limit:
-            response.close()
-            if is_error:
-                break
-            raise TooLarge
+    try:
+        async for chunk in chunks(response):
+            size += len(chunk)
+            parts.append(chunk)
+            if size > limit:
+                response.close()
+                if is_error:
+                    break
+                raise TooLarge
+    except (aiohttp.ClientError, CallError):
+        if not is_error:
+            raise
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
@@ -135,36 +144,47 @@ async def chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
     """The body as it comes, decoded in small pieces: a compressed bomb is never in memory as a
     whole.
     """
-    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-    if encoding in ("", "identity"):
+    encoding = response.headers.get("Content-Encoding", "").strip().lower()
+    if encoding in _NOT_ASKED_FOR:
+        raise Retryable(
+            Kind.UNREADABLE,
+            f"the reply has an encoding that was not asked for: {encoding!r}",
+            status=200,
+        )
+    if encoding not in ("gzip", "x-gzip", "deflate"):
         async for data in response.content.iter_any():
             yield data
         return
-    if encoding not in ("gzip", "x-gzip", "deflate"):
-        raise Retryable(
-            Kind.UNREADABLE,
-            f"the reply has an encoding that was not asked for: {encoding[:20]!r}",
-            status=200,
-        )
     decoder: Any = None
     async for data in response.content.iter_any():
-        if decoder is None:
-            decoder = _decoder(encoding, data)
         while data:
+            if decoder is None:
+                decoder = _decoder(encoding, data)
+            elif decoder.eof:
+                # There may be several in a row, as RFC 1952 allows; all else behind one pads it.
+                if not data.startswith(_GZIP[:1]):
+                    break
+                decoder = _decoder("gzip", data)
             try:
                 yield decoder.decompress(data, _CHUNK)
             except zlib.error:
                 raise Retryable(
                     Kind.UNREADABLE, "the reply's compressed body is damaged", status=200
                 ) from None
-            data = decoder.unconsumed_tail
+            data = decoder.unused_data if decoder.eof else decoder.unconsumed_tail
     if decoder is not None and not decoder.eof:
         raise Retryable(Kind.UNAVAILABLE, "the reply's compressed body was cut")
 
 
+_NOT_ASKED_FOR = ("br", "zstd", "compress")
+"""Any other word is no encoding: some servers send `utf-8` or `none` as one."""
+
+_GZIP = b"\x1f\x8b"
+
+
 def _decoder(encoding: str, start: bytes) -> Any:
     """`deflate` comes with a zlib header, from some servers without, from others it is gzip."""
-    is_raw = encoding == "deflate" and start[0] & 0x0F != 8 and not start.startswith(b"\x1f\x8b")
+    is_raw = encoding == "deflate" and start[0] & 0x0F != 8 and not start.startswith(_GZIP)
     # Adding 32 lets zlib tell gzip from zlib by the header.
     return zlib.decompressobj(-zlib.MAX_WBITS if is_raw else zlib.MAX_WBITS | 32)
 
