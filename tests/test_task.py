@@ -201,6 +201,11 @@ def test_a_reply_of_more_keys_than_a_strict_schema_may_have_is_an_array():
             (2,),
         ),
         ('{"1":"positive","2":"negative","7":"neutral"}', {1: "positive", 2: "negative"}, (3,)),
+        (
+            '{"1":"Positive","2":" NEGATIVE ","3":"neutral"}',
+            {1: "positive", 2: "negative", 3: "neutral"},
+            (),
+        ),
     ],
     ids=[
         "as asked",
@@ -209,6 +214,7 @@ def test_a_reply_of_more_keys_than_a_strict_schema_may_have_is_an_array():
         "one twice",
         "two answers to one",
         "an unknown one",
+        "another case",
     ],
 )
 def test_a_keyed_reply_is_read_by_its_keys_alone(reply, values, missing):

@@ -86,7 +86,7 @@ class Output:
             return text, text
         text = text.strip()
         # Before JSON is tried: where "true" is one of the words, it is not a boolean.
-        raw = self._choices.get(text, self._choices.get(text.casefold(), _NOTHING))
+        raw = self.choice_of(text, _NOTHING)
         if raw is not _NOTHING:
             return self.validate(raw), raw
         try:
@@ -99,6 +99,13 @@ class Output:
             return self.validate(raw), raw
         except ValueError as error:
             return self._plain_text(text, error), text
+
+    def choice_of(self, text: str, otherwise: Any) -> Any:
+        """The member of a closed list that `text` spells, perhaps in another case; `otherwise`,
+        where it spells none.
+        """
+        text = text.strip()
+        return self._choices.get(text, self._choices.get(text.casefold(), otherwise))
 
     def _plain_text(self, text: str, error: ValueError) -> Any:
         """The text as a string value: a date, say, or a member of a union. The reason is that of

@@ -279,11 +279,14 @@ class ReplyReader:
         try:
             return self._output.validate(answer), answer
         except ValueError:
-            # JSON inside a string, as models write the arguments of tools.
-            inner = inner_json(answer) if isinstance(answer, str) else None
-            if inner is None:
+            if not isinstance(answer, str):
                 raise
-            return self._output.validate(inner), inner
+            # JSON inside a string, as models write the arguments of tools; or a label.
+            inner = inner_json(answer)
+            meant = self._output.choice_of(answer, None) if inner is None else inner
+            if meant is None:
+                raise
+            return self._output.validate(meant), meant
 
     def _typed_xml(self, answer: Any) -> tuple[Any, Any]:
         return (
