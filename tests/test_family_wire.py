@@ -311,6 +311,15 @@ def test_a_batch_costs_its_providers_share_of_the_live_price(model, share):
     [
         ({"cost": 0.000081}, 0.000081),  # OpenRouter, recorded 2026-06
         ({"cost": 0}, 0.0),
+        (
+            {"cost": 0.5, "is_byok": False, "cost_details": {"upstream_inference_cost": 0.25}},
+            0.5,
+        ),
+        (
+            {"cost": 0.5, "is_byok": True, "cost_details": {"upstream_inference_cost": 0.25}},
+            0.75,
+        ),
+        ({"cost": 0, "is_byok": True}, None),
         ({"cost_in_usd_ticks": 2_087_200}, 0.00020872),  # xAI, recorded 2026-08
         ({"estimated_cost": 1e-5}, 1e-5),  # DeepInfra
         ({"cost": -1}, None),
@@ -429,6 +438,74 @@ def test_mistrals_rate_limit_headers_have_a_minute_in_their_names():
             Remedy.RETRY,
             Kind.RATE_LIMITED,
             "capacity_exceeded",
+        ),
+        *(
+            (status, {"error": error}, Remedy.ABORT, Kind.ABORTED, "")
+            for status, error in (
+                (400, {"message": "Your credit balance is too low to access the Anthropic API."}),
+                (400, {"message": "You have reached your specified API usage limits. You will …"}),
+                (400, {"message": "API access is blocked", "code": "blocked_api_access"}),
+                (400, {"message": "openai/gpt-5-foo is not a valid model ID", "code": 400}),
+                (412, {"message": "Account acme is suspended, possibly due to reaching …"}),
+                (429, "Your team 1-2 has either used all available credits or reached …"),
+                (429, {"message": "Your prepayment credits are depleted. Please go to …"}),
+                (429, {"message": "Too many tokens per day, please wait before trying again."}),
+            )
+        ),
+        (
+            400,
+            {"error": {"message": "Can't read: your credit balance is too low"}},
+            Remedy.SPLIT,
+            Kind.REJECTED,
+            "Can't read",
+        ),
+        *(
+            (status, {"error": {"message": words}}, Remedy.SPLIT, Kind.TOO_LARGE, words)
+            for status, words in (
+                (400, "input length and `max_tokens` exceed context limit: 9 + 2 > 10, see `x`"),
+                (400, "This model's maximum prompt length is 131072 but the request contains 9"),
+                (500, "the request exceeds the available context size. try increasing it"),
+                (502, "This model's maximum context length is 4096 tokens."),
+            )
+        ),
+        (
+            400,
+            {
+                "error": {
+                    "message": "Provider returned error",
+                    "code": 400,
+                    "metadata": {"raw": '{"error": {"message": "prompt is too long: 9 > 8"}}'},
+                }
+            },
+            Remedy.SPLIT,
+            Kind.TOO_LARGE,
+            "Provider returned error: prompt is too long: 9 > 8",
+        ),
+        (
+            429,
+            {
+                "error": {
+                    "message": "Provider returned error",
+                    "metadata": {"raw": "glm is temporarily rate-limited upstream"},
+                }
+            },
+            Remedy.RETRY,
+            Kind.RATE_LIMITED,
+            "rate-limited upstream",
+        ),
+        (
+            400,
+            {"errors": [{"message": "AiError: bad input", "code": 5006}], "success": False},
+            Remedy.SPLIT,
+            Kind.REJECTED,
+            "AiError: bad input",
+        ),
+        (
+            402,
+            {"detail": {"error": "inference prohibited: the balance is used up"}},
+            Remedy.ABORT,
+            Kind.ABORTED,
+            "inference prohibited: the balance is used up",
         ),
         (
             400,

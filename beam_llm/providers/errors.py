@@ -96,7 +96,7 @@ def error_of(
         or is_bad_key
         or status == 402
         or is_redirect
-        or (words & _NO_MODEL and status < 500)
+        or (status < 500 and (words & _NO_MODEL or _ABORTING_WORDS.match(sentence)))
     ):
         return Aborted(Kind.ABORTED, message, status=status)
     # Whether a 404 is about the address, the model or one job, only the caller knows.
@@ -107,7 +107,7 @@ def error_of(
     if (
         words & _TOO_LONG
         or status == 413
-        or (status in (400, 429) and _TOO_LONG_WORDS.search(sentence))
+        or (status in _MAY_BE_TOO_LONG and _TOO_LONG_WORDS.search(sentence))
     ):
         return Rejected(Kind.TOO_LARGE, message, status=status)
     if words & _FILTERED:
@@ -149,6 +149,8 @@ _SPENT = {
     "billing_not_active",
     "account_deactivated",
     "access_terminated",
+    "blocked_api_access",
+    "budget_exceeded",
     "organization_restricted",
     "billing_disabled",
     "service_disabled",
@@ -160,7 +162,24 @@ _SPENT = {
     *("organization_on_hold", "workspace_human_review_disabled", "cmek_key_disabled"),
 }
 """What nobody can mend by asking again. Google's `FAILED_PRECONDITION` is a country or a project
-without billing; the last three rows are Anthropic's (SDK 2.14, `types/shared`, read 2026-11).
+without billing; `blocked_api_access` is Groq's, `budget_exceeded` LiteLLM's; the last three rows
+are Anthropic's (SDK 2.14, `types/shared`, read 2026-11).
+"""
+
+
+_ABORTING_WORDS = re.compile(
+    r"your credit balance is too low|you have reached your specified (workspace )?api usage limits"
+    r"|this organization has been disabled|your prepayment credits are depleted"
+    r"|your project has exceeded its (monthly )?spending cap|too many tokens per day"
+    r"|your team \S{1,80} has either used all available credits|account \S{1,80} is suspended"
+    r"|\S{1,200} is not a valid model id|invalid model id|model not found: ",
+    re.IGNORECASE,
+)
+"""What the sentence begins with where no request will succeed, and neither status nor code says so:
+a spent account with Anthropic (400), Gemini, xAI, Bedrock (429) and Fireworks (412), a model that
+OpenRouter, OpenAI or xAI doesn't have (400). Further on it may be quoting a record. Source: errors
+in public issues (anthropics/claude-code#66314, continuedev/continue#10373, #10758,
+Ivy-Interactive/Ivy-Tendril#1756), read 2026-11.
 """
 
 
@@ -176,9 +195,11 @@ _FILTERED = {
 }
 
 
-_FLAGGED_WORDS = re.compile(r"requires moderation|was flagged|usage guidelines", re.IGNORECASE)
-"""Of an input that a filter stops with the status of a bad key: OpenRouter, xAI. Source:
-openrouter.ai/docs (errors), docs.x.ai (debugging), 2026-11.
+_FLAGGED_WORDS = re.compile(
+    r"requires moderation|was flagged|usage guidelines|blocked by content filtering", re.IGNORECASE
+)
+"""Of an input that a filter stops with the status of a bad key, or of a bad request: OpenRouter,
+xAI, Anthropic. Source: openrouter.ai/docs (errors), docs.x.ai (debugging), 2026-11.
 """
 
 
@@ -199,15 +220,21 @@ _TOO_LONG = {
     "string_above_max_length",
     "request_too_large",
     "tokens_limit_reached",
+    "exceed_context_size_error",
 }
 
 
 _TOO_LONG_WORDS = re.compile(
     r"maximum context length|context.{0,20}(exceed|too long|too large)|request too large"
     r"|prompt is too long|input is too long|input token count.{0,40}exceeds|payload size exceeds"
-    r"|input token count is \d+ but|too many input tokens|expected maxlength: \d+",
+    r"|input token count is \d+ but|too many input tokens|expected maxlength: \d+"
+    r"|exceeds? (the )?(available )?context|maximum (model|prompt) length|input tokens exceeded",
     re.IGNORECASE,
 )
+
+
+_MAY_BE_TOO_LONG = frozenset({400, 422, 429, 500, 502})
+"""500: of servers that people run themselves. 502: also an error in place of a reply."""
 
 
 _RETRYABLE = {
@@ -322,35 +349,55 @@ def _parts_of(body: Any, error: Any) -> tuple[str, str, str, str]:
     kind = error.get("type")
     if isinstance(error.get("status"), str):  # Google's: the code is HTTP's number once more
         code, kind = error["status"], code if isinstance(code, str) else None
-    sentence = error.get("message") or error.get("detail") or error.get("msg") or ""
     code, kind, param = (
         word(value)[:_MOST_READ_NAME] for value in (code, kind, error.get("param"))
     )
-    return code, kind, param, _sentence_of(sentence)[:MOST_READ]
+    sentence, behind = _sentence_of(error), _sentence_behind(error.get("metadata"))
+    return code, kind, param, ": ".join(filter(None, (sentence, behind)))[:MOST_READ]
 
 
 _MOST_DETAILS = 20
 
 
-def _sentence_of(message: Any) -> str:
-    """A message as a sentence: FastAPI's, which Mistral and many servers have, is a list of what is
-    wrong where; the input that it repeats is left out.
+_DEEPEST = 4
+
+
+_SENTENCES = ("message", "detail", "msg", "error", "errors")
+"""Fields that an error's words stand in, at any depth: `{"detail": {"error": "…"}}`."""
+
+
+def _sentence_of(found: Any, depth: int = 0) -> str:
+    """The words of an error; empty where there are none. FastAPI's, which Mistral and many servers
+    have, are a list of what is wrong where; the input that it repeats is left out.
     """
-    if isinstance(message, dict) and "detail" in message:
-        message = message["detail"]
-    if not isinstance(message, list) or not all(isinstance(one, dict) for one in message):
-        return word(message)
-    return "; ".join(filter(None, map(_detail, message[:_MOST_DETAILS])))
+    if isinstance(found, dict) and depth < _DEEPEST:
+        inner = next((found[name] for name in _SENTENCES if found.get(name)), None)
+        if inner is not None or not depth:
+            return _sentence_of(inner, depth + 1)
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        return word(found)
+    return "; ".join(filter(None, map(_detail, found[:_MOST_DETAILS])))
 
 
 def _detail(one: Mapping[str, Any]) -> str:
     place = one.get("loc")
     steps = place[:_MOST_DETAILS] if isinstance(place, list) else []
     where = ".".join(word(step)[:_MOST_NAME] for step in steps)
-    return ": ".join(filter(None, (where, word(one.get("msg"))[:MOST_READ])))
+    return ": ".join(filter(None, (where, word(one.get("msg") or one.get("message"))[:MOST_READ])))
 
 
-_QUOTED = re.compile(r"'[^']{25,}'|\"[^\"]{25,}\"|`[^`]{25,}`")
+def _sentence_behind(metadata: Any) -> str:
+    """What the provider behind OpenRouter said, whose own sentence is "Provider returned error"
+    then; as text, or as that provider's JSON.
+    """
+    raw = metadata.get("raw") if isinstance(metadata, dict) else None
+    if isinstance(raw, str):
+        raw = _parsed(raw.encode("utf-8", "replace"))
+    return _sentence_of(raw)
+
+
+_QUOTED = re.compile(r"'[^']{25,}'|\"[^\"]{25,}\"|`[^`]*`")
+"""Of backticks the short ones, too, or what stands between `a` and `b` would count as quoted."""
 
 
 _IMAGE = re.compile(r"[A-Za-z0-9+/]{120,}={0,2}")
@@ -364,5 +411,5 @@ def shown(sentence: str, secret: str | None, log_data: bool) -> str:
     text = _IMAGE.sub("…", redactor_of(secret)(sentence))
     if log_data:
         return text[:2000]
-    text = _QUOTED.sub("'…'", text)
+    text = _QUOTED.sub(lambda quoted: quoted[0] if len(quoted[0]) < 27 else "'…'", text)
     return text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 1] + "…"

@@ -51,6 +51,7 @@ class _Usage(msgspec.Struct, gc=False):
     service_tier: _ShortName | None = None
     cost_in_usd_ticks: int | None = None
     cost: float | None = None
+    is_byok: Literal[False] | None = None
     estimated_cost: float | None = None
 
 

@@ -29,6 +29,7 @@ from beam_llm.providers.typed import (
     clean,
     name_of,
     token_count,
+    usd_of,
     without_surrogates,
     word,
 )
@@ -305,10 +306,21 @@ def usage_of(usage: Any) -> Usage:
 
 
 def billed_usd(usage: Any) -> float | None:
-    """What the reply has cost, as OpenRouter, xAI and DeepInfra say; None elsewhere."""
+    """What the reply has cost, as OpenRouter, xAI and DeepInfra say; None elsewhere.
+
+    With a key of the user's own for the provider behind OpenRouter, its `cost` is the fee alone.
+    Source: openrouter.ai/docs (usage accounting), read 2026-11.
+    """
     if not isinstance(usage, dict):
         return None
-    return billed_of(*(usage.get(name) for name in ("cost_in_usd_ticks", "cost", "estimated_cost")))
+    billed = billed_of(
+        *(usage.get(name) for name in ("cost_in_usd_ticks", "cost", "estimated_cost"))
+    )
+    if usage.get("is_byok") is not True:
+        return billed
+    details = usage.get("cost_details")
+    upstream = usd_of(details.get("upstream_inference_cost")) if isinstance(details, dict) else None
+    return None if upstream is None else upstream + (billed or 0.0)
 
 
 def _details(details: Any, *names: str) -> list[int]:
