@@ -77,8 +77,24 @@ def test_boto3_creates_once_and_lists_page_by_page(s3: Any) -> None:
     assert found == [["a", "b"], ["c"]]
 
 
+@pytest.mark.parametrize("size", [0, 5, 12_000_000], ids=["empty", "small", "in parts"])
+def test_a_staging_store_in_s3_keeps_files_of_any_size(
+    emulator: Emulator, tmp_path: Path, size: int
+) -> None:
+    data, copy = os.urandom(size), tmp_path / "copy"
+    (tmp_path / "file").write_bytes(data)
+    store = open_store("s3://bucket/a-path")
+    store.put_file("x/1", str(tmp_path / "file"))
+    assert store.get_file("x/1", str(copy))
+    assert copy.read_bytes() == data
+    assert not store.create("x/1", b"")
+    store.delete("x/1")
+    assert list(store.list("")) == []
+    assert store.create("x/1", b"again")
+
+
 def test_nothing_is_read_or_written_outside_of_the_folder(emulator: Emulator) -> None:
-    buckets = emulator.service.buckets
-    root = buckets.path("bucket", "x").parents[1]
+    objects = emulator.service.buckets.objects
+    root = objects.path("bucket", "x").parents[1]
     for bucket, name in (("..", "x"), (".", ".."), ("b", "../../x"), ("/etc", "/passwd")):
-        assert root in buckets.path(bucket, name).resolve().parents
+        assert root in objects.path(bucket, name).resolve().parents

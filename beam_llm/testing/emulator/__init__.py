@@ -10,7 +10,8 @@
     models, chat, embedder        the emulated models, asked in OpenAI's words
     reading, brain, pictures      how they read a prompt, answer it, and see an image
     batches, clockwork, work      jobs: their routes, their states, their lines
-    files, buckets, gcs, s3       where lines and results are: /files, gs://, s3://
+    files                         /files: where lines and results are
+    buckets, objects, gcs, s3     gs:// and s3:// likewise
     billing                       who was billed how often
     wire, shapes                  responses and errors; bodies held to their shape
     aws_signatures, small_files   signed requests; files that a kill leaves whole

@@ -11,16 +11,14 @@ import hashlib
 import importlib
 import itertools
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote
 
 import orjson
 from aiohttp import web
 
+from beam_llm.testing.emulator.objects import ObjectFiles
 from beam_llm.testing.emulator.wire import json_response, ranged
-
-if TYPE_CHECKING:
-    from beam_llm.testing.emulator.buckets import Buckets
 
 PREFIX = "/gcs"
 _PAGE = 1_000
@@ -41,7 +39,7 @@ class Uploads:
 
 
 async def answer(
-    buckets: Buckets, uploads: Uploads, request: web.BaseRequest, path: str
+    objects: ObjectFiles, uploads: Uploads, request: web.BaseRequest, path: str
 ) -> web.StreamResponse:
     """The answer to a request below `PREFIX`."""
     found = _PATH.fullmatch(path)
@@ -49,41 +47,41 @@ async def answer(
         return _error(404, "Not Found")
     verb, bucket, name = found[1], unquote(found[2]), found[3] and unquote(found[3])
     if verb == "/upload":
-        return await _upload(buckets, uploads, request, bucket)
+        return await _upload(objects, uploads, request, bucket)
     if name is None:
-        return _page(buckets, request, bucket)
+        return _page(objects, request, bucket)
     if request.method == "DELETE":
-        there = buckets.delete(bucket, name)
+        there = objects.delete(bucket, name)
         return web.Response(status=204) if there else _no_object(bucket, name)
-    return _object(buckets, request, bucket, name)
+    return _object(objects, request, bucket, name)
 
 
 def _object(
-    buckets: Buckets, request: web.BaseRequest, bucket: str, name: str
+    objects: ObjectFiles, request: web.BaseRequest, bucket: str, name: str
 ) -> web.StreamResponse:
-    data = buckets.get(bucket, name)
+    data = objects.get(bucket, name)
     if data is None:
         return _no_object(bucket, name)
     if request.query.get("alt") != "media":
-        return json_response(_shown(buckets, bucket, name, data))
+        return json_response(_shown(objects, bucket, name, data))
     status, part, headers = ranged(data, request.headers.get("Range"))
     return web.Response(body=part, status=status, headers=headers)
 
 
 async def _upload(
-    buckets: Buckets, uploads: Uploads, request: web.BaseRequest, bucket: str
+    objects: ObjectFiles, uploads: Uploads, request: web.BaseRequest, bucket: str
 ) -> web.StreamResponse:
     query, raw = request.query, await request.read()
     is_exclusive = query.get("ifGenerationMatch") == "0"
     if query.get("upload_id"):
-        return _piece(buckets, uploads, request, bucket, raw)
+        return _piece(objects, uploads, request, bucket, raw)
     if query.get("uploadType") == "resumable":
         meta = orjson.loads(raw or b"{}") | ({"name": query["name"]} if "name" in query else {})
         upload_id = uploads.begin(meta, is_exclusive)
         url = f"{request.scheme}://{request.host}{request.path}?upload_id={upload_id}"
         return web.Response(headers={"Location": url, "X-GUploader-UploadID": upload_id})
     meta, data = _parts(request.headers.get("Content-Type", ""), raw)
-    return _kept(buckets, bucket, meta, data, is_exclusive)
+    return _kept(objects, bucket, meta, data, is_exclusive)
 
 
 def _parts(content_type: str, raw: bytes) -> tuple[dict[str, Any], bytes]:
@@ -95,7 +93,7 @@ def _parts(content_type: str, raw: bytes) -> tuple[dict[str, Any], bytes]:
 
 
 def _piece(
-    buckets: Buckets, uploads: Uploads, request: web.BaseRequest, bucket: str, raw: bytes
+    objects: ObjectFiles, uploads: Uploads, request: web.BaseRequest, bucket: str, raw: bytes
 ) -> web.StreamResponse:
     upload_id = request.query["upload_id"]
     if upload_id not in uploads.begun:
@@ -107,32 +105,32 @@ def _piece(
         headers = {"Range": f"bytes=0-{len(data) - 1}"} if data else {}
         return web.Response(status=308, headers=headers)
     del uploads.begun[upload_id]
-    return _kept(buckets, bucket, meta, bytes(data), is_exclusive)
+    return _kept(objects, bucket, meta, bytes(data), is_exclusive)
 
 
 def _kept(
-    buckets: Buckets, bucket: str, meta: dict[str, Any], data: bytes, is_exclusive: bool
+    objects: ObjectFiles, bucket: str, meta: dict[str, Any], data: bytes, is_exclusive: bool
 ) -> web.StreamResponse:
     name = meta["name"]
-    if is_exclusive and buckets.get(bucket, name) is not None:
+    if is_exclusive and objects.get(bucket, name) is not None:
         message = "At least one of the pre-conditions you specified did not hold."
         return _error(412, message)
-    buckets.put(bucket, name, data)
+    objects.put(bucket, name, data)
     if meta.get("metadata"):
-        buckets.put(f"{bucket}/metadata", name, orjson.dumps(meta["metadata"]))
-    return json_response(_shown(buckets, bucket, name, data))
+        objects.put(f"{bucket}/metadata", name, orjson.dumps(meta["metadata"]))
+    return json_response(_shown(objects, bucket, name, data))
 
 
-def _shown(buckets: Buckets, bucket: str, name: str, data: bytes) -> dict[str, Any]:
+def _shown(objects: ObjectFiles, bucket: str, name: str, data: bytes) -> dict[str, Any]:
     """An object as the API shows it."""
     checksums: Any = importlib.import_module("google_crc32c")  # google-cloud-storage brings it
-    kept = buckets.get(f"{bucket}/metadata", name)
+    kept = objects.get(f"{bucket}/metadata", name)
     shown = {
         "kind": "storage#object",
         "bucket": bucket,
         "name": name,
         "size": str(len(data)),
-        "generation": str(buckets.path(bucket, name).stat().st_mtime_ns // 1000),
+        "generation": str(objects.path(bucket, name).stat().st_mtime_ns // 1000),
         "metageneration": "1",
         "md5Hash": base64.b64encode(hashlib.md5(data).digest()).decode(),
         "crc32c": base64.b64encode(checksums.Checksum(data).digest()).decode(),
@@ -140,13 +138,13 @@ def _shown(buckets: Buckets, bucket: str, name: str, data: bytes) -> dict[str, A
     return shown if kept is None else {**shown, "metadata": orjson.loads(kept)}
 
 
-def _page(buckets: Buckets, request: web.BaseRequest, bucket: str) -> web.StreamResponse:
+def _page(objects: ObjectFiles, request: web.BaseRequest, bucket: str) -> web.StreamResponse:
     query = request.query
     start = max(query.get("startOffset", ""), query.get("pageToken", ""))
-    names = buckets.names(bucket, query.get("prefix", ""), start)
+    names = objects.names(bucket, query.get("prefix", ""), start)
     most = min(int(query.get("maxResults") or _PAGE), _PAGE)
     items = [
-        _shown(buckets, bucket, name, buckets.get(bucket, name) or b"") for name in names[:most]
+        _shown(objects, bucket, name, objects.get(bucket, name) or b"") for name in names[:most]
     ]
     page = {"kind": "storage#objects", "items": items}
     return json_response({**page, "nextPageToken": names[most]} if len(names) > most else page)

@@ -1,4 +1,5 @@
-"""S3's REST API, as far as boto3 needs it for objects: put, get, list, delete.
+"""S3's REST API, as far as boto3 needs it for objects, and obstore for a store: put, get, list,
+delete.
 
 Source: Amazon S3 API reference, botocore 1.44, read 2026-11.
 """
@@ -6,34 +7,53 @@ Source: Amazon S3 API reference, botocore 1.44, read 2026-11.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+import uuid
 from urllib.parse import unquote
+from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 from aiohttp import web
 
+from beam_llm.testing.emulator.objects import ObjectFiles
 from beam_llm.testing.emulator.wire import ranged
-
-if TYPE_CHECKING:
-    from beam_llm.testing.emulator.buckets import Buckets
 
 PREFIX = "/s3"
 _PAGE = 1_000
 _XMLNS = "http://s3.amazonaws.com/doc/2006-03-01/"
 
 
-async def answer(buckets: Buckets, request: web.BaseRequest, path: str) -> web.StreamResponse:
+async def answer(objects: ObjectFiles, request: web.BaseRequest, path: str) -> web.StreamResponse:
     """The answer to a request below `PREFIX`, its bucket in the path."""
     named, _, rest = path.removeprefix("/").partition("/")
     bucket, key, method = unquote(named), unquote(rest), request.method
+    if not key and method == "POST" and "delete" in request.query:
+        return _delete_many(objects, bucket, await request.read())
     if not key:
-        return _page(buckets, request, bucket) if method == "GET" else _known(method)
+        return _page(objects, request, bucket) if method == "GET" else _known(method)
+    if {"uploads", "uploadId"} & request.query.keys():
+        return await _in_parts(objects, request, bucket, key)
     if method == "PUT":
-        return await _put(buckets, request, bucket, key)
+        return await _put(objects, request, bucket, key)
     if method == "DELETE":
-        buckets.delete(bucket, key)
+        objects.delete(bucket, key)
         return web.Response(status=204)
-    return _get(buckets, request, bucket, key) if method in ("GET", "HEAD") else _no_such()
+    return _get(objects, request, bucket, key) if method in ("GET", "HEAD") else _no_such()
+
+
+def _delete_many(objects: ObjectFiles, bucket: str, body: bytes) -> web.Response:
+    """Of a `DeleteObjects`: what was not there is deleted as well."""
+    try:
+        keys = [key.text or "" for key in ElementTree.fromstring(body).iter() if _is_key(key)]
+    except ElementTree.ParseError:
+        return _error(400, "MalformedXML", "The XML you provided was not well-formed.")
+    for key in keys:
+        objects.delete(bucket, key)
+    deleted = "".join(f"<Deleted><Key>{escape(key)}</Key></Deleted>" for key in keys)
+    return _xml(f'<DeleteResult xmlns="{_XMLNS}">{deleted}</DeleteResult>')
+
+
+def _is_key(element: ElementTree.Element) -> bool:
+    return element.tag.rpartition("}")[2] == "Key"  # with its namespace before it, or without
 
 
 def _known(method: str) -> web.Response:
@@ -42,16 +62,51 @@ def _known(method: str) -> web.Response:
 
 
 async def _put(
-    buckets: Buckets, request: web.BaseRequest, bucket: str, key: str
+    objects: ObjectFiles, request: web.BaseRequest, bucket: str, key: str
 ) -> web.StreamResponse:
     data = await request.read()
     if "aws-chunked" in request.headers.get("Content-Encoding", ""):
         data = _unchunked(data)
-    if request.headers.get("If-None-Match") == "*" and buckets.get(bucket, key) is not None:
+    return _kept(objects, request, bucket, key, data)
+
+
+def _kept(
+    objects: ObjectFiles, request: web.BaseRequest, bucket: str, key: str, data: bytes
+) -> web.Response:
+    if request.headers.get("If-None-Match") == "*" and objects.get(bucket, key) is not None:
         message = "At least one of the pre-conditions you specified did not hold"
         return _error(412, "PreconditionFailed", message)
-    buckets.put(bucket, key, data)
+    objects.put(bucket, key, data)
     return web.Response(headers={"ETag": _etag(data)})
+
+
+async def _in_parts(
+    objects: ObjectFiles, request: web.BaseRequest, bucket: str, key: str
+) -> web.StreamResponse:
+    """One step of an upload in parts; these lie in a bucket beside the object's until it ends."""
+    upload, aside = request.query.get("uploadId"), f"{bucket}/parts"
+    if upload is None:
+        return _result("InitiateMultipartUpload", bucket, key, UploadId=uuid.uuid4().hex)
+    if request.method == "PUT":
+        part = f"{upload}/{int(request.query['partNumber']):05d}"
+        return await _put(objects, request, aside, part)
+    parts = objects.names(aside, f"{upload}/")
+    if request.method == "POST":
+        data = b"".join(objects.get(aside, part) or b"" for part in parts)
+        answer = _kept(objects, request, bucket, key, data)
+        if answer.status == 200:
+            answer = _result("CompleteMultipartUpload", bucket, key, ETag=_etag(data))
+    else:
+        answer = web.Response(status=204)
+    for part in parts:
+        objects.delete(aside, part)
+    return answer
+
+
+def _result(of: str, bucket: str, key: str, **facts: str) -> web.Response:
+    facts = {"Bucket": bucket, "Key": key, **facts}
+    told = "".join(f"<{name}>{escape(fact)}</{name}>" for name, fact in facts.items())
+    return _xml(f'<{of}Result xmlns="{_XMLNS}">{told}</{of}Result>')
 
 
 def _unchunked(data: bytes) -> bytes:
@@ -66,21 +121,25 @@ def _unchunked(data: bytes) -> bytes:
     return whole
 
 
-def _get(buckets: Buckets, request: web.BaseRequest, bucket: str, key: str) -> web.StreamResponse:
-    data = buckets.get(bucket, key)
+def _get(
+    objects: ObjectFiles, request: web.BaseRequest, bucket: str, key: str
+) -> web.StreamResponse:
+    data = objects.get(bucket, key)
     if data is None:
         return _error(404, "NoSuchKey", "The specified key does not exist.")
     status, part, headers = ranged(data, request.headers.get("Range"))
-    return web.Response(body=part, status=status, headers={**headers, "ETag": _etag(data)})
+    # aiohttp leaves out the length of nothing where only the head is asked for.
+    headers |= {"ETag": _etag(data), "Content-Length": str(len(part))}
+    return web.Response(body=part, status=status, headers=headers)
 
 
-def _page(buckets: Buckets, request: web.BaseRequest, bucket: str) -> web.StreamResponse:
+def _page(objects: ObjectFiles, request: web.BaseRequest, bucket: str) -> web.StreamResponse:
     query = request.query
     start = query.get("continuation-token", "")
-    names = buckets.names(bucket, query.get("prefix", ""), start)
+    names = objects.names(bucket, query.get("prefix", ""), start)
     most = min(int(query.get("max-keys") or _PAGE), _PAGE)
     entries = "".join(
-        f"<Contents><Key>{escape(name)}</Key><Size>{buckets.path(bucket, name).stat().st_size}"
+        f"<Contents><Key>{escape(name)}</Key><Size>{objects.path(bucket, name).stat().st_size}"
         "</Size><LastModified>2026-11-29T00:00:00.000Z</LastModified></Contents>"
         for name in names[:most]
     )

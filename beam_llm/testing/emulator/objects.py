@@ -1,0 +1,65 @@
+"""Objects of the emulator's buckets, as files below a folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+_END = "~"
+"""Of a file's name, so that an object and a folder may have one name."""
+
+
+class ObjectFiles:
+    """Objects as files below a folder, bucket by bucket. A bucket needs no making."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def path(self, bucket: str, name: str) -> Path:
+        """Where an object's bytes are, or would be."""
+        return self._folder / _in_path(bucket) / f"{'/'.join(map(_in_path, name.split('/')))}{_END}"
+
+    def put(self, bucket: str, name: str, data: bytes) -> None:
+        path = self.path(bucket, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{os.getpid()}.{id(data)}")
+        part.write_bytes(data)
+        os.replace(part, path)
+
+    def get(self, bucket: str, name: str) -> bytes | None:
+        try:
+            return self.path(bucket, name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def delete(self, bucket: str, name: str) -> bool:
+        """Whether there was one."""
+        try:
+            self.path(bucket, name).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def names(self, bucket: str, prefix: str, start: str = "") -> list[str]:
+        """Sorted by their bytes, from `start` on."""
+        root = self._folder / _in_path(bucket)
+        found = (_name_of(path.relative_to(root)) for path in _files(root))
+        chosen = (name for name in found if name.startswith(prefix) and name >= start)
+        return sorted(chosen, key=str.encode)
+
+
+def _in_path(part: str) -> str:
+    """A part of a name as a file's: whatever is in it, it leads nowhere else."""
+    return quote(part, safe="").replace(".", "%2E") or "%"
+
+
+def _name_of(path: Path) -> str:
+    parts = ("" if part == "%" else unquote(part) for part in str(path)[: -len(_END)].split("/"))
+    return "/".join(parts)
+
+
+def _files(root: Path) -> Iterator[Path]:
+    for folder, _, names in os.walk(root):
+        yield from (Path(folder, name) for name in names if name.endswith(_END))
