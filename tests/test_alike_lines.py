@@ -30,6 +30,7 @@ from beam_llm.results.bill import Bill
 from beam_llm.results.endings import JobEnd
 from beam_llm.results.line_pattern import LinePattern
 from beam_llm.results.prior_outcomes import PriorOutcomes
+from beam_llm.results.result_file import read_results
 from beam_llm.results.result_reader import ResultReader
 from beam_llm.stores import open_store
 from beam_llm.values import JobState, Outcome, Usage
@@ -135,7 +136,7 @@ def read(options: Settings, kind: type[OpenAIBatches], data: bytes) -> Read:
             take(lines, *rest)
 
         reader.take_answers = counted  # type: ignore[method-assign]
-        reader.read_file(results.name)
+        read_results(reader, results.name)
         reader.finish()
         reader.outcomes.flush()
         store.put_file("found.rows", rows.name)

@@ -40,6 +40,7 @@ from beam_llm.protocols import RemoteJob
 from beam_llm.results.bill import Bill
 from beam_llm.results.endings import JobEnd
 from beam_llm.results.prior_outcomes import PriorOutcomes
+from beam_llm.results.result_file import read_results
 from beam_llm.results.result_reader import ResultReader
 from beam_llm.stores import temporary_file
 from beam_llm.values import Usage
@@ -137,7 +138,7 @@ def _read_results(job: Job, reader: ResultReader, remote: RemoteJob, is_whole: b
                 raise
             _LOG.warning("the results of %s can't all be read: %s", remote.job_id, error.message)
         failpoint("collect.file")
-        reader.read_file(path)
+        read_results(reader, path)
     if is_whole and reader.is_short_of(remote):
         found = f"{reader.replies} replies and {reader.lines} lines of {remote.completed} counted"
         raise Retryable(Kind.UNAVAILABLE, f"its files hold {found}")

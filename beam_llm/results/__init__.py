@@ -3,6 +3,7 @@ nobody for anything; `jobs/` says when it is time, and fetches the lines.
 
     endings.py          what the end of a job means for lines without a reply
     result_reader.py    result lines → outcomes
+    result_file.py      a file of them
     alike_lines.py      the same by the block, where lines are alike
     line_pattern.py     what such a line looks like
     prior_outcomes.py   what the job before says of the same records

@@ -14,16 +14,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import orjson
 
-from beam_llm.protocols import BatchProvider, HasLineForms, Task
+from beam_llm.protocols import HasLineForms
 from beam_llm.results.line_pattern import LinePattern
+from beam_llm.results.result_reader import ResultReader
 from beam_llm.values import Finish, Usage
-
-if TYPE_CHECKING:
-    from beam_llm.results.result_reader import ResultReader
 
 _MOST_FORMS = 20
 """That are looked for in a file: a pattern is compiled for each."""
@@ -34,10 +31,9 @@ _MOST_COUNTS = 16_384
 class AlikeLines:
     """Reads blocks of result lines for a ResultReader whose job has one record in each line."""
 
-    def __init__(self, results: ResultReader, provider: BatchProvider, task: Task):
-        assert isinstance(provider, HasLineForms)
-        self._results, self._plain_answer = results, task.plain_answer
-        self._form_of, self._decode = provider.line_form, provider.decode_line
+    def __init__(self, results: ResultReader, provider: HasLineForms):
+        self._results, self._plain_answer = results, results.task.plain_answer
+        self._form_of, self._decode = provider.line_form, results.provider.decode_line
         self._pattern: LinePattern | None = None
         self._forms_left = _MOST_FORMS
         self._answers: dict[str, str] = {}
@@ -45,9 +41,12 @@ class AlikeLines:
         self._paid: dict[int, tuple[Usage, float | None]] = {}
 
     @classmethod
-    def of(cls, results: ResultReader, provider: BatchProvider, task: Task) -> AlikeLines | None:
-        """None where the provider knows of no forms."""
-        return cls(results, provider, task) if isinstance(provider, HasLineForms) else None
+    def of(cls, results: ResultReader) -> AlikeLines | None:
+        """None where lines may differ in more than a few places, for all the provider knows."""
+        provider = results.provider
+        if not (results.has_plain_lines and isinstance(provider, HasLineForms)):
+            return None
+        return cls(results, provider)
 
     def read(self, block: bytes) -> bool:
         """Takes all lines of a block, which end with their newlines; False: it took none.

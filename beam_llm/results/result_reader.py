@@ -9,10 +9,8 @@ line ─► custom_id ─► line of the job ─┤
 from __future__ import annotations
 
 import functools
-import io
 import re
 from collections import Counter
-from collections.abc import Iterator
 from typing import IO
 
 from beam_llm.errors import (
@@ -28,13 +26,11 @@ from beam_llm.ledger.failpoints import failpoint
 from beam_llm.ledger.manifest import Manifest
 from beam_llm.ledger.outcomes import OutcomeWriter
 from beam_llm.protocols import BatchProvider, LineReply, RemoteJob, Task
-from beam_llm.results.alike_lines import AlikeLines
 from beam_llm.results.bill import Bill
 from beam_llm.results.endings import JobEnd
 from beam_llm.results.prior_outcomes import PriorOutcomes
 from beam_llm.values import Completion, Finish, JobState, Outcome, Reading
 
-_READ_BYTES = 1 << 20
 _CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*"([A-Za-z0-9_-]{1,64})"')
 """Inside of a JSON string the quotes have backslashes, so this is found where it is a field, and
 nowhere else."""
@@ -47,7 +43,7 @@ class ResultReader:
     read.
 
         reader = ResultReader(task, provider, bill, manifest, end, file, prior)
-        reader.read_file(path)
+        read_results(reader, path)  # or reader.read_line(line), line by line
         reader.finish()
 
     Args:
@@ -56,6 +52,7 @@ class ResultReader:
       prior: what the job before says of the same records, if this is a follow-up.
 
     Attributes:
+      most_bytes: of a line; of one that is longer only the beginning is read.
       line_of: lines of the job by their custom_id.
       answered: 1 for each line that has a reply.
       left: 1 for each record that does not end here.
@@ -73,9 +70,9 @@ class ResultReader:
         file: IO[bytes],
         prior: PriorOutcomes,
     ):
-        self._task, self._provider, self.bill = task, provider, bill
+        self.task, self.provider, self.bill = task, provider, bill
         self._manifest, self._end, self._prior = manifest, end, prior
-        self._most_bytes = task.settings.max_reply_bytes
+        self.most_bytes = task.settings.max_reply_bytes
         self._plain_answer = functools.lru_cache(1024)(task.plain_answer)
         # The quick way doesn't add what the job before has cost, so a follow-up can't take it.
         self._plainly = task.answers_plainly and prior.is_empty
@@ -108,29 +105,18 @@ class ResultReader:
         found = self.replies + len(self._errors)
         return found + self._nobodys + (len(self._strangers) if found else 0)
 
-    def read_file(self, path: str) -> None:
-        """Takes the file of result lines.
-
-        Whatever stands in a line is the trouble of its own records: nothing raises but the ledger
-        and the disk.
-        """
-        alike = AlikeLines.of(self, self._provider, self._task) if self._has_plain_lines else None
-        for block in result_blocks(path, self._most_bytes):
-            if alike is None or not alike.read(block):
-                for line in io.BytesIO(block):
-                    self.read_line(line)
-
     @property
-    def _has_plain_lines(self) -> bool:
+    def has_plain_lines(self) -> bool:
         """Whether each line is one record, and what a reply says of it may be known by its text."""
         return self._plainly and len(self.answered) == len(self._manifest)
 
     def read_line(self, line: bytes) -> None:
-        """Takes one line, whatever stands in it."""
+        """Takes one line. Whatever stands in it is the trouble of its own records: nothing raises
+        but the ledger and the disk."""
         if line.isspace():
             return
         try:
-            reply = self._provider.decode_line(line)
+            reply = self.provider.decode_line(line)
             number = self.line_of.get(reply.custom_id)
         except Exception as error:
             self._is_cut = self._take_unreadable(line, error)
@@ -159,8 +145,9 @@ class ResultReader:
         """A line that is no reply: its records' error, where it can be seen whose it is. Returns
         whether it was cut."""
         self.facts["unreadable_lines"] += 1
-        # Without its newline a line was cut on the way, or by `result_lines` where it is too long.
-        is_long = len(line) >= self._most_bytes
+        # Without its newline a line was cut on the way, or by `result_blocks` where it is too
+        # long.
+        is_long = len(line) >= self.most_bytes
         if not is_long and not line.endswith(b"\n"):
             return True
         found = _CUSTOM_ID.search(line)
@@ -168,9 +155,7 @@ class ResultReader:
         if number is None:
             self._nobodys += 1
         else:
-            self._take(
-                number, LineReply.failed("", _unreadable_line(line, error, self._most_bytes))
-            )
+            self._take(number, LineReply.failed("", _unreadable_line(line, error, self.most_bytes)))
         return False
 
     def _take(self, line: int, reply: LineReply) -> None:
@@ -231,7 +216,7 @@ class ResultReader:
     def _read_closely(
         self, start: int, count: int, completion: Completion, cost: float | None
     ) -> None:
-        reading = self._task.read(count, completion)
+        reading = self.task.read(count, completion)
         for warning in reading.warnings:
             self.facts[f"warnings_{warning}"] += 1
         rest = completion.model, completion.request_id, completion.finish_reason
@@ -250,7 +235,7 @@ class ResultReader:
             else:
                 self._put(
                     position,
-                    Outcome(self._task.stored(reading, index), None, usage, cost, *rest),
+                    Outcome(self.task.stored(reading, index), None, usage, cost, *rest),
                     final=True,
                 )
 
@@ -281,30 +266,6 @@ class ResultReader:
         if not final:
             self.left[position] = 1
         self.outcomes.put(position, self._prior.added(self._manifest, position, outcome))
-
-
-def result_blocks(path: str, most_bytes: int) -> Iterator[bytes]:
-    """The lines of a result file, which end at b"\\n" and nowhere else: many at once, or one that
-    is too long, of which only the beginning, or was cut."""
-    with open(path, "rb", buffering=_READ_BYTES) as file:
-        start, size = 0, min(_READ_BYTES, most_bytes)
-        while block := file.read(size):
-            end = block.rfind(b"\n") + 1
-            if not end:
-                yield from _one_line(file, start, most_bytes)
-            else:
-                yield block[:end]
-                file.seek(start + end)
-            start = file.tell()
-
-
-def _one_line(file: IO[bytes], start: int, most_bytes: int) -> Iterator[bytes]:
-    """The line that begins there, of which only the beginning where it is too long."""
-    file.seek(start)
-    line = file.readline(most_bytes)
-    yield line
-    while len(line) == most_bytes and not line.endswith(b"\n"):
-        line = file.readline(most_bytes)
 
 
 def _unreadable_line(line: bytes, error: Exception, most_bytes: int) -> CallError:

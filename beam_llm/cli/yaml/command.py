@@ -9,7 +9,6 @@ from time import time
 from typing import Any
 
 from beam_llm.cli.beam_run import pipeline_options, run_to_end
-from beam_llm.cli.commands.run import need
 from beam_llm.cli.exit_codes import ALL_ANSWERED
 from beam_llm.cli.new_jobs import locations_of
 from beam_llm.cli.predict_command import PredictCommand, Report
@@ -34,7 +33,6 @@ def run(chosen: argparse.Namespace) -> int:
             "writes its own: put failed rows apart (error_handling: {output: failed}) and run on "
             "those"
         )
-    need("YAML", "apache-beam[yaml]", "apache_beam.yaml.yaml_transform")
     # Before Beam is loaded: a page that can't be written is told at once.
     files = RunFiles(chosen)
     import apache_beam as beam
