@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from beam_llm import providers
 from beam_llm.config import settings
-from beam_llm.errors import Aborted, CallError, Kind, QueueFull, Rejected, UsageError
+from beam_llm.errors import Aborted, CallError, Kind, QueueFull, Rejected, Retryable, UsageError
 from beam_llm.protocols import LineEnd
 from beam_llm.providers.anthropic import place
 from beam_llm.providers.anthropic.dialect import SCHEMA, TOOL, WORDS, Dialect
@@ -318,6 +318,12 @@ def test_a_reply_ends_in_one_of_few_ways(reason, finish):
     found["content"] = []
     empty = completion_of(found).finish
     assert empty is (Finish.EMPTY if finish in (Finish.STOP, Finish.OTHER) else finish)
+
+
+@pytest.mark.parametrize("error", ["bad gateway", {"message": "bad gateway", "code": 502}])
+def test_a_gateways_error_in_place_of_a_message_is_told(error):
+    with pytest.raises(Retryable, match="bad gateway"):
+        completion_of({"error": error})
 
 
 def test_a_refusal_says_why():

@@ -174,6 +174,13 @@ THOUGHT = {"text": "Let me see.", "thought": True}
         pytest.param(
             reply(None, "SAFETY"), None, Finish.FILTERED, None, id="a candidate without content"
         ),
+        pytest.param(
+            {"candidates": [{"finishReason": "MALFORMED_RESPONSE", "finishMessage": "Odd."}]},
+            None,
+            Finish.FAILED,
+            None,
+            id="a failure with a sentence about it",
+        ),
     ],
 )
 def test_unusual_replies_are_completions_too(body, text, finish, refusal):

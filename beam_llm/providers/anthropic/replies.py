@@ -47,8 +47,10 @@ def completion_of(
     Raises:
       CallError: where it is an error in the guise of a reply, or no message at all.
     """
-    # Behind a gateway an error may come with a 200.
-    if isinstance(payload, dict) and payload.get("type") == "error":
+    # Behind a gateway an error may come with a 200, and in the gateway's own form.
+    if isinstance(payload, dict) and (
+        payload.get("type") == "error" or ("content" not in payload and payload.get("error"))
+    ):
         raise error_in(payload, context)
     if not isinstance(payload, dict) or not isinstance(payload.get("content"), list | str):
         raise unreadable("the reply is not a message")

@@ -183,7 +183,7 @@ def completion_of(
     texts = [text for part in _parts(candidate) if (text := _text(part)) is not None]
     text = redactor.in_answer(clean("".join(texts))) if texts else None
     reason = candidate.get("finishReason")
-    refusal = _refusal(candidate, feedback, blocked, redactor) if not text else None
+    refusal = _refusal(feedback, blocked, redactor) if not text else None
     return Completion(
         text,
         Finish.REFUSED if blocked and not text else _finish(reason, text),
@@ -227,14 +227,11 @@ def _finish(reason: Any, text: str | None) -> Finish:
     return Finish.EMPTY if not text and finish in (Finish.STOP, Finish.OTHER) else finish
 
 
-def _refusal(
-    candidate: Mapping[str, Any], feedback: Any, blocked: Any, redactor: Redactor
-) -> str | None:
-    """The provider's sentence about what it blocked, or a sentence of ours about it."""
-    for holder, name in ((feedback, "blockReasonMessage"), (candidate, "finishMessage")):
-        sentence = holder.get(name) if isinstance(holder, dict) else None
-        if isinstance(sentence, str) and sentence:
-            return redactor(clean(sentence))
+def _refusal(feedback: Any, blocked: Any, redactor: Redactor) -> str | None:
+    """The provider's sentence about a prompt that it blocked, or a sentence of ours about it."""
+    sentence = feedback.get("blockReasonMessage") if isinstance(feedback, dict) else None
+    if isinstance(sentence, str) and sentence:
+        return redactor(clean(sentence))
     named = name_of(blocked, redactor)
     return f"the prompt was blocked: {named}" if named else None
 
