@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import math
 import random
 import threading
@@ -775,6 +776,22 @@ def test_a_first_prompt_with_some_bad_records_still_answers_the_others(size, bad
     provider = FakeProvider(poison="unreadable", poisoned=is_bad)
     asked = ask(provider, ["bad" if i in bad else f"r{i}" for i in range(size)], max_retries=1)
     assert [value is None for value in values(asked)] == [i in bad for i in range(size)]
+
+
+class SmallWindow(FakeProvider):
+    """Takes no prompt of more than three records."""
+
+    async def complete(self, request, timeout_seconds):
+        if len(json.loads(request.messages[-1].content)) > 3:
+            await asyncio.sleep(self.seconds)
+            raise Rejected(Kind.TOO_LARGE, "HTTP 400: the prompt is too long", status=400)
+        return await super().complete(request, timeout_seconds)
+
+
+@pytest.mark.parametrize("prompts", [1, 4, 6, 7, 8, 40])
+def test_prompts_that_are_all_much_too_long_are_answered_in_small_ones(prompts):
+    asked = ask_all(SmallWindow(seconds=0.3), [texts(100)] * prompts)
+    assert all(None not in values(one) for one in asked)
 
 
 def test_after_the_cool_down_a_probe_finds_the_endpoint_well_again():

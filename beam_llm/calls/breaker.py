@@ -195,7 +195,8 @@ class Fallback:
         waited for.
         """
         while not (self._has_answer or self._guard.breaker.is_proven):
-            if self._calls_left >= calls:
+            # The last one is kept for a record alone: halves may all be too much at once.
+            if self._calls_left >= calls + (calls > 1):
                 self._calls_left -= calls
                 return True
             if not self._under_way:
