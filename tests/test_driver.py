@@ -558,6 +558,9 @@ FILES: dict[str, Callable[[World], None]] = {
     "blank lines": lambda world: setattr(world.fake, "tail", b"\n \n"),
     "downloads that fail at first": lambda world: setattr(world.fake, "downloads_fail", 2),
     "a download that is cut": lambda world: setattr(world.fake, "download_cuts", 1),
+    "a download that is cut, with lines of strangers": lambda world: vars(world.fake).update(
+        download_cuts=1, strangers=len(TEXTS)
+    ),
     "polls that fail": lambda world: setattr(world.fake, "polls_fail", 4),
     "uploads that fail": lambda world: setattr(world.fake, "uploads_fail", 2),
     "a job unknown for a while": lambda world: setattr(
@@ -688,6 +691,14 @@ def test_results_that_never_come_are_doubtful_at_the_deadline_whatever_came_is_k
 def test_lines_of_strangers_and_doubles_do_not_make_up_for_a_missing_one(world: World) -> None:
     world.fake.shows_lines, world.fake.repeats_lines = 10, True
     assert kinds(world.run(TEXTS, job_deadline_hours=0.5)) == {Kind.DOUBTFUL}
+
+
+def test_counts_that_are_too_high_keep_nobody_waiting_who_has_an_answer(world: World) -> None:
+    shown, started = world.fake.shown, world.clock.time()
+    world.fake.shown = lambda job: replace(shown(job), completed=99)  # type: ignore[method-assign]
+    world.fake.refuse = frozenset({TEXTS[3]})
+    assert kinds(world.run(TEXTS)) == {Kind.REJECTED}
+    assert world.clock.time() - started < 3_600
 
 
 def test_what_is_odd_about_result_lines_is_said_once_they_are_read(

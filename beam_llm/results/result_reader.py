@@ -255,12 +255,17 @@ class ResultReader:
 
         Lines that failed are not always listed, and some servers count them as completed.
         """
+        # Whatever is counted: of each line that was asked there is a reply or an error.
+        if self.replies + len(self._errors) == len(self.answered):
+            return False
         if job.state not in (JobState.COMPLETED, JobState.EXPIRED, JobState.CANCELLED):
             return False
         # Azure may give no counts.
         if job.completed is None:
-            return job.state is JobState.COMPLETED and (self._is_cut or not self.lines)
-        return self.replies < job.completed and self.lines < job.completed + (job.failed or 0)
+            return self._is_cut or (job.state is JobState.COMPLETED and not self.lines)
+        # What strangers' lines may stand for is not what a file lacks that was cut.
+        has_less = self.lines < job.completed + (job.failed or 0)
+        return self.replies < job.completed and (has_less or self._is_cut)
 
     def _put(self, position: int, outcome: Outcome, final: bool) -> None:
         if not final:
