@@ -56,6 +56,17 @@ def test_cloud_storages_client_uploads_in_pieces(emulator: Emulator, tmp_path: P
     assert store.get("large") == data
 
 
+def test_cloud_storages_client_asks_for_objects_alone(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = pytest.importorskip("google.cloud.storage._bucket_metadata_cache")
+    asked: list[str] = []
+    note = lambda self, bucket: asked.append(bucket)  # noqa: E731
+    monkeypatch.setattr(module.BucketMetadataCache, "get_or_queue_fetch", note)
+    open_store("gs://bucket/path").put("x", b"1")
+    assert asked == []
+
+
 def test_boto3_reads_what_it_wrote_whatever_the_key(s3: Any) -> None:
     s3.put_object(Bucket="bucket", Key=ODD, Body=b"12345")
     assert s3.get_object(Bucket="bucket", Key=ODD)["Body"].read() == b"12345"

@@ -144,5 +144,10 @@ def _client() -> Any:
 
     # An emulator asks for no credentials, and must not be sent real ones.
     if os.environ.get("STORAGE_EMULATOR_HOST"):
-        return storage.Client(project="emulator", credentials=AnonymousCredentials())
-    return storage.Client()
+        client = storage.Client(project="emulator", credentials=AnonymousCredentials())
+    else:
+        client = storage.Client()
+    # From 3.11 on each client asks about its bucket, in a thread, for what traces say of it, traced
+    # or not. That needs a permission (storage.buckets.get) that objects don't need.
+    client._bucket_metadata_cache = None
+    return client
