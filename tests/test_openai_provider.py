@@ -858,6 +858,21 @@ def test_a_record_with_the_words_of_a_full_queue_does_not_hold_up_its_job(line, 
     assert getattr(job.cause, "limit_tokens", None) == (5 if is_full else None)
 
 
+@pytest.mark.parametrize(
+    ("code", "message", "cause"),
+    [
+        ("invalid_file", "Cannot find file file-1, or it is not yours", InputGone),
+        ("server_error", "An internal error occurred", Retryable),
+        ("batch_failed", "bad", type(None)),
+    ],
+)
+def test_why_a_job_failed_as_a_whole_has_a_remedy_where_its_lines_are_not_at_fault(
+    code, message, cause
+):
+    errors = {"data": [{"code": code, "message": message, "line": None}]}
+    assert type(remote_job({"id": "b", "status": "failed", "errors": errors}).cause) is cause
+
+
 def test_a_create_whose_answer_is_lost_has_no_status(server, batches):
     async def drop(request: web.Request, body: bytes) -> web.StreamResponse:
         request.transport.close()

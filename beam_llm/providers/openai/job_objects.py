@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from beam_llm.errors import Aborted, CallError, InputGone, Kind, QueueFull
+from beam_llm.errors import Aborted, CallError, InputGone, Kind, QueueFull, Retryable
 from beam_llm.protocols import RemoteJob
 from beam_llm.providers.errors import shown, unreadable
 from beam_llm.providers.ids import identifier_of
@@ -48,7 +48,13 @@ _QUEUE_LIMIT = re.compile(
 )
 
 
-_GONE_WORDS = ("not found", "no such", "does not exist", "was deleted", "expired")
+_GONE_WORDS = ("not found", "no such", "does not exist", "was deleted", "expired", "cannot find")
+"""The last is in what OpenAI may say of an input file that it has all the same: "Cannot find file
+file-V…, or organization org-… does not have access to it" (tobert/kaibo#169, 2026-08).
+"""
+
+
+_OWN_WORDS = ("internal", "server_error", "unavailable", "timeout", "timed_out", "overloaded")
 
 
 _SPENT_WORDS = ("model_not_found", "billing", "quota", "permission", "unauthorized", "access")
@@ -106,6 +112,8 @@ def _cause(errors: Sequence[tuple[str, str, int | None]]) -> CallError | None:
         return Aborted(Kind.ABORTED, f"the provider's validation failed: {said}")
     if line is None and _says_input_gone(own, None):
         return InputGone(Kind.REJECTED, f"the provider's validation failed: {said}")
+    if line is None and any(word in code.lower() for word in _OWN_WORDS):
+        return Retryable(Kind.UNAVAILABLE, f"the provider failed: {said}")
     return None
 
 
