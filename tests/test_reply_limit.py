@@ -4,6 +4,7 @@ where a model needs more.
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import re
 from typing import Any, Literal
@@ -129,19 +130,39 @@ def test_a_users_limit_is_his(options):
     assert ours not in provider.limits
 
 
-def test_a_model_that_thinks_is_asked_again_without_the_limit_and_later_never_with_it():
-    def thinking(request):
-        return (
-            reply(1, 4_000)
-            if request.max_output_tokens is None
-            else reply(1, request.max_output_tokens, Finish.LENGTH)
-        )
+def thinking(request, tokens: int = 4_000):
+    return (
+        reply(1, tokens)
+        if request.max_output_tokens is None
+        else reply(1, request.max_output_tokens if tokens else 0, Finish.LENGTH)
+    )
 
-    provider = Replies(thinking)
+
+@pytest.mark.parametrize("tokens", [4_000, 0], ids=["counted", "not counted"])
+def test_a_model_that_thinks_is_asked_again_without_the_limit_and_later_never_with_it(tokens):
+    provider = Replies(lambda request: thinking(request, tokens))
     known = settings("openai:fake", output=Literal["yes", "no"], base_url="http://localhost/v1")
     ended = ask_all(provider, [["a"], ["b"], ["c"]], together=False, task=compile_task(known))
     assert [values(one) for one in ended] == [["yes"]] * 3
     assert [limit is None for limit in provider.limits] == [False, True, True, True]
+
+
+class OneAfterTheOther(Replies):
+    """Each call takes a second more than the one before, as those without a limit do not."""
+
+    begun = 0
+
+    async def complete(self, request, timeout_seconds):
+        self.begun += 1
+        await asyncio.sleep(0.5 if request.max_output_tokens is None else self.begun)
+        return await super().complete(request, timeout_seconds)
+
+
+def test_replies_under_way_when_it_shows_that_the_model_thinks_are_asked_for_again_too():
+    provider = OneAfterTheOther(thinking)
+    known = settings("openai:fake", output=Literal["yes", "no"], base_url="http://localhost/v1")
+    ended = ask_all(provider, [["a"], ["b"], ["c"], ["d"]], task=compile_task(known))
+    assert [values(one) for one in ended] == [["yes"]] * 4
 
 
 def test_a_model_that_runs_on_without_end_is_let_run_once():

@@ -52,13 +52,14 @@ class ReplyLimits:
 
     def may_be_wrong(self) -> bool:
         """Whether a reply that was cut by our limit should be asked for once without it."""
-        return self.is_given and not self.is_right
+        # One that was under way when limits ended is wrong for sure.
+        return not (self.is_given and self.is_right)
 
     def learn_without(self, limit: int, *, was_cut: bool, output_tokens: int) -> None:
         """A reply to a request without our `limit`, after one with it had been cut."""
         if was_cut:
             self.is_right = True
-        elif output_tokens > limit:
+        elif output_tokens > limit or not output_tokens:  # not every server tells
             self.is_given = False
 
 
