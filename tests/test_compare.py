@@ -273,6 +273,13 @@ def test_a_mistake_is_told_before_a_call(
     assert llm_emulator.calls == 0
 
 
+def test_an_input_without_records_is_told_and_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(written(tmp_path, []))) == 2
+    assert "the input holds no records" in capsys.readouterr().err
+
+
 def test_records_that_fail_alone_make_the_code_3_and_are_not_compared(
     tmp_path: Path,
     emulator_with: Callable[..., Emulator],

@@ -49,6 +49,8 @@ class Population:
                 self.unusable += 1
                 together = {**together, **fields}
             self._digests += digest_of(fields)
+        if not self.size:
+            raise UsageError("the input holds no records: there is nothing to compare")
         if self.unusable == self.size and (error := misfit_of(task, together)):
             raise UsageError(f"{error} (no record fits; fields: {', '.join(together) or 'none'})")
 
