@@ -31,8 +31,13 @@ class Parser(argparse.ArgumentParser):
             self.print_help(sys.stderr)
             self.exit(WRONG_USAGE)
         found = re.match(r"unrecognized arguments: (\S+)", message)
-        if found:
+        if found and found[1].startswith("-"):
             message = f"unknown option {found[1]!r}{self._nearest(found[1])}"
+        elif found:  # most often, of a prompt that the shell took apart
+            message = (
+                f"unexpected {found[1]!r}: a value with spaces has to stand in quotes, and what is "
+                "not an option before the options"
+            )
         self.exit(WRONG_USAGE, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
 
     def _nearest(self, word: str) -> str:
