@@ -218,3 +218,31 @@ def test_a_job_that_failed_on_its_way_keeps_its_answers_and_only_the_rest_is_ask
     assert not wrong(found, TEXTS)
     assert not kinds(found)
     assert not billed_twice(world)
+
+
+@pytest.mark.parametrize("what", ["polls_fail", "downloads_fail"])
+def test_long_after_a_jobs_deadline_the_first_failure_is_not_the_last_word(
+    world: World, what: str
+) -> None:
+    world.driver().step(world.plan(TEXTS)[0])
+    world.clock.now += 40 * 3600.0
+    world.restart()
+    setattr(world.fake, what, 2)
+    found = world.run(TEXTS)
+    assert not wrong(found, TEXTS)
+    assert not kinds(found)
+
+
+def test_a_doubt_about_a_job_that_has_answered_nothing_ends_and_its_records_are_asked_again(
+    world: World,
+) -> None:
+    world.driver().step(world.plan(TEXTS)[0])
+    world.fake.jobs[0].fail(QueueFull("full"))
+    world.fake.polls_fail = 10**9
+    assert kinds(world.run(TEXTS, job_deadline_hours=0.1)) == {Kind.DOUBTFUL}
+    world.fake.polls_fail = 0
+    assert kinds(world.run(TEXTS, job_deadline_hours=0.1)) == {Kind.UNAVAILABLE}
+    found = world.run(TEXTS)
+    assert not wrong(found, TEXTS)
+    assert not kinds(found)
+    assert not billed_twice(world)

@@ -62,7 +62,8 @@ def collect(
       remote: whose results are read; None: there are none.
       is_whole: as many answers have to be there as the provider counts; without it what is there
         is taken for all there will ever be.
-      again: the job has ended before, in doubt. It ends once more only if there is a result line.
+      again: the job has ended before, in doubt. It ends once more only if there is a result line,
+        or the provider says that it has answered nothing.
 
     Returns:
       The end that counts: ours, or that of a process that was quicker.
@@ -80,7 +81,8 @@ def collect(
         reader = ResultReader(job.task, job.provider, bill, manifest, end, file, prior)
         if remote is not None:
             _read_results(job, reader, remote, is_whole)
-        if again and not reader.lines:
+        has_done_nothing = remote is not None and remote.completed == 0
+        if again and not reader.lines and not has_done_nothing:
             raise Retryable(Kind.UNAVAILABLE, "there are no results")
         reader.finish()
         done = _write(job, manifest, reader, end, path, DoneAgain if again else Done)

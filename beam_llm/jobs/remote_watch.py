@@ -60,6 +60,9 @@ class RemoteWatch:
         # An earlier attempt was given up without certainty: it may have made a second job.
         self._doubted = bool(job.guesses())
         self._polls = 0
+        # Since when in a row: a run may begin long after the deadline, and must not take the first
+        # failure for the last word.
+        self._failing_since: float | None = None
         self._unread_since: float | None = None
         self._unknown_since: float | None = None
         self._has_warned = False
@@ -77,7 +80,7 @@ class RemoteWatch:
             remote = guarded(job.provider.look, self._job_id)
         except CallError as error:
             return self._poll_failed(error)
-        self._unknown_since = None
+        self._unknown_since = self._failing_since = None
         if self._doubted and (remote.state.has_ended or age >= job.settings.list_lag_seconds):
             remote = self._without_double(remote)
         # At every poll, for a list may be late to show what was made of the job as a whole.
@@ -114,11 +117,12 @@ class RemoteWatch:
         job, now = self._job, self._job.time()
         if isinstance(error, Aborted) and job.settings.on_abort == "raise":
             raise error
+        self._failing_since = now if self._failing_since is None else self._failing_since
         if isinstance(error, UnknownJob):
             self._unknown_since = now if self._unknown_since is None else self._unknown_since
             if now - self._unknown_since >= doubt_seconds(job.settings):
                 return self._lost()
-        elif now >= self._deadline + doubt_seconds(job.settings):
+        elif now >= max(self._deadline, self._failing_since) + doubt_seconds(job.settings):
             return collect(job, late(JobState.RUNNING))
         # A refusal is an answer, not an outage: no backoff, but the usual pace.
         if isinstance(error, Rejected):
@@ -190,19 +194,20 @@ class RemoteWatch:
         except CallError as error:
             if isinstance(error, Aborted) and self._job.settings.on_abort == "raise":
                 raise
-            until = self._deadline + doubt_seconds(self._job.settings)
-            if self._job.time() >= until:
+            now = self._job.time()
+            self._unread_since = now if self._unread_since is None else self._unread_since
+            until = max(self._deadline, self._unread_since) + doubt_seconds(self._job.settings)
+            if now >= until:
                 ended = f"job {printable(self._job_id)} has ended as {end.word}"
                 reason = f"{ended}, but its results can't be read: {error.message}"
                 unread = JobEnd("unread", Failure(Kind.DOUBTFUL, reason, 1))
                 return collect(self._job, unread, remote)
-            self._warn_if_late(error, until)
+            self._warn_if_late(error, now, until)
             return self._wait(self._job.pause_after(error), "results late")
 
-    def _warn_if_late(self, error: CallError, until: float) -> None:
+    def _warn_if_late(self, error: CallError, now: float, until: float) -> None:
         """Warns once, after some minutes: results that are a little late are usual."""
-        now = self._job.time()
-        self._unread_since = now if self._unread_since is None else self._unread_since
+        assert self._unread_since is not None
         if self._has_warned or now < self._unread_since + doubt_seconds(self._job.settings):
             return
         self._has_warned = True
