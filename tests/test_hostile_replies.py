@@ -586,6 +586,19 @@ def test_a_section_is_read_as_written():
     assert values == {1: "R&D &amp; <b> & Q&A", 2: "b"}
 
 
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ('see <b>bold</b> and <a href="x">here</a>', 'see <b>bold</b> and <a href="x">here</a>'),
+        ("<p>one<br/>two</p><p>three</p>", "<p>one<br/>two</p><p>three</p>"),
+        ("<text>a name of its own</text>", "a name of its own"),
+    ],
+)
+def test_markup_that_an_xml_answer_does_not_escape_is_part_of_its_text(written, value):
+    values = read(answer(1, written) + answer(2, "b"), 2, response_format="xml").values
+    assert values == {1: value, 2: "b"}
+
+
 def test_a_field_of_an_xml_answer_that_is_written_twice_is_not_a_value():
     text = '<answer index="1"><place>Rome</place><place>Oslo</place></answer><answer index="2"><place>Bonn</place></answer>'
     reading = read(text, 2, Trip, "xml")

@@ -72,6 +72,10 @@ def _with_children(element: ElementTree.Element, members: list[Schema], root: Ro
             for place, child in enumerate(element)
         ]
     if not objects:
+        # One element around all of the text is a name that the model gave it; more are markup.
+        is_markup = len(element) > 1 or any(map(str.strip, _texts_around(element)))
+        if is_markup and any(map(_takes_any_text, members)):
+            return _with_markup(element)
         return "".join(element.itertext())
     chosen = next((one for one in objects if _may_be(element, one, root)), objects[0])
     fields, others = chosen.get("properties", {}), _schema_in(chosen, "additionalProperties")
@@ -82,6 +86,24 @@ def _with_children(element: ElementTree.Element, members: list[Schema], root: Ro
             raise ValueError(f"the field {child.tag} is written twice")
         value[child.tag] = one
     return value
+
+
+def _texts_around(element: ElementTree.Element) -> list[str]:
+    """The element's own texts: in front of, between and behind those that it holds."""
+    return [element.text or "", *(child.tail or "" for child in element)]
+
+
+def _with_markup(element: ElementTree.Element) -> str:
+    """A text as the model wrote it, the elements that it has not escaped included: they are a part
+    of the answer.
+    """
+    parts = [element.text or ""]
+    for child in element:
+        names = "".join(f' {name}="{value}"' for name, value in child.items())
+        inner = _with_markup(child)
+        ends = f"{names}>{inner}</{child.tag}>" if inner else f"{names}/>"
+        parts += (f"<{child.tag}{ends}", child.tail or "")
+    return "".join(parts)
 
 
 def _schema_in(schema: Schema, word: str) -> Schema:
