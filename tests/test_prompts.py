@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 
 import pydantic
 import pytest
+from apache_beam.utils.timestamp import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -73,6 +74,7 @@ class RowLike:
         (RowLike(), '{"a":1,"b":null}'),
         ([Pair(1, "x")], '[{"a":1,"b":"x"}]'),
         (datetime.datetime(2026, 1, 2, 3, 4), "2026-01-02T03:04:00"),
+        (Timestamp(1.5), "1970-01-01T00:00:01.500000Z"),
         (decimal.Decimal("1.50"), "1.50"),
         (Color.RED, "red"),
         (TextColor.RED, "red"),

@@ -95,7 +95,8 @@ def _simpler(value: Any) -> Any:
             f"{value.__qualname__} is a method or a class, not a value, "
             "and the element has no field of that name"
         )
-    for method in ("model_dump", "as_dict", "_asdict", "to_dict"):
+    # The last is of Beam's Timestamp, whose `str` is `Timestamp(1790000000)`.
+    for method in ("model_dump", "as_dict", "_asdict", "to_dict", "to_rfc3339"):
         if callable(found := getattr(value, method, None)):
             return found()
     if isinstance(value, Mapping):
