@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import itertools
+import math
 import pickle
 import time
 from collections import defaultdict
@@ -397,6 +398,8 @@ def test_a_field_may_name_the_session(emulator):
         {"who": "a", "n": 2, "text": "two"},
         {"who": "b", "n": 1, "text": "other"},
         {"n": 3, "text": "nobody's"},
+        {"who": None, "n": 4, "text": "none"},
+        {"who": math.nan, "n": 5, "text": "nan"},
         {"who": "a", "n": 1, "text": "one"},
     ]
     found = answered(
@@ -407,9 +410,14 @@ def test_a_field_may_name_the_session(emulator):
         "two": "two",
         "other": "other",
         "nobody's": None,
+        "none": None,
+        "nan": None,
     }
-    [reason] = [row["is_error"] for row in found if row["is_error"]]
-    assert "session names the field 'who', which this message does not have" in reason
+    reasons = {row["text"]: row["is_error"] for row in found if row["is_error"]}
+    named = "session names the field 'who', which"
+    assert f"{named} this message does not have" in reasons["nobody's"]
+    assert f"{named} is None: leave such messages out" in reasons["none"]
+    assert f"{named} is nan: leave such messages out" in reasons["nan"]
     assert prompts(emulator, "two") == [[*exchange("one"), said("two")]]
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import math
 import os
 import textwrap
 from typing import Any
@@ -68,6 +69,8 @@ def media(kind: str = "image/png", data: bytes = RED) -> Media:
         ("https://host/a%20cat.JPG?size=2", [Media("photo", "image/jpeg", uri="…")]),
         ("HTTP://host:8080/cat", [Media("photo", "", uri="…")]),
         ([RED, None, DATA_URL], [media(), media()]),
+        ([math.nan, RED], [media()]),
+        (math.nan, []),  # what pandas has for None
         ({"bytes": RED, "path": "cat.png"}, [media()]),
         ({"bytes": None, "path": None}, []),
         (None, []),

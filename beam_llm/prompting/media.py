@@ -20,6 +20,7 @@ from beam_llm.errors import PromptError, UsageError
 from beam_llm.prompting.batching import AUTO_RECORDS, Caps
 from beam_llm.prompting.image_files import ENDINGS, WORDS, kind_of, size_of
 from beam_llm.prompting.templates import ELEMENT
+from beam_llm.prompting.text import is_missing
 from beam_llm.protocols import MediaLimits
 from beam_llm.values import Media, Record
 
@@ -196,10 +197,10 @@ def _several(value: Any) -> Sequence[Any]:
     """The values of a field: one, several, or none."""
     # An empty text is what CSV has for nothing.
     value = _unwrapped(value)
-    if value is None or (isinstance(value, str) and not value):
+    if is_missing(value) or (isinstance(value, str) and not value):
         return ()
     if isinstance(value, (list, tuple)):
-        return [one for one in map(_unwrapped, value) if one is not None]
+        return [one for one in map(_unwrapped, value) if not is_missing(one)]
     return (value,)
 
 

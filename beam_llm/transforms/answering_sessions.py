@@ -49,6 +49,7 @@ from beam_llm.calls import Asked, Tally
 from beam_llm.config import Settings
 from beam_llm.errors import USER_CODE_ERRORS, Failure, Kind
 from beam_llm.prompting.session_task import SessionTask
+from beam_llm.prompting.text import is_missing
 from beam_llm.transforms import runners
 from beam_llm.transforms.beam_internals import LateWrites, set_windowing
 from beam_llm.transforms.coders import STATE_CODER
@@ -178,7 +179,15 @@ class KeyTurns(beam.DoFn):
 
     def _named(self, element: Any) -> Any | Failure:
         if self._field is not None:
-            return field_of(message_of(element), self._field, "session")
+            session = field_of(message_of(element), self._field, "session")
+            if not is_missing(session):
+                return session
+            # Not one session of all who have none: they would read what others said.
+            return Failure(
+                Kind.PROMPT,
+                f"session names the field {self._field!r}, which is {session}: leave such messages "
+                "out, or give each a session of its own",
+            )
         if is_keyed(element):
             return element[0]
         return Failure(

@@ -77,7 +77,7 @@ class _ChooseModel(beam.DoFn):
     def process(self, element: Any) -> Iterator[Any]:
         name = model_of(self._choice, element)
         if isinstance(name, Failure):
-            outcome = Outcome(None, name)
+            outcome = Outcome(None, name, cost_usd=0.0)
             self._meter.outcomes([outcome])
             yield pvalue.TaggedOutput(_NONE, Prediction.of(element, None, outcome))
         else:
