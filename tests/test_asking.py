@@ -61,6 +61,9 @@ CASES = {
         "anthropic:claude-haiku-4-5", "`temperature` is deprecated", "temperature"
     ),
     "gemini": Case("gemini:gemini-2.5-flash", "response_schema: too many states", "JsonSchema"),
+    "gemini, without a reason": Case(
+        "gemini:gemini-2.5-flash", "Request contains an invalid argument.", "JsonSchema"
+    ),
     "bedrock": Case(
         "bedrock:anthropic.claude-haiku-4-5-20251001-v1:0",
         "structured outputs are not supported",

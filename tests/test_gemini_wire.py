@@ -322,6 +322,7 @@ def test_every_shape_of_an_error_line_has_its_end(line, kind, end):
         (TOO_MANY_STATES, True),
         ("Unknown name \"x\" at 'generation_config.response_schema': Cannot find field.", True),
         ("A schema in GenerationConfig exceeds the maximum allowed nesting depth.", True),
+        ("Request contains an invalid argument.", True),
         ("Please use a valid role: user, model.", False),
         ("The prompt 'our database schema' is not allowed.", False),
     ],

@@ -131,14 +131,15 @@ def _told(schema: Any) -> str:
 
 _ABOUT_THE_SCHEMA = re.compile(
     r"too many states|response_?(json_?)?schema|nesting depth"
-    r"|schema.{0,80}(exceeds|too (complex|deep|large|many))",
+    r"|schema.{0,80}(exceeds|too (complex|deep|large|many))|request contains an invalid argument",
     re.IGNORECASE,
 )
 
 
 def refuses_schema(sentence: str) -> bool:
-    """Whether a refusal is about the reply's schema: its size, its depth, a word in it. Source:
-    messages in public issues, 2026-11.
+    """Whether a refusal is about the reply's schema: its size, its depth, a word in it; or may be.
+    The API says no more than that an argument is invalid where a grammar gets too large. Source:
+    messages in public issues (vercel/ai#21192, googleapis/python-aiplatform#4301), 2026-11.
     """
     return _ABOUT_THE_SCHEMA.search(sentence) is not None
 
