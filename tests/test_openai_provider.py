@@ -792,7 +792,6 @@ def test_a_create_without_a_clear_answer_is_neither_repeated_nor_called_a_no(
 @pytest.mark.parametrize(
     ("status", "body", "reason", "kind"),
     [
-        (409, wrong(), Retryable, Kind.UNAVAILABLE),
         (429, wrong(), Retryable, Kind.RATE_LIMITED),
         (
             429,
@@ -885,7 +884,7 @@ def test_a_create_whose_answer_is_lost_has_no_status(server, batches):
     assert len(server.seen) == 1
 
 
-@pytest.mark.parametrize("status", [408, 499, 500, 504])
+@pytest.mark.parametrize("status", [408, 409, 499, 500, 504])
 def test_a_create_that_the_server_gave_up_on_may_have_made_a_job(server, batches, status):
     server.says((status, wrong()))
     with pytest.raises(Retryable) as caught:

@@ -194,7 +194,7 @@ class ControlCalls:
 
         Raises:
           NotCreated: the server has answered, and it was no fault of its own (a 4xx, but for a
-            time-out).
+            time-out and a conflict).
           CallError: there may be a job all the same.
         """
         try:
@@ -307,12 +307,13 @@ class ControlCalls:
 
 def is_certain_no(status: int | None) -> bool:
     """Whether nothing was done that a call asked for, by the status that it was answered with: a
-    fault of the call, and no time-out (408, or Google's 499 of what was cancelled on its way).
+    fault of the call, and no time-out (408, or Google's 499 of what was cancelled on its way), nor
+    a conflict (409): that may be with the job that it made itself, where a proxy sent it twice.
 
     A redirect is none: 303 answers what was done, and old servers say 301 and 302 for it (RFC 9110,
     15.4.4).
     """
-    return status is not None and 400 <= status < 500 and status not in (408, 499)
+    return status is not None and 400 <= status < 500 and status not in (408, 409, 499)
 
 
 class _Enough(Exception):

@@ -203,7 +203,7 @@ class BedrockBatches:
 
     def _not_created(self, name: str, staged: str | None, error: CallError) -> RemoteJob:
         """Raises what the error comes to; a conflict is about a job that there is."""
-        if not is_certain_no(error.status):
+        if not is_certain_no(error.status) and error.status != 409:
             raise error
         code, message = self._clients.last_words
         # There is a job of that name; where the list doesn't show it yet, the create is repeated.

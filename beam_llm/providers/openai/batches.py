@@ -24,7 +24,7 @@ class OpenAIBatches(DialectBatches):
 
         Raises:
           NotCreated: the server has answered, and it was no fault of its own (a 4xx, but for a
-            time-out).
+            time-out and a conflict).
           CallError: there may be a job all the same.
         """
         hours = self._window_hours

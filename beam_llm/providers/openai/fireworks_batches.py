@@ -18,7 +18,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import aiohttp
 import orjson
 
-from beam_llm.errors import Aborted, Kind, NotCreated, Rejected, Retryable
+from beam_llm.errors import Aborted, CallError, Kind, Rejected, Retryable
 from beam_llm.protocols import LineReply, RemoteJob
 from beam_llm.providers import http
 from beam_llm.providers.control import ControlCalls, ignoring
@@ -91,9 +91,9 @@ class FireworksBatches(DialectBatches):
         url = self._url("batchInferenceJobs", query={"batchInferenceJobId": job_id})
         try:
             return self._job(self._control.create(url, orjson.dumps(body), reason_of))
-        except NotCreated as no:
+        except CallError as error:
             # A 409 is about the id: an earlier create went through, and the job is there.
-            if no.status != 409:
+            if error.status != 409:
                 raise
         return self.look(job_id)
 
