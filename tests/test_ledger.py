@@ -385,6 +385,19 @@ def test_cleanup_takes_texts_of_finished_jobs_and_nothing_that_is_still_needed(
     assert max(local.fake.billed.values()) == 1
 
 
+def test_cleanup_leaves_at_the_provider_what_a_job_that_ended_in_doubt_may_have_answered(
+    local: World,
+) -> None:
+    local.fake.downloads_fail = 10**9
+    local.run(TEXTS, job_deadline_hours=0.1)
+    cleanup(open_store(local.location), local.fake, dry_run=False)
+    local.fake.downloads_fail = 0
+    local.restart()
+    found = local.run(TEXTS, job_deadline_hours=0.1)
+    assert not wrong(found, TEXTS)
+    assert not [text for text, (outcome,) in found.items() if outcome.failure]
+
+
 def test_cleanup_keeps_the_answers_of_live_calls_once(local: World) -> None:
     local.fake.expire_after = 0
     local.options |= {"on_leftover": "online", "max_concurrency": 8}

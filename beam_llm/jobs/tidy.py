@@ -4,7 +4,7 @@ goes    parts that only finished jobs needed (the records' texts and elements), 
         files, what live calls kept slice by slice, their files at the provider, and what killed
         processes left half-written
 stays   the log, its manifests of keys, and the answers: they keep a re-run, which brings its
-        own records, from paying again
+        own records, from paying again; at the provider all of a job that ended in doubt
 """
 
 from __future__ import annotations
@@ -84,13 +84,14 @@ def cleanup(store: Store, provider: BatchProvider | None, dry_run: bool = True) 
         (found.jobs if tree.is_finished() else found.kept).append(tree.number)
     _find_parts(ledger, trees, found)
     for tree in trees:
-        for intent in tree.intents() if tree.is_finished() else ():
+        for intent, done in tree.nodes if tree.is_finished() else ():
             journal = Journal(store, intent.job)
             found.names += store.list(journal.folder + "input.jsonl")
             # A finished job of live calls has them all in one.
             for each in journal.all(Slice):
                 found.names += store.list(each.outcomes)
-            if provider is not None:
+            # What ended in doubt may have answers there, for a later run to collect.
+            if provider is not None and done is not None and not done.may_end_again:
                 _find_remote(journal, provider, found)
     found.leftovers = list(store.sweep(dry_run=dry_run))
     if not dry_run:
