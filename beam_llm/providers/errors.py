@@ -71,17 +71,21 @@ def error_of(
     code, kind, param, sentence = _parts_of(body, error)
     details = details_of(error)
     words = {code.lower(), kind.lower(), *details.words}
-    is_redirect = 300 <= status < 400
+    is_redirect, is_page = 300 <= status < 400, _PAGE.match(sentence) is not None
     if is_redirect:
         sentence = _redirected(headers.get("location"))
+    elif is_page:
+        sentence = _titled(sentence) + (_FIREWALL if status == 403 else "")
     name = (kind if code == str(status) else code or kind)[:_MOST_NAME]
     named = " ".join(
         filter(None, (f"HTTP {status}", name, f"({param[:_MOST_NAME]})" if param else ""))
     )
     message = shown(f"{named}: {sentence}" if sentence else named, secret, log_data)
-    # Before the look at the key: this 403 is about one input, and must not end the pipeline.
+    # Before the look at the key: these are about one input, and must not end the pipeline.
     if status in (400, 403) and _FLAGGED_WORDS.search(sentence):
         return Rejected(Kind.REFUSED, message, status=status)
+    if status == 403 and is_page:
+        return Rejected(Kind.REJECTED, message, status=status)
     is_bad_key = (
         status in (401, 403)
         or bool(words & _WRONG_KEY)
@@ -294,15 +298,26 @@ def _what_came(body: bytes) -> str:
             "where the server or a proxy is set up"
         )
     if start[:1] == b"<":
-        title = re.search(rb"<title[^>]{0,100}>([^<]{1,80})", start, re.IGNORECASE)
-        named = (
-            f" titled {shown(title[1].decode('utf-8', 'replace'), None, False)!r}" if title else ""
-        )
         return (
-            f"the reply is a web page{named}, not JSON: base_url may be wrong, or a proxy "
-            "asks to sign in"
+            f"the reply is {_titled(start.decode('utf-8', 'replace'))}, not JSON: base_url may be "
+            "wrong, or a proxy asks to sign in"
         )
     return f"the reply's body of {len(body):,} bytes is not JSON"
+
+
+_PAGE = re.compile(r"[\s\ufeff]{0,100}<(!doctype html|html|head)\b", re.IGNORECASE)
+
+
+_FIREWALL = ": a firewall in front of the API may have taken the prompt for an attack"
+"""Such as Cloudflare's or AWS's, which read SQL or HTML in a prompt so. Source: public issues
+(anthropics/claude-code#58294, google/adk-python#4372, BerriAI/litellm#12421), read 2026-11.
+"""
+
+
+def _titled(page: str) -> str:
+    """A web page in words: by its title, where it has one."""
+    title = re.search(r"<title[^>]{0,100}>([^<]{1,80})", page, re.IGNORECASE)
+    return f"a web page titled {shown(title[1], None, False)!r}" if title else "a web page"
 
 
 def no_answer() -> Retryable:
