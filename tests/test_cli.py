@@ -401,6 +401,12 @@ def test_a_prompt_of_fields_that_no_record_has_all_of_gives_records_errors(
             ["in.jsonl", "--output-type", "nosuch.Model"], 2, "can't be imported", id="unknown type"
         ),
         pytest.param(
+            ["in.jsonl", "--output-type", "this_fails.Model"],
+            2,
+            "--output-type is 'this_fails.Model': it can't be imported (ZeroDivisionError",
+            id="a type's module that fails",
+        ),
+        pytest.param(
             ["in.jsonl", "--output", "in.jsonl"], 2, "is one of the inputs", id="overwriting"
         ),
         pytest.param(
@@ -454,6 +460,8 @@ def test_a_mistake_is_one_line_and_costs_nothing(
     monkeypatch.chdir(tmp_path)
     reviews(tmp_path)
     (tmp_path / "broken.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    (tmp_path / "this_fails.py").write_text("1 / 0\n")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     defaults = {"--output": "out.jsonl", "--model": MODEL, "--prompt": PROMPT}
     given = [
         part for name, value in defaults.items() if name not in arguments for part in (name, value)
@@ -463,7 +471,7 @@ def test_a_mistake_is_one_line_and_costs_nothing(
     assert line in text
     assert "sk-secret" not in text
     assert llm_emulator.calls == 0
-    assert sorted(os.listdir(tmp_path)) == ["broken.jsonl", "in.jsonl"]
+    assert sorted(os.listdir(tmp_path)) == ["broken.jsonl", "in.jsonl", "this_fails.py"]
 
 
 @pytest.mark.parametrize(
@@ -1134,6 +1142,20 @@ tracemalloc.start()
 assert main(command) == 0
 print("peak", tracemalloc.get_traced_memory()[1])
 """
+
+
+@pytest.mark.parametrize("command", ["estimate", "compare"])
+def test_a_command_of_predict_becomes_another_by_its_first_word(
+    tmp_path: Path, llm_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    reviews(tmp_path)
+    files = ["--output", "out.jsonl", "--report", "page.html", "--summary", "summary.json"]
+    switches = ["--quiet", "--force", "--redact", "--csv-safe", "--truth", "id"]
+    given = ["in.jsonl", "--model", MODEL, "--prompt", PROMPT, *files, *switches]
+    before = set(tmp_path.iterdir())
+    assert main([command, *given, "--", "--runner=FnApiRunner"]) == 0
+    assert set(tmp_path.iterdir()) == before
 
 
 def test_an_estimate_keeps_no_record_in_memory(tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def output_type(text: str) -> Any:
         try:
             with open(text, "rb") as file:
                 return json.load(file)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UsageError(
                 f"--output-type names {text!r}, which is not a readable JSON schema: "
                 f"{getattr(error, 'strerror', None) or error}"
@@ -180,10 +180,10 @@ def output_type(text: str) -> Any:
         try:
             with _importing_from_here():
                 return getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
+        except Exception as error:  # a module runs when it is imported, and may raise anything
             raise UsageError(
-                f"--output-type is {text!r}: it can't be imported ({error}); name a type as "
-                "package.module.Model"
+                f"--output-type is {text!r}: it can't be imported ({type(error).__name__}: "
+                f"{error}); name a type as package.module.Model"
             ) from None
     return text
 
@@ -214,6 +214,18 @@ def add_cells(parser: argparse.ArgumentParser) -> None:
     cells.add_argument(
         "--csv-unsafe", dest="csv_safe", action="store_const", const="none", help="in no cell"
     )
+
+
+def add_unused(parser: argparse.ArgumentParser, *switches: str) -> None:
+    """Adds what predict has besides, so that a command of it becomes another by its first word.
+
+    Args:
+      switches: further ones that this command has no use for.
+    """
+    for name in ("--output", "--output-format", "--report", "--summary"):
+        parser.add_argument(name, metavar="…", help="as for predict; nothing is written")
+    for name in ("--force", "--redact", "--csv-safe", "--csv-unsafe", *switches):
+        parser.add_argument(name, action="store_true", help=argparse.SUPPRESS)
 
 
 def add_staging(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from beam_llm.cli.flags import add_inputs, add_options
+from beam_llm.cli.flags import add_inputs, add_options, add_unused
 from beam_llm.cli.parser import add_command, positive
 
 _DESCRIPTION = """\
@@ -34,9 +34,7 @@ def add_parser(commands: Any) -> None:
     _add_measuring(parser)
     parser.add_argument("--json", action="store_true", help="the tables as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    # So that a command of `predict` becomes one of `compare` by its first word.
-    for name in ("--output", "--output-format"):
-        parser.add_argument(name, metavar="…", help="as for predict; nothing is written")
+    add_unused(parser)
     add_options(parser)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from beam_llm.cli.flags import add_inputs, add_options
+from beam_llm.cli.flags import add_inputs, add_options, add_unused
 from beam_llm.cli.parser import add_command, positive, positive_number
 
 _DESCRIPTION = """\
@@ -31,11 +31,11 @@ def add_parser(commands: Any) -> None:
     )
     add_inputs(parser)
     parser.add_argument("--json", action="store_true", help="the table as JSON")
-    # So that a command of `predict` becomes one of `estimate` by its first word.
-    for name in ("--output", "--output-format"):
-        parser.add_argument(name, metavar="…", help="as for predict; nothing is written")
+    add_unused(parser, "--quiet")
     tokens = "tokens of one answer (default: by --output-type)"
     parser.add_argument("--output-tokens", type=positive, metavar="N", help=tokens)
     latency = "of one call (default: 0.5 and 1 per 60 output tokens)"
     parser.add_argument("--latency-seconds", type=positive_number, metavar="S", help=latency)
+    truth = "as for predict; no cost depends on it"
+    parser.add_argument("--truth", metavar="FIELD", help=truth)
     add_options(parser)
