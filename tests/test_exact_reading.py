@@ -420,6 +420,13 @@ def test_a_value_that_python_can_not_hold_names_file_and_column(tmp_path: Path) 
         fields_in(source)
 
 
+def test_a_struct_with_two_fields_of_one_name_is_refused(tmp_path: Path) -> None:
+    fields = [pa.array([1], pa.timestamp("ns")), pa.array([2])]
+    source = parquet(tmp_path / "in.parquet", x=pa.StructArray.from_arrays(fields, ["a", "a"]))
+    with pytest.raises(DataError, match=r"column 'x'.*two fields of a struct have one name"):
+        fields_in(source)
+
+
 def test_a_damaged_page_names_its_file(tmp_path: Path) -> None:
     pq.write_table(
         pa.table({"t": [f"{'y' * 900}{number}" for number in range(4000)]}),

@@ -20,6 +20,7 @@ from beam_llm.cli.files.sources import find_sources, format_of, read_rows
 from beam_llm.cli.files.survey import survey
 from beam_llm.cli.files.target import Target, refuse_overwriting
 from beam_llm.cli.files.writers import write_rows
+from beam_llm.cli.retry import prior_answers
 from beam_llm.cli.spool import Spool, SpoolFile, folder_for
 from beam_llm.cli.spool_index import SpoolIndex
 from beam_llm.cli.stored import StoredAnswer
@@ -200,6 +201,53 @@ def test_a_column_that_only_some_parquet_files_have_is_empty_in_the_others(tmp_p
         {"id": 1, "text": None},
         {"id": None, "text": "b"},
     ]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "written"),
+    [
+        pytest.param(
+            pa.array([{"a": 1}]),
+            pa.array([{"a": 1, "b": b"x"}]),
+            [{"a": 1, "b": None}, {"a": 1, "b": b"x"}],
+            id="a struct with a field more",
+        ),
+        pytest.param(
+            pa.array([[{"a": 1}]]),
+            pa.array([[{"b": 2}]]),
+            [[{"a": 1, "b": None}], [{"a": None, "b": 2}]],
+            id="in lists",
+        ),
+        pytest.param(
+            pa.array([{"a": 1}], pa.struct([pa.field("a", pa.int64(), nullable=False)])),
+            pa.array([{"b": 2}]),
+            ['{"a":1}', '{"b":2}'],
+            id="a struct without a field that can't be NULL",
+        ),
+        pytest.param(
+            pa.array([[1.0, 2.0]], pa.list_(pa.float32(), 2)),
+            None,
+            [[1.0, 2.0], None],
+            id="a list of a fixed size, and none",
+        ),
+    ],
+)
+def test_parquet_files_of_nearly_one_schema_have_their_rows_in_one_which_a_retry_knows_again(
+    tmp_path: Path, one: pa.Array, other: pa.Array | None, written: list[object]
+) -> None:
+    pq.write_table(pa.table({"id": [1], "x": one}), tmp_path / "a.parquet")
+    columns = {} if other is None else {"x": other}
+    pq.write_table(pa.table({"id": [2], **columns}), tmp_path / "b.parquet")
+    inputs, output = [str(tmp_path / "*.parquet")], tmp_path / "out" / "out.parquet"
+    output.parent.mkdir()
+    through(inputs, output, [GOOD, BAD])
+    assert pq.read_table(output)["x"].to_pylist() == written
+    sources = find_sources(inputs)
+    prior = prior_answers(
+        Target(str(output)), "answer", sources, survey(sources), holds_doubtful=False
+    )
+    prior.close()
+    assert (prior.gone, prior.new) == (0, 0)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import orjson
 
 from beam_llm.cli.files.csv_cells import cell, unsafe_cell
 from beam_llm.cli.files.parquet_reader import PARQUET_ROWS, parquet_fields, rows_of
-from beam_llm.cli.files.parquet_writer import chunks, python_table
+from beam_llm.cli.files.parquet_writer import arrow_table, chunks, python_table
 from beam_llm.cli.files.records import (
     DataError,
     Source,
@@ -222,9 +222,12 @@ def _forms_of_input(
             yield digest_of([_as_read(cell(row.fields.get(name))) for name in columns])
     # Parquet inputs that agree are passed on with their own types; all others get types by their
     # values.
-    elif names := list(parquet_fields(sources)):
+    elif inputs := list(parquet_fields(sources).values()):
+        batch = None
         for row in rows:
-            yield digest_of({name: row.fields.get(name) for name in names})
+            if row.batch is not batch:  # its rows follow each other
+                batch = row.batch
+                yield from map(digest_of, rows_of(sources[0], arrow_table(batch, inputs)))
     else:
         for part in chunks(rows, PARQUET_ROWS):
             for fields in rows_of(sources[0], python_table(part, columns)):

@@ -32,7 +32,7 @@ def python_values(column: Any) -> list[Any]:
         return _structs(column)
     if kinds.is_map(kind):
         return [_text_within(value) for value in column.to_pylist()]
-    if kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind):
+    if hasattr(kind, "value_type"):  # a list of any kind
         return _nested(column, python_values(column.flatten()))
     if _is_binary(kind):
         return [None if value is None else text_of(value) for value in column.to_pylist()]
@@ -72,6 +72,9 @@ def _text_within(value: Any) -> Any:
 
 def _structs(column: Any) -> list[Any]:
     names = [column.type.field(i).name for i in range(column.type.num_fields)]
+    # As `to_pylist` does: a dict would lose a value.
+    if len(set(names)) < len(names):
+        raise ValueError("two fields of a struct have one name")
     members = zip(*(python_values(child) for child in column.flatten()), strict=True)
     valid = column.is_valid().to_pylist()
     return [

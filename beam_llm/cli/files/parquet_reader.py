@@ -39,19 +39,27 @@ def parquet_fields(sources: Sequence[Source]) -> dict[str, Any]:
         return {}
     schemas = [parquet_schema(source) for source in sources]
     try:
-        merged = pa.unify_schemas(schemas)
+        merged = {column.name: column for column in pa.unify_schemas(schemas)}
+        for column in (column for schema in schemas for column in schema):
+            # A struct may lack a field that isn't nullable elsewhere: only a cast tells.
+            pa.nulls(1, column.type).cast(merged[column.name].type)
     except pa.ArrowException:
         return {}
-    lacking = {
-        column.name
-        for column in merged
-        if any(column.name not in schema.names for schema in schemas)
-    }
     return {
-        # A column that one of the files lacks is NULL in that file's rows.
-        column.name: column.with_nullable(True) if column.name in lacking else column
-        for column in merged
+        name: column if all(name in schema.names for schema in schemas) else _with_nulls(column)
+        for name, column in merged.items()
     }
+
+
+def _with_nulls(column: Any) -> Any:
+    """The column as it is where one of the files lacks it: NULL in that file's rows."""
+    import pyarrow as pa
+    import pyarrow.types as kinds
+
+    # Arrow writes lists of a fixed size with a NULL among them, and can't read them (25.0).
+    if kinds.is_fixed_size_list(column.type):
+        column = column.with_type(pa.list_(column.type.value_field))
+    return column.with_nullable(True)
 
 
 def read_parquet(source: Source, on_bad: OnBadLine) -> Iterator[Row]:

@@ -41,7 +41,7 @@ def write_parquet(
     with pq.ParquetWriter(file, file_schema) as writer:
         for part in _of_one_batch(rows) if known else chunks(rows, PARQUET_ROWS):
             arrays = (
-                _arrow_columns(part, inputs)
+                _arrow_columns(part[0][0].batch, inputs)
                 if known
                 else _python_columns([row for row, _ in part], inputs, columns)
             )
@@ -56,19 +56,26 @@ def _of_one_batch(rows: Iterable[tuple[Row, Answer]]) -> Iterator[list[tuple[Row
     return (list(part) for _, part in groupby(rows, key=lambda pair: id(pair[0].batch)))
 
 
-def _arrow_columns(part: Sequence[tuple[Row, Answer]], inputs: Sequence[Any]) -> list[Any]:
-    """The columns of the batch that the rows are from, as Arrow has them: no value goes through
-    Python.
-    """
+def _arrow_columns(batch: Any, inputs: Sequence[Any]) -> list[Any]:
+    """The columns of a batch as Arrow has them: no value goes through Python."""
     import pyarrow as pa
 
-    batch = part[0][0].batch
-    assert len(part) == batch.num_rows
     names = batch.schema.names
     return [
         batch.column(one.name) if one.name in names else pa.nulls(batch.num_rows, one.type)
         for one in inputs
     ]
+
+
+def arrow_table(batch: Any, inputs: Sequence[Any]) -> Any:
+    """The input's part of a parquet file of a batch's rows.
+
+    Args:
+      inputs: the columns of all inputs (`parquet_fields`).
+    """
+    import pyarrow as pa
+
+    return pa.Table.from_arrays(_arrow_columns(batch, inputs), schema=pa.schema(inputs))
 
 
 def input_fields(columns: Mapping[str, Column]) -> list[Any]:
