@@ -341,6 +341,18 @@ def test_cancel_asks_the_provider_and_says_what_it_cannot(local: World) -> None:
         cancel(store, local.fake, "1")
 
 
+def test_cancelling_what_has_ended_names_what_goes_on_of_it(local: World) -> None:
+    local.fake.expire_after = 4
+    (ref,), driver = local.plan(TEXTS), local.driver()
+    driver.step(ref)
+    local.clock.now += local.fake.answers_after
+    driver.step(ref)
+    driver.step(ref, 1)
+    with pytest.raises(UsageError, match=r"has ended \(expired\); cancel .*: 1\.f$"):
+        cancel(open_store(local.location), local.fake, "1")
+    assert cancel(open_store(local.location), local.fake, "1.f") == local.fake.jobs[1].job_id
+
+
 @pytest.mark.parametrize("ended", ["completed", "expired", "cancelled"])
 def test_cancelling_what_has_ended_at_the_provider_says_how(local: World, ended: str) -> None:
     local.fake.expire_after, local.fake.cancel_after = {

@@ -192,7 +192,10 @@ def cancel(store: Store, provider: BatchProvider, job: str) -> str:
             "them"
         )
     if view.state == "done":
-        raise UsageError(f"job {view.job} has ended ({view.ended}); there is nothing to cancel")
+        below = [each.job for each in show(store, view.job)[1] if each.state == "created"]
+        goes_on = f"cancel what goes on of it: {', '.join(below)}"
+        advice = goes_on if below else "there is nothing to cancel"
+        raise UsageError(f"job {view.job} has ended ({view.ended}); {advice}")
     if view.job_id is None or view.state != "created":
         why = "the provider does not have it yet, so there is nothing to cancel"
         raise UsageError(f"job {view.job} is {view.state}: {why}")
