@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import apache_beam as beam
 
 from beam_llm.testing import Emulator
+
+
+class AppendLine(beam.DoFn):
+    """A sink that workers of other processes share with the test, and that outlives them."""
+
+    def __init__(self, path: Path):
+        self._path = str(path)
+
+    def process(self, line: Any) -> None:
+        with open(self._path, "a", encoding="utf-8") as out:
+            out.write(json.dumps(line) + "\n")
 
 
 class Pane(beam.DoFn):

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_llm import LLMPredict, SubmitBatchJobs, UsageError
 from beam_llm.config import settings, settings_from_options
 from beam_llm.prompting.model_choice import ModelChoice, settings_by_model
 from beam_llm.testing import Emulator
 from tests.collecting import Collect
+from tests.streams import AppendLine
 
 BY_TIER = "{{ 'openai:large' if tier == 'high' else 'openai:small' }}"
 PROMPT = "Classify the sentiment of this review:\n{{ text }}"
@@ -170,3 +173,24 @@ def test_job_refs_are_of_one_model(tmp_path: Path) -> None:
 def test_a_choice_is_a_function_of_the_record_alone() -> None:
     choice = ModelChoice("openai:{{ size }}", ["openai:large", "openai:small"])
     assert choice.model({"size": "small"}, None) == "openai:small"
+
+
+@pytest.mark.flink
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("mode", ["online", "batch_api"])
+def test_on_flink_answers_of_all_models_meet_again(
+    emulator: Emulator, flink_cluster: Any, mode: str, tmp_path: Path
+) -> None:
+    """Its job server refuses a Flatten of them that no shuffle stands before."""
+    options = {"staging_location": str(tmp_path / "s"), "poll_seconds": 0.05}
+    ask = LLMPredict(BY_TIER, PROMPT, mode=mode, **(options if mode == "batch_api" else {}))
+    flags = flink_cluster.batch_options(env=emulator.environment)
+    with beam.Pipeline(options=PipelineOptions(flags, pickle_library="cloudpickle")) as p:
+        rows = p | beam.Create([*ROWS, {"text": "without a tier"}], reshuffle=False)
+        lines = rows | ask | beam.Map(lambda each: f"{each.model} {each.error and each.error.kind}")
+        _ = lines | beam.ParDo(AppendLine(tmp_path / "out"))
+    assert Counter(map(json.loads, (tmp_path / "out").read_text().splitlines())) == {
+        "large None": 7,
+        "small None": 13,
+        " prompt": 1,
+    }

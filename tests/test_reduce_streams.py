@@ -36,7 +36,7 @@ from beam_llm.transforms.coders import STATE_CODER
 from beam_llm.transforms.groups import Branch
 from beam_llm.transforms.reducing import CombineAnswers
 from tests.collecting import Collect
-from tests.streams import Pane
+from tests.streams import AppendLine, Pane
 
 MODEL = "openai:gpt-4.1-mini"
 ASK = "Summarise what customers complain about."
@@ -233,17 +233,6 @@ def test_equal_panes_that_a_runner_does_not_number_are_told_apart_by_their_promp
 
 # Prism and Flink
 # ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class AppendLine(beam.DoFn):
-    """A sink that the workers of another process share with the test."""
-
-    def __init__(self, path: Path):
-        self._path = str(path)
-
-    def process(self, line: Any) -> None:
-        with open(self._path, "a", encoding="utf-8") as out:
-            out.write(json.dumps(line) + "\n")
 
 
 def skewed() -> list[tuple[str, str]]:

@@ -26,7 +26,7 @@ from beam_llm import LLMChat, LLMEmbed, LLMPredict, LLMReduce
 from beam_llm.testing import Fault
 from beam_llm.values import Prediction
 from tests.collecting import Collect
-from tests.streams import Pane, together
+from tests.streams import AppendLine, Pane, together
 
 MODEL = "openai:gpt-4.1-mini"
 
@@ -184,17 +184,6 @@ class ReadLines(beam.DoFn):
     def process(self, tick, start: float, interval: float):
         number = round((float(tick) - start) / interval)
         yield f"text {number}"
-
-
-class AppendLine(beam.DoFn):
-    """A sink that a killed worker's outputs survive in."""
-
-    def __init__(self, path: Path):
-        self._path = str(path)
-
-    def process(self, line):
-        with open(self._path, "a", encoding="utf-8") as out:
-            out.write(json.dumps(line) + "\n")
 
 
 def line_of(prediction) -> list:

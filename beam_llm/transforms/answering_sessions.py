@@ -99,9 +99,7 @@ class AnswerSessions(beam.PTransform):
             answering = (AnswerTurns if is_local else AnswerTurnsAndForget)(settings, keying)
         answer = beam.ParDo(answering).with_output_types(Prediction)
         predictions = set_windowing(groups | "Answer turns" >> answer, elements.windowing)
-        if runners.is_local(elements.pipeline):
-            return predictions
-        return predictions | "Keep what is paid for" >> beam.Reshuffle()
+        return runners.shuffled(predictions, "Keep what is paid for")
 
 
 def _whole(windowfn: Any) -> beam.Windowing:

@@ -60,9 +60,8 @@ class DriveJobs(beam.PTransform):
         self._windowing = windowing
 
     def expand(self, refs: pvalue.PCollection) -> pvalue.PCollection:
-        if not runners.is_local(refs.pipeline):
-            # All refs come from one planner: fused with it, one worker would wait for every job.
-            refs = refs | "Spread jobs" >> beam.Reshuffle()
+        # All refs come from one planner: fused with it, one worker would wait for every job.
+        refs = runners.shuffled(refs, "Spread jobs")
         driving: beam.DoFn
         if runners.waiting_for(refs, self._settings.waiting) == "loop":
             refs = refs | "Gather jobs" >> beam.ParDo(GatherJobs()).with_output_types(list[Any])

@@ -35,8 +35,7 @@ class FormPromptBatches(beam.PTransform):
         self._settings = settings
 
     def expand(self, elements: pvalue.PCollection) -> pvalue.PCollection:
-        if not runners.is_local(elements.pipeline):
-            elements = elements | "Spread records" >> beam.Reshuffle()
+        elements = runners.shuffled(elements, "Spread records")
         forming = beam.ParDo(form_in_bundles(self._settings, elements.windowing.windowfn))
         return elements | "Form" >> forming.with_output_types(PromptBatch)
 

@@ -87,12 +87,8 @@ class FormFromStream(beam.PTransform):
     def _by_timers(self, keyed: pvalue.PCollection, coder: coders.Coder) -> pvalue.PCollection:
         filling = beam.ParDo(FormAcrossBundles(self._settings, coder)).with_output_types(bytes)
         batches = set_windowing(keyed, one_window()) | "Fill buffers" >> filling
-        return (
-            batches
-            if runners.is_local(keyed.pipeline)
-            # There are few buffers, and calls would be made only by the workers that hold them.
-            else batches | "Spread prompt batches" >> beam.Reshuffle()
-        )
+        # There are few buffers, and calls would be made only by the workers that hold them.
+        return runners.shuffled(batches, "Spread prompt batches")
 
     def _by_triggers(
         self, keyed: pvalue.PCollection, windowfn: Any, coder: coders.Coder

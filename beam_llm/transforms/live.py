@@ -43,9 +43,7 @@ class AskTheModel(beam.PTransform):
     def expand(self, batches: pvalue.PCollection) -> pvalue.PCollection:
         calling = beam.ParDo(CallModel(self._settings)).with_output_types(Prediction)
         predictions = set_windowing(batches | "Call" >> calling, self._windowing)
-        if runners.is_local(batches.pipeline):
-            return predictions
-        return predictions | "Keep what is paid for" >> beam.Reshuffle()
+        return runners.shuffled(predictions, "Keep what is paid for")
 
 
 class InFlight(Generic[T]):

@@ -183,12 +183,8 @@ def _ask_in_levels(formed: Any, settings: Settings) -> pvalue.PCollection:
     whole = [each[WHOLE] for each in outputs] | "All groups" >> beam.Flatten()
     answered = whole | "Ask for the answer" >> AskPrompts(final)
     ended = [each[ENDED] for each in outputs] | "All that ended before" >> beam.Flatten()
-    if not runners.is_local(ended.pipeline):
-        # Flink's job server loses inputs of a Flatten that comes after stages of which one leads to
-        # the other ("consumed but never produced": Beam's Java GreedyPipelineFuser, 2.70), but for
-        # a shuffle in between.
-        answered = answered | "Apart from what asked" >> beam.Reshuffle()
-        ended = ended | "Apart from what formed" >> beam.Reshuffle()
+    answered = runners.shuffled(answered, "Apart from what asked")
+    ended = runners.shuffled(ended, "Apart from what formed")
     return (answered, ended) | "All ended" >> beam.Flatten()
 
 

@@ -14,6 +14,7 @@ from apache_beam import pvalue
 from beam_llm.config import Settings
 from beam_llm.errors import Failure
 from beam_llm.prompting.model_choice import ModelChoice
+from beam_llm.transforms import runners
 from beam_llm.transforms.fields import is_keyed, readable_fields
 from beam_llm.transforms.metrics import Meter
 from beam_llm.values import Outcome, Prediction
@@ -41,7 +42,8 @@ def predict_by_model(
     predictions = [
         chosen[tag] | name >> _PredictWith(predict, by_model[name]) for name, tag in tags.items()
     ]
-    return (*predictions, chosen[_NONE]) | "All models" >> beam.Flatten()
+    without = runners.shuffled(chosen[_NONE], "Apart from what chose")
+    return (*predictions, without) | "All models" >> beam.Flatten()
 
 
 def model_of(choice: ModelChoice, element: Any) -> str | Failure:
@@ -60,7 +62,10 @@ class _PredictWith(beam.PTransform):
         self._settings = settings
 
     def expand(self, elements: pvalue.PCollection) -> pvalue.PCollection:
-        return self._predict(elements, self._settings)
+        predictions = self._predict(elements, self._settings)
+        if self._settings.mode == "online":  # which are behind a shuffle already
+            return predictions
+        return runners.shuffled(predictions, "Apart from what drives")
 
 
 class _ChooseModel(beam.DoFn):

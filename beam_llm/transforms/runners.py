@@ -8,6 +8,7 @@ import enum
 import logging
 from typing import Any
 
+import apache_beam as beam
 from apache_beam.options.pipeline_options import PortableOptions
 
 from beam_llm.errors import UsageError
@@ -75,6 +76,16 @@ def is_local(pipeline: Any) -> bool:
     remainder may be lost or hurried.
     """
     return runner_kind(pipeline) == "local"
+
+
+def shuffled(pcoll: Any, label: str) -> Any:
+    """A PCollection behind a Reshuffle; on a local runner, where that would only cost, as it is.
+
+    What goes into a Flatten may need one: Flink's job server loses inputs of a Flatten that comes
+    after stages of which one leads to the other ("consumed but never produced": Beam's Java
+    GreedyPipelineFuser, 2.70), but for a shuffle in between.
+    """
+    return pcoll if is_local(pcoll.pipeline) else pcoll | label >> beam.Reshuffle()
 
 
 def gathering(pcoll: Any) -> Gathering:
