@@ -397,10 +397,12 @@ class BatchProvider(Protocol):
         while not (job := provider.look(job.job_id)).state.has_ended:
             time.sleep(60.0)
         provider.fetch(job, results)
-        replies = [provider.decode_line(line) for line in results.read_bytes().splitlines()]
+        replies = [provider.decode_line(line) for line in results.read_bytes().split(b"\n") if line]
         provider.forget(job, staged)
 
-    `testing.contracts.BatchProviderContract` tests one.
+    The function `connect_batch(settings)` of a provider's module makes one; a module without it has
+    live calls alone. Control calls, lists of jobs and ids of others: `providers/control.py`,
+    `job_search.py`, `ids.py`. `testing.contracts.BatchProviderContract` tests one.
 
     One with an attribute `texts_are_json_strings = True` promises that the text of a message is a
     JSON string in its line, as orjson writes it, and that nothing else of the line depends on it:

@@ -7,6 +7,8 @@ A new provider is a row in here and a module in `providers/`:
         "acme_llm.provider", "ACME_API_KEY", "ACME_BASE_URL", "https://api.acme.example/v1"
     )
     LLMPredict("acme:large", "Is it spam? {{ text }}")
+
+Only the process that builds a pipeline has to put it in: the row goes to workers with the settings.
 """
 
 from __future__ import annotations
@@ -122,6 +124,14 @@ PROVIDERS = {
 price pages, 2026-11; DeepInfra's of deepinfra.com/blog/batch-api, xAI's of `cost_in_usd_ticks` of
 recorded batch traffic, 2026-08.
 """
+
+_OWN = frozenset(PROVIDERS)
+
+
+def added_providers() -> dict[str, ProviderSpec]:
+    """The rows that other packages have put in: `Settings` take them along to workers."""
+    return {name: spec for name, spec in PROVIDERS.items() if name not in _OWN}
+
 
 EXAMPLE_MODEL = "openai:gpt-4.1-mini"
 """For messages that show how a model is named."""

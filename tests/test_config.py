@@ -228,6 +228,16 @@ def test_settings_ride_in_a_pickle_and_are_replaced_whole():
         replaced(known, batch_size=-1)
 
 
+def test_a_provider_of_another_package_is_known_to_workers_that_have_not_imported_it(monkeypatch):
+    spec = ProviderSpec("acme_llm", base_url="https://api.acme.example")
+    monkeypatch.setitem(PROVIDERS, "acme", spec)
+    known = settings("acme:large", api_key="none")
+    pickled = pickle.dumps(known)
+    monkeypatch.delitem(PROVIDERS, "acme")
+    assert pickle.loads(pickled) == known
+    assert PROVIDERS["acme"] == spec
+
+
 # What options given as text can't do
 # ────────────────────────────────────────────────────────────────────────────────────────
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from beam_llm.provider_table import EXAMPLE_MODEL
+from beam_llm.provider_table import EXAMPLE_MODEL, PROVIDERS, added_providers
 
 AUTO_CALLS = 512
 """Most calls in flight with `max_concurrency="auto"`. It stands here, not in the controller, since
@@ -531,6 +531,21 @@ class Settings:
     def model_name(self) -> str:
         """The model as its provider names it: what stands behind the colon."""
         return self.model.partition(":")[2]
+
+    # A provider of another package has its row where the pipeline is built; a worker may not have
+    # imported that package yet, or never would.
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), _ADDED: added_providers()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        options = dict(state)
+        for name, spec in options.pop(_ADDED, {}).items():
+            PROVIDERS.setdefault(name, spec)
+        vars(self).update(options)
+
+
+_ADDED = "added_providers"
+"""No option's name."""
 
 
 OPTIONS: dict[str, dataclasses.Field[Any]] = {
