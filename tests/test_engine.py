@@ -779,16 +779,21 @@ def test_a_first_prompt_with_some_bad_records_still_answers_the_others(size, bad
 
 
 class FailsAt(FakeProvider):
-    """Answers 500 to every prompt with a bad record in it."""
+    """Fails, or breaks the connection (no status), at every prompt with a bad record in it."""
+
+    status: int | None = None
 
     async def complete(self, request, timeout_seconds):
         if any(map(is_bad, json.loads(request.messages[-1].content))):
-            raise Retryable(Kind.UNAVAILABLE, "HTTP 500", status=500)
+            raise Retryable(Kind.UNAVAILABLE, "it fails", status=self.status)
         return await super().complete(request, timeout_seconds)
 
 
-def test_a_record_at_which_the_server_fails_costs_the_others_of_its_prompt_nothing():
-    asked = ask_all(FailsAt(), [["a"], texts(16, bad=3)], together=False)
+@pytest.mark.parametrize("status", [500, None])
+def test_a_record_at_which_the_server_fails_costs_the_others_of_its_prompt_nothing(status):
+    provider = FailsAt()
+    provider.status = status
+    asked = ask_all(provider, [["a"], texts(16, bad=3)], together=False)
     assert [index for index, kind in enumerate(kinds(asked[1])) if kind] == [3]
     assert kinds(asked[1])[3] == Kind.UNAVAILABLE
 

@@ -133,8 +133,10 @@ class Round:
         return Kind.REJECTED if error.remedy is Remedy.SPLIT or may_be_smaller else Kind.UNAVAILABLE
 
     def _may_be_a_record(self, error: CallError) -> bool:
-        """Whether one record may be why the server fails each time: it answers others."""
-        is_failure = error.kind == Kind.UNAVAILABLE and not (error.is_ours or error.is_throttle)
+        """Whether one record may be why the server fails each time, or a firewall drops the
+        connection: others are answered.
+        """
+        is_failure = error.kind == Kind.UNAVAILABLE and not error.is_throttle
         return is_failure and self._context.endpoint.answers_lately()
 
     def _learn_from(self, completion: Completion, way: Way) -> None:
