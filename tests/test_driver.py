@@ -589,7 +589,12 @@ def test_results_that_can_not_be_read_leave_a_doubt_at_the_deadline(world: World
 
 
 @pytest.mark.parametrize(
-    "what", ["results that could not be read", "a create that could not be looked for"]
+    "what",
+    [
+        "results that could not be read",
+        "a create that could not be looked for",
+        "one behind a job that its queue had no room for",
+    ],
 )
 @pytest.mark.parametrize("on_doubt", ["record", "resubmit"])
 def test_a_doubt_ends_when_the_answers_are_there_after_all(
@@ -601,8 +606,10 @@ def test_a_doubt_ends_when_the_answers_are_there_after_all(
     if what.startswith("results"):
         world.fake.downloads_fail = 10**9
     else:
-        world.fake.create_faults, world.fake.can_list = ["lost"], False
+        behind = ["queue"] if "queue" in what else []
+        world.fake.create_faults, world.fake.can_list = [*behind, "lost"], False
     assert kinds(world.run(TEXTS, job_deadline_hours=0.1)) == {Kind.DOUBTFUL}
+    creates = world.fake.calls["create"]
     world.fake.downloads_fail, world.fake.can_list = 0, True
     world.clock.now += 60
     world.restart()
@@ -615,7 +622,7 @@ def test_a_doubt_ends_when_the_answers_are_there_after_all(
     again = world.run(TEXTS, job_deadline_hours=0.1, on_doubt=on_doubt)
     assert not wrong(again, TEXTS)
     assert all(outcome.reused for outcomes in again.values() for outcome in outcomes)
-    assert world.fake.calls["create"] == 1
+    assert world.fake.calls["create"] == creates
 
 
 @pytest.mark.parametrize(

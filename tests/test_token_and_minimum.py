@@ -101,6 +101,19 @@ def test_another_process_repeats_the_create_of_one_that_was_killed(
     assert set(world.fake.billed.values()) == {1}
 
 
+def test_long_after_a_create_the_first_outage_is_not_the_last_word(world: World) -> None:
+    points.watch = killing("create.sent")
+    with pytest.raises(Killed):
+        world.run(TEXTS)
+    points.watch = None
+    world.clock.now += 40 * 3600.0
+    world.fake.create_faults = ["500", "429"]
+    found, _ = in_doubt(world)
+    assert not wrong(found, TEXTS)
+    assert not any(outcome.failure for outcomes in found.values() for outcome in outcomes)
+    assert set(world.fake.billed.values()) == {1}
+
+
 def test_lines_that_the_create_sends_itself_are_the_same_bytes_again(world: World) -> None:
     world.fake = SendsItsLines(world.clock, rung=Recovery.TOKEN, create_faults=["lost"])
     points.watch = killing("create.again")

@@ -28,7 +28,7 @@ from beam_llm.errors import (
 )
 from beam_llm.jobs.input_file import write_lines
 from beam_llm.jobs.job import Job
-from beam_llm.jobs.pacing import deadline_seconds, visible_seconds
+from beam_llm.jobs.pacing import deadline_seconds, doubt_seconds, visible_seconds
 from beam_llm.jobs.remote_jobs import find_remote, settle_doubles
 from beam_llm.ledger.failpoints import failpoint
 from beam_llm.ledger.journal import CloseReason, Creating
@@ -132,7 +132,9 @@ class Doubt:
         settings, traits = self._job.settings, self._job.provider.traits
         is_settled = isinstance(error, CannotTell | Rejected | Aborted)
         patience = (visible_seconds if is_settled else deadline_seconds)(settings, traits)
-        if patience <= self._age_seconds():
+        # A run may begin long after: the first outage that it meets is not the last word.
+        is_watched = is_settled or self._watched_seconds() >= doubt_seconds(settings)
+        if patience <= self._age_seconds() and is_watched:
             return False
         if error.kind == Kind.DOUBTFUL and not self._is_told:
             self._is_told = True
@@ -148,9 +150,12 @@ class Doubt:
         self._job.context.counted["jobs_resubmitted"] += 1
         return True
 
+    def _watched_seconds(self) -> float:
+        return self._job.clock.monotonic() - self._known_since
+
     def _age_seconds(self) -> float:
         """How long ago the create was sent, at least."""
-        watched = self._job.clock.monotonic() - self._known_since
+        watched = self._watched_seconds()
         marker, shared = self._marker, self._job.shared
         if marker is None or not marker.shared or shared.provider_time() is None:
             return watched  # another machine's time can't be compared with ours

@@ -35,7 +35,7 @@ from beam_llm.jobs.remote_watch import RemoteWatch
 from beam_llm.jobs.step import Waiting
 from beam_llm.jobs.submit import Submission
 from beam_llm.ledger.failpoints import failpoint
-from beam_llm.ledger.journal import Created, Done
+from beam_llm.ledger.journal import Closed, Created, Done
 from beam_llm.ledger.status import JobStatus, Phase
 from beam_llm.protocols import RemoteJob
 from beam_llm.results.endings import JobEnd
@@ -114,7 +114,7 @@ class JobDriver:
         if not (done.may_end_again and self._is_last):
             return done
         try:
-            remote = self._find_late(job.journal.read(Created, status.attempt))
+            remote = self._find_late(status.attempt)
             if remote is None or not remote.state.has_ended:
                 return done
             late = (
@@ -127,8 +127,17 @@ class JobDriver:
             _LOG.warning(unseen, job.name, error.message)
             return done
 
-    def _find_late(self, created: Created | None) -> RemoteJob | None:
-        if created is not None:
+    def _find_late(self, attempt: int) -> RemoteJob | None:
+        """The job that the doubt is about; None where it can't be found, or may be another one.
+
+        Args:
+          attempt: the last that was acknowledged, if any was.
+        """
+        journal = self._job.journal
+        created = journal.read(Created, attempt)
+        # Of a closed attempt it is known what it gave: the doubt is about a later one.
+        if created is not None and journal.read(Closed, attempt) is None:
             return guarded(self._job.provider.look, created.job_id)
-        # It was never acknowledged, but its create may have made a job all the same.
-        return next(iter(find_remote(self._job)), None)
+        # It was never acknowledged, but its create may have made a job all the same. Of several the
+        # list may not show all.
+        return next((job for job in find_remote(self._job) if job.completed != 0), None)
