@@ -282,12 +282,37 @@ def test_a_summary_file_says_how_the_run_ended(start: Callable[..., Any], tmp_pa
     assert sorted(os.listdir(tmp_path)) == ["how.json", "in.jsonl", "out.jsonl"]
 
 
-@pytest.mark.parametrize("path", ["nosuch/how.json", ".", "gs://bucket/how.json"])
+@pytest.mark.parametrize("path", ["nosuch/how.json", ".", "gs://bucket/how.json", os.devnull])
 def test_a_summary_that_can_t_be_written_is_wrong_usage_before_any_call(
     start: Callable[..., Any], capsys: pytest.CaptureFixture[str], path: str
 ) -> None:
     assert start()("--summary", path) == 2
     assert "--summary" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        pytest.param(["--summary", "in.jsonl"], "is not a summary of beam-llm", id="the input"),
+        pytest.param(
+            ["--summary", "out.jsonl"], "--output and --summary are both", id="the output"
+        ),
+        pytest.param(["--report", "./out.jsonl"], "--output and --report are both", id="a page"),
+    ],
+)
+def test_neither_summary_nor_page_is_written_over_data(
+    tmp_path: Path,
+    start: Callable[..., Any],
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    words: str,
+) -> None:
+    predict = start()
+    before = (tmp_path / "in.jsonl").read_bytes()
+    assert predict(*flags) == 2
+    assert words in capsys.readouterr().err
+    assert (tmp_path / "in.jsonl").read_bytes() == before
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_an_unreadable_reply_says_how_to_see_it(

@@ -132,6 +132,12 @@ BROKEN = [
     ),
     pytest.param(
         "in.jsonl",
+        b'{"a": 1}\n{"a": %s}\n' % (b"[" * 300 + b"]" * 300),
+        "in.jsonl:2: not JSON that can be read: it is nested too deeply",
+        id="nested more deeply than it can be pickled",
+    ),
+    pytest.param(
+        "in.jsonl",
         b'{"a": 1}\n{"a": %s}\n' % (b"9" * 5000),
         "in.jsonl:2: not JSON that can be read",
         id="endless number",
@@ -165,6 +171,12 @@ BROKEN = [
         b"a,b\n1,x\n2,y,z\n",
         "in.csv:3: 3 values, but the header names 2 columns",
         id="a value too many",
+    ),
+    pytest.param(
+        "in.csv",
+        b"\na;b\n1;x, y\n",
+        "in.csv:3: 2 values, but the header names 1 column with ';' between them: write commas",
+        id="semicolons",
     ),
     pytest.param(
         "in.csv", b'a,b\n"1\n2",x,y\n', "in.csv:2: 3 values", id="of a record of two lines"

@@ -5,6 +5,7 @@ that say how a run went (`--summary FILE.json`, `--report FILE.html`).
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -39,10 +40,11 @@ class RunFiles:
         self._summary, self._page = chosen.summary, chosen.report
         self._redacted = chosen.redact
         self._log = CallLog()
+        _refuse_one_name(chosen)
         if self._page is not None:
             check_report_path(self._page)
         if self._summary is not None:
-            check_side_file("--summary", self._summary)
+            _check_summary_path(self._summary)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -56,6 +58,8 @@ class RunFiles:
     def write_summary(self, data: Any) -> None:
         """Writes the summary, where the command line names a file for it."""
         if self._summary is not None:
+            # Once more: a table that a file has written may have the name.
+            _check_summary_path(self._summary)
             data = orjson.dumps(data, option=orjson.OPT_INDENT_2)
             write_side_file(self._summary, data + b"\n")
 
@@ -69,7 +73,22 @@ class RunFiles:
             return
         from beam_llm.cli.reporting.of_run import page_of_run
 
+        check_report_path(self._page)  # as of a summary
         write_report(self._page, page_of_run(*content(), self._log, redacted=self._redacted))
+
+
+def _check_summary_path(path: str) -> None:
+    check_side_file("--summary", path, "a summary", b'{\n  "format": ')
+
+
+def _refuse_one_name(chosen: argparse.Namespace) -> None:
+    """Raises UsageError where two of the files that the command writes are one."""
+    flags: dict[str, str] = {}
+    for flag in ("output", "summary", "report"):
+        path = getattr(chosen, flag, None)
+        other = flags.setdefault(os.path.realpath(path), flag) if path else flag
+        if other != flag:
+            raise UsageError(f"--{other} and --{flag} are both {path!r}: name another file")
 
 
 MOST_BYTES = 1_000_000

@@ -15,6 +15,7 @@ from typing import IO
 
 from beam_llm.cli.files import text_files
 from beam_llm.cli.files.records import DataError, OnBadLine, Row, Source, raise_bad_line
+from beam_llm.errors import plural
 
 # What `surrogateescape` makes of a byte that is not UTF-8.
 _BAD_BYTE = re.compile("[\udc80-\udcff]")
@@ -36,18 +37,17 @@ def read_csv(source: Source, on_bad: OnBadLine) -> Iterator[Row]:
                 f"{source}:{line}: the header names a column twice: {', '.join(header)}"
             )
         for line, values in records:
-            # A blank line, as editors leave at the end.
-            if not values:
-                continue
             if len(values) != len(header):
-                on_bad(partial(_wrong_count, source, line, len(values), len(header)))
+                on_bad(partial(_wrong_count, source, line, len(values), header))
                 continue
             yield Row(line, dict(zip(header, values, strict=True)), None)
 
 
-def _wrong_count(source: Source, line: int, values: int, columns: int) -> DataError:
-    written = f"{values} value{'s' if values != 1 else ''}"
-    return DataError(f"{source}:{line}: {written}, but the header names {columns} columns")
+def _wrong_count(source: Source, line: int, values: int, header: list[str]) -> DataError:
+    counts = f"{plural(values, 'value')}, but the header names {plural(len(header), 'column')}"
+    others = [mark for mark in ";\t|" if len(header) == 1 and mark in header[0]]
+    hint = f" with {others[0]!r} between them: write commas" if others else ""
+    return DataError(f"{source}:{line}: {counts}{hint}")
 
 
 @contextmanager
@@ -68,7 +68,7 @@ def _csv_text(source: Source) -> Iterator[IO[str]]:
 def _csv_records(
     source: Source, text: IO[str], on_bad: OnBadLine
 ) -> Iterator[tuple[int, list[str]]]:
-    """Each record with the line it begins in.
+    """Each record with the line it begins in; blank lines are none.
 
     Of a broken one only its first line is skipped: an unclosed quote takes no other record with it.
     """
@@ -95,7 +95,8 @@ def _csv_records(
             lines.finish()
             continue
         lines.finish()
-        yield line, values
+        if values:  # a blank line has none, as editors leave at the end
+            yield line, values
 
 
 class _CsvLines:

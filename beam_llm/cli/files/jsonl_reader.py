@@ -30,6 +30,10 @@ _EXACT = frozenset([str, int, bool, type(None)])
 _EXACT_INTEGER = float(2**63)
 
 
+_MOST_LEVELS = 200
+"""Of lists and objects inside one another: what writes and pickles records ends at some more."""
+
+
 def read_jsonl(source: Source, on_bad: OnBadLine) -> Iterator[Row]:
     """The records of a file of JSON lines; see `read_rows`."""
     number, is_rest = 0, False
@@ -82,6 +86,8 @@ def _fields(raw: bytes) -> dict[str, Any]:
         and _LONG_NUMBER.search(raw)
     ):
         fields = _second_look(raw)
+    if raw.count(b"[") + raw.count(b"{") > _MOST_LEVELS and _is_deeper(fields, _MOST_LEVELS):
+        raise _Unreadable("not JSON that can be read: it is nested too deeply")
     # No more colons than fields: nothing is nested, and no key stands twice; most records end here.
     if raw.count(b":") > len(fields) and contradicts_itself(raw.decode(), fields):
         raise _Unreadable("a key stands twice in one object, with two values")
@@ -124,3 +130,11 @@ def _may_be_rounded(fields: dict[str, Any]) -> bool:
         ):
             return True
     return False
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    if type(value) is dict:
+        value = value.values()
+    elif type(value) is not list:
+        return False
+    return levels == 0 or any(_is_deeper(member, levels - 1) for member in value)

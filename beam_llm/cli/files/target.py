@@ -197,12 +197,14 @@ def _upload(path: str, target: Target) -> None:
         shutil.copyfileobj(source, there, 1 << 20)
 
 
-def check_side_file(flag: str, path: str) -> None:
+def check_side_file(flag: str, path: str, what: str, mark: bytes) -> None:
     """Raises UsageError where no file can be written there beside the output, before anything is
     paid.
 
     Args:
       flag: that names it, such as `--summary`.
+      what: it is, such as `a summary`.
+      mark: stands in the first bytes of such a file: no other one is replaced, be it data.
     """
     folder = os.path.dirname(os.path.abspath(path))
     if is_remote(path):
@@ -211,6 +213,15 @@ def check_side_file(flag: str, path: str) -> None:
         raise UsageError(f"there is no folder {folder!r} for {flag}: create it first")
     if os.path.isdir(path):
         raise UsageError(f"{flag} is {path!r}, which is a folder: name a file in it")
+    if is_special(path):
+        raise UsageError(f"{flag} is {path!r}, which is a pipe or a device: name a file")
+    if os.path.exists(path):
+        with open(path, "rb") as file:
+            begin = file.read(200)
+        if begin and mark not in begin:
+            raise UsageError(
+                f"{flag} is {path!r}, which exists and is not {what} of beam-llm: name another file"
+            )
 
 
 def write_side_file(path: str, data: bytes, mode: int = 0o666) -> None:
@@ -219,6 +230,7 @@ def write_side_file(path: str, data: bytes, mode: int = 0o666) -> None:
     Args:
       mode: its permissions, less the user's umask.
     """
+    path = os.path.realpath(path)  # as of an output: what a link leads to, and not the link
     aside = f"{path}.{os.getpid()}.tmp"
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(descriptor, "wb") as file:

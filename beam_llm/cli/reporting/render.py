@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import time
 from importlib import resources
 
@@ -13,7 +12,7 @@ from beam_llm.cli.files.target import check_side_file, write_side_file
 from beam_llm.cli.reporting import charts
 from beam_llm.cli.reporting.page import Page
 from beam_llm.cli.words import percent
-from beam_llm.errors import UsageError, printable
+from beam_llm.errors import printable
 
 MARK = "<!-- a report of beam-llm -->"
 """What its pages begin with: such a file may be replaced."""
@@ -51,16 +50,7 @@ def _template() -> jinja2.Template:
 
 def check_report_path(path: str) -> None:
     """Raises UsageError where no page can be written there, before anything is paid."""
-    check_side_file("--report", path)
-    if os.path.exists(path) and not _is_report(path):
-        raise UsageError(
-            f"--report is {path!r}, which exists and is not a report of beam-llm: name another file"
-        )
-
-
-def _is_report(path: str) -> bool:
-    with open(path, "rb") as file:
-        return MARK.encode() in file.read(200)
+    check_side_file("--report", path, "a report", MARK.encode())
 
 
 def write_report(path: str, page: Page) -> None:
