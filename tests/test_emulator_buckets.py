@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import boto3
 import pytest
 from botocore.exceptions import ClientError
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import storage
 
 from beam_llm.stores import open_store, store_at
 from beam_llm.testing import Emulator
@@ -46,6 +49,15 @@ def test_cloud_storages_client_reads_what_it_wrote_and_creates_once(emulator: Em
     store.delete("x")
     assert store.get("x") is None
     assert list(store_at("gs://another").list("")) == []
+
+
+def test_an_object_says_when_it_was_written_as_beams_file_system_wants_it(
+    emulator: Emulator,
+) -> None:
+    open_store("gs://bucket/in").put("reviews.jsonl", b"a line")
+    with closing(storage.Client("any", AnonymousCredentials())) as client:
+        [found] = client.list_blobs("bucket", prefix="in/")
+    assert abs(found.updated.timestamp() - time.time()) < 600
 
 
 def test_cloud_storages_client_uploads_in_pieces(emulator: Emulator, tmp_path: Path) -> None:

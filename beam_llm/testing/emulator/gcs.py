@@ -7,6 +7,7 @@ Source: Cloud Storage JSON API reference (objects), google-cloud-storage 3.17, r
 from __future__ import annotations
 
 import base64
+import datetime
 import hashlib
 import importlib
 import itertools
@@ -125,13 +126,16 @@ def _shown(objects: ObjectFiles, bucket: str, name: str, data: bytes) -> dict[st
     """An object as the API shows it."""
     checksums: Any = importlib.import_module("google_crc32c")  # google-cloud-storage brings it
     kept = objects.get(f"{bucket}/metadata", name)
+    written = objects.path(bucket, name).stat().st_mtime_ns // 1000
+    updated = datetime.datetime.fromtimestamp(written / 1e6, datetime.UTC)
     shown = {
         "kind": "storage#object",
         "bucket": bucket,
         "name": name,
         "size": str(len(data)),
-        "generation": str(objects.path(bucket, name).stat().st_mtime_ns // 1000),
+        "generation": str(written),
         "metageneration": "1",
+        "updated": updated.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),  # Beam's file system wants it
         "md5Hash": base64.b64encode(hashlib.md5(data).digest()).decode(),
         "crc32c": base64.b64encode(checksums.Checksum(data).digest()).decode(),
     }
