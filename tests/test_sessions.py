@@ -87,6 +87,23 @@ def test_every_turn_ends_once_in_its_place_after_the_answers_before_it(
     assert calls <= 2 * count
 
 
+def test_a_turn_that_is_too_long_with_what_was_said_before_it_is_asked_after_half_of_that():
+    session, shown = Session(TASK, bounds()), list[tuple[str, int]]()
+    for text in ("one", "two", "three", "four", "five", "very long", "six"):
+        session.add(turn(text))
+    while asked := session.next_turns():
+        messages = session.task(asked).render([asked[0].record]).messages
+        shown.append((text_of(asked[0]), len(messages)))
+        is_too_long = len(messages) > 7 or text_of(asked[0]) == "very long"
+        failure = Failure(Kind.TOO_LARGE, "why", 1) if is_too_long else None
+        session.settle(asked, [Outcome(None if failure else "a reply", failure)])
+    assert shown[4:] == [
+        ("five", 9), ("five", 5),
+        ("very long", 7), ("very long", 3), ("very long", 1),
+        ("six", 7),
+    ]  # fmt: skip
+
+
 def test_what_a_session_leaves_is_plain_and_goes_on_in_another_bundle():
     first = Session(TASK, bounds())
     first.add(turn("one", 5))

@@ -37,10 +37,11 @@ class LLMChat(LLMPredict):
     side by side, `max_concurrency` calls at a time.
 
     What a turn is asked with: the `system_prompt`; then the newest `history_turns` exchanges that
-    `history_tokens`, or the model's window, has room for; then its own message. A turn that ends as
-    an error leaves nothing in the history, neither its message nor half an answer, and the turns
-    after it go on. So does one whose message or reply is blank: providers refuse blank messages. A
-    typed reply stands there as JSON.
+    `history_tokens`, or the model's window, has room for; then its own message. Where the model
+    says that this is too long, it is asked after half of them. A turn that ends as an error leaves
+    nothing in the history, neither its message nor half an answer, and the turns after it go on. So
+    does one whose message or reply is blank: providers refuse blank messages. A typed reply stands
+    there as JSON.
 
     With `batch_size` above 1 turns of one session that wait at the same time share a prompt. Where
     its reply lacks one of them, that turn is asked again alone, and those behind it after it.

@@ -39,12 +39,14 @@ class Turn:
       arrived: its element, with the timestamp and the window in which the answer comes out.
       record: what it asks, or why it can't be asked.
       is_alone: it shares no prompt with others; one that it shared did not answer it.
+      most_before: exchanges that it is asked after at most, where the model took no more.
       usage, cost_usd, attempts: of prompts that it was in and that did not answer it.
     """
 
     arrived: WindowedValue
     record: Record | Failure
     is_alone: bool = False
+    most_before: int | None = None
     usage: Usage = Usage()  # noqa: RUF009  # a tuple
     cost_usd: float | None = 0.0
     attempts: int = 0
@@ -109,6 +111,7 @@ class Session:
         self._newest: int | None = last
         self._history = [Exchange(*exchange) for exchange in history]
         self._waiting: deque[Turn] = deque()
+        self._shown = 0  # exchanges in the prompt under way
         self.is_asking = False
 
     @property
@@ -147,13 +150,16 @@ class Session:
                 break
         return taken
 
-    def task(self, turns: Iterable[Turn]) -> SessionTask:
+    def task(self, turns: Sequence[Turn]) -> SessionTask:
         """The question as these turns have it: after what there is room for beside them."""
         records = [turn.record for turn in turns if isinstance(turn.record, Record)]
         messages = map(self._task.message, records)
         room = self._bounds.caps.tokens - sum(map(self._task.tokens, messages))
         most = room if self._bounds.tokens is None else min(room, self._bounds.tokens)
-        return self._task.after(recent(self._history, self._bounds.turns, most))
+        before = turns[0].most_before
+        shown = recent(self._history, self._bounds.turns if before is None else before, most)
+        self._shown = len(shown)
+        return self._task.after(shown)
 
     def settle(
         self, turns: Sequence[Turn], outcomes: Sequence[Outcome]
@@ -161,11 +167,19 @@ class Session:
         """The turns of a prompt that have ended with its reply, each with how.
 
         The first without an answer is asked again, alone, and those behind it after it: their
-        answers came without knowing its. A turn that ends as an error leaves nothing behind.
+        answers came without knowing its. A turn whose prompt is too long for the model is asked
+        after half of what was said, and what it was not asked after is forgotten once it is
+        answered. A turn that ends as an error leaves nothing behind.
         """
         self.is_asking = False
         good = next((n for n, o in enumerate(outcomes) if o.failure is not None), len(outcomes))
         failure = None if good == len(outcomes) else outcomes[good].failure
+        is_too_long = failure is not None and failure.kind == Kind.TOO_LARGE and self._shown > 0
+        if is_too_long and len(turns) == 1:
+            turns[0].is_alone, turns[0].most_before = True, self._shown // 2
+            turns[0].note(outcomes[0])
+            self._waiting.appendleft(turns[0])
+            return []
         if failure is not None and len(turns) > 1 and failure.kind not in _OF_EVERY_TURN:
             for turn, outcome in zip(turns[good:], outcomes[good:], strict=True):
                 turn.note(outcome)
@@ -182,6 +196,8 @@ class Session:
     def _remember(self, turn: Turn, outcome: Outcome) -> None:
         if outcome.failure is not None or not isinstance(turn.record, Record):
             return
+        if turn.most_before is not None:
+            del self._history[: max(len(self._history) - turn.most_before, 0)]
         exchange = self._task.exchange(turn.record, outcome.value)
         if exchange is not None:
             bounds = self._bounds
