@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -423,16 +424,30 @@ def test_an_input_is_never_overwritten_not_even_by_another_name(tmp_path: Path) 
         )
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("fault", "raised", "words"),
+    [
+        pytest.param(RuntimeError("a fault"), RuntimeError, "a fault", id="any fault"),
+        pytest.param(
+            OSError(errno.ENOSPC, "No space left on device"),
+            LLMError,
+            r"out.jsonl' can't be written: No space left on device; all answers are kept",
+            id="a full disk",
+        ),
+    ],
+)
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
+    tmp_path: Path, fault: Exception, raised: type[Exception], words: str
+) -> None:
     source, output = write(tmp_path / "in.jsonl", "{}\n{}\n"), tmp_path / "out.jsonl"
     output.write_text("old")
 
     def failing() -> Iterator[Answer]:
         yield GOOD
-        raise RuntimeError("disk full")
+        raise fault
 
     sources = find_sources([source])
-    with pytest.raises(RuntimeError):
+    with pytest.raises(raised, match=words):
         write_rows(
             Target(str(output), replaces=True),
             sources,

@@ -83,14 +83,26 @@ def is_there(output: str) -> bool:
 def finished_file(target: Target) -> Iterator[IO[bytes]]:
     """A file to write; appears under its name when the block ends well, and not at all otherwise.
     `.gz` is packed on the way.
+
+    Raises:
+      LLMError: it can't be written, as on a full disk.
     """
-    with _plain_file(target) as file:
-        if not target.path.lower().endswith(".gz"):
-            yield file
-            return
-        # Without time and name in the header, equal answers give equal bytes.
-        with gzip.GzipFile(fileobj=file, mode="wb", mtime=0, filename="") as packed:
-            yield packed  # type: ignore[misc]
+    try:
+        with _plain_file(target) as file:
+            if not target.path.lower().endswith(".gz"):
+                yield file
+                return
+            # Without time and name in the header, equal answers give equal bytes.
+            with gzip.GzipFile(fileobj=file, mode="wb", mtime=0, filename="") as packed:
+                yield packed  # type: ignore[misc]
+    except OSError as error:
+        # One with a name is of another file; whoever read a pipe may leave.
+        if error.filename is not None or isinstance(error, BrokenPipeError):
+            raise
+        raise LLMError(
+            f"{target.path!r} can't be written: {error.strerror or error}; all answers are kept: "
+            "the same command again writes them"
+        ) from error
 
 
 @contextmanager
