@@ -391,6 +391,8 @@ def test_cleanup_takes_texts_of_finished_jobs_and_nothing_that_is_still_needed(
         if not name.startswith(("jobs/00000000000000000001/answers",))
     )
     assert b"review number 7" not in left
+    with pytest.raises(LedgerError, match="jobs cleanup` removes the records of finished jobs"):
+        find_ref(store, local.fake.jobs[0].job_id)
     local.restart()
     texts = ["still to come", *TEXTS]
     assert not wrong(local.run(texts), texts)

@@ -74,6 +74,13 @@ def newer_format(name: str, version: int) -> LedgerError:
     return LedgerError(f"{name} has format {version}, {upgrade}")
 
 
+_MAY_BE_GONE = {
+    "part": ": `beam-llm jobs cleanup` removes the records of finished jobs; a run over the same "
+    "input has their answers, and pays nothing"
+}
+"""Kind of object → what may have become of one that is missing."""
+
+
 def unpack(
     store: Store, kind: str, name: str, content_named: bool = False
 ) -> tuple[dict[str, Array], dict[str, Any]]:
@@ -89,7 +96,9 @@ def unpack(
     """
     data = store.get(name)
     if data is None:
-        raise LedgerError(f"{name} is missing from the staging location")
+        raise LedgerError(
+            f"{name} is missing from the staging location{_MAY_BE_GONE.get(kind, '')}"
+        )
     if len(data) < _HEAD.size + _DIGEST_BYTES or not data.startswith(_MAGIC):
         raise LedgerError(
             f"{name} is not an object of this package, or was cut short ({len(data)} bytes)"
