@@ -861,6 +861,11 @@ def test_elements_that_can_be_no_sessions_are_refused(emulator, source, options,
         _ = pipeline() | source | LLMChat(MODEL, **options)
 
 
+def test_pairs_that_no_type_tells_of_are_answered(emulator):
+    found = answered([("ada", "hello")], "--no_pipeline_type_check")
+    assert [(each.key, each.value) for each in found] == [("ada", "hello")]
+
+
 def test_help_shows_what_can_be_given():
     names = list(inspect.signature(LLMChat).parameters)
     assert {"history_turns", "history_tokens", "session_ttl_seconds", "turn_order"} <= set(names)

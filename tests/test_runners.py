@@ -19,6 +19,7 @@ from beam_llm.transforms import runners
 from pipelines import reviews_batch, submit_then_collect
 from pipelines.reviews import PROMPT, Opinion, Review
 from tests.collecting import Collect
+from tests.streams import AppendLine
 
 THINGS = ["phone", "lamp", "chair", "book", "radio", "table", "clock", "shirt", "camera", "bottle"]
 MOODS = [("great and lovely", 2.0), ("awful, I hate it", -2.0), ("it is blue", 0.0)]
@@ -266,3 +267,25 @@ def test_jobs_are_waited_for_under_a_coder_of_their_own(reviews, tmp_path):
             coders.append(components.pcollections[source].coder_id)
     assert len(coders) == 2
     assert len(set(coders)) == 2
+
+
+@pytest.mark.flink
+@pytest.mark.timeout(240)
+def test_on_flink_what_failed_is_asked_again_in_the_same_pipeline(
+    reviews, flink_cluster, emulator, tmp_path
+):
+    """As `pipelines/README.md` has it, with a Reshuffle before the answers meet."""
+    flags = flink_cluster.batch_options(env=emulator.environment)
+    ask = LLMPredict("openai:gpt-4.1-mini", "Sentiment of: {{ text }}")
+    with beam.Pipeline(options=PipelineOptions(flags, pickle_library="cloudpickle")) as p:
+        rows = p | beam.Create([{"text": "good"}, {"title": "great"}], reshuffle=False)
+        good, bad = rows | ask.with_exception_handling()
+        again = bad | beam.Map(lambda row: {"text": row.element["title"]}) | "Again" >> ask
+        _ = (
+            (good | beam.Reshuffle(), again)
+            | beam.Flatten()
+            | beam.Map(lambda each: each.element["text"])
+            | beam.ParDo(AppendLine(tmp_path / "out"))
+        )
+    found = (tmp_path / "out").read_text().splitlines()
+    assert sorted(map(json.loads, found)) == ["good", "great"]

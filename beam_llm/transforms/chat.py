@@ -116,4 +116,4 @@ def _check_elements(elements: pvalue.PCollection, settings: Settings) -> None:
         )
 
 
-_ANYTHING = (Any, typehints.Any, object, tuple)
+_ANYTHING = (Any, typehints.Any, object, tuple, None)  # None: --no_pipeline_type_check
