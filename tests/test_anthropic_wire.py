@@ -407,6 +407,13 @@ def test_the_quick_reading_of_a_line_says_what_the_slow_one_says():
         ({"type": "expired"}, LineEnd.EXPIRED, Kind.EXPIRED),
         ({"type": "canceled"}, LineEnd.CANCELLED, Kind.CANCELLED),
         ({"type": "errored", "error": {"error": {"type": "invalid_request_error"}}}, LineEnd.REJECTED, Kind.REJECTED),
+        (
+            {"type": "errored", "error": {"error": {
+                "type": "invalid_request_error",
+                "message": "The compiled grammar is too large, which would cause …",
+            }}},
+            LineEnd.FAILED, Kind.UNAVAILABLE,
+        ),
         ({"type": "errored", "error": {"error": {"type": "overloaded_error"}}}, LineEnd.FAILED, Kind.UNAVAILABLE),
         ({"type": "errored"}, LineEnd.FAILED, Kind.UNAVAILABLE),
         ({"type": "fishing"}, LineEnd.FAILED, Kind.UNREADABLE),

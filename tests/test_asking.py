@@ -125,6 +125,21 @@ def test_a_refused_form_is_left_for_another_once_for_all(emulator: Emulator, cas
     assert forms(emulator, case) == [True, False, False]
 
 
+@pytest.mark.parametrize(
+    ("words", "learned"),
+    [
+        ("output_config.format.schema: Invalid schema: The compiled grammar is too large", True),
+        ("this can't be processed: The compiled grammar is too large", False),
+    ],
+)
+def test_a_schema_beyond_claudes_grammars_goes_with_a_tool_from_then_on(emulator, words, learned):
+    emulator.set_faults(Fault("poison", message=words, times=1))
+    case = CASES["anthropic"]
+    first, second = asyncio.run(asked(case, request_of("I love it"), request_of("I hate it")))
+    assert (isinstance(first, Completion), isinstance(second, Completion)) == (learned, True)
+    assert forms(emulator, case) == ([True, False, False] if learned else [True, True])
+
+
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_a_record_with_the_words_of_a_refusal_switches_no_form_for_others(
     emulator: Emulator, case: Case

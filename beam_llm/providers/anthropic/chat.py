@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from beam_llm.errors import CallError
-from beam_llm.providers.anthropic.dialect import SCHEMA, Dialect
+from beam_llm.providers.anthropic.dialect import SCHEMA, TOOL, Dialect, is_beyond_grammars
 from beam_llm.providers.anthropic.place import Place
 from beam_llm.providers.anthropic.replies import decode_reply
 from beam_llm.providers.anthropic.requests import encode_body
@@ -14,9 +16,12 @@ from beam_llm.providers.errors import ErrorContext, error_of
 from beam_llm.providers.http import DEFAULT_BOUNDS, Answer, Bounds
 from beam_llm.providers.live import LiveCalls
 from beam_llm.providers.pace import anthropic_pace_of
-from beam_llm.values import Completion, Request
+from beam_llm.values import Completion, Request, Schema
 
 _log = logging.getLogger(__name__)
+
+# A pipeline has a schema for each number of records a prompt, some dozens; more is a leak.
+_MOST_BEYOND = 1_000
 
 
 class AnthropicChat:
@@ -39,25 +44,49 @@ class AnthropicChat:
         self._cache = cache
         self._context = ErrorContext(key, place.key_reference, log_data)
         self._calls = LiveCalls(place.headers(key), bounds)
+        self._beyond: dict[int, Schema] = {}
 
     async def complete(self, request: Request, timeout_seconds: float) -> Completion:
         """One call within `timeout_seconds`, connecting and reading included. Asked again at once
         only in another form of the same question, where the endpoint refuses the form (see
-        `Dialect`).
+        `Dialect`), or the schema as too large for a grammar; such a schema is remembered.
 
         Raises:
           CallError: Retryable, Rejected or Aborted.
         """
+        is_beyond = self._is_beyond(request)
 
         async def send(dialect: Dialect) -> Answer:
-            data = encode_body(request, dialect, self._service_tier, self._cache)
+            is_schema = dialect.reply_format == SCHEMA
+            form = replace(dialect, reply_format=TOOL) if is_beyond and is_schema else dialect
+            data = encode_body(request, form, self._service_tier, self._cache)
             return await self._calls.post(self._url, data, timeout_seconds)
 
-        _, headers, reply = await ask_in_form(
-            self._dialect, request, send, self._error_of, self._announce
-        )
+        try:
+            answer = await self._ask(request, send)
+        except CallError as error:
+            if is_beyond or request.schema is None or not is_beyond_grammars(error):
+                raise
+            self._remember(request.schema, error)
+            is_beyond = True
+            answer = await self._ask(request, send)
+        _, headers, reply = answer
         pace = anthropic_pace_of(headers)
         return decode_reply(reply, headers.get("request-id"), pace, self._context)
+
+    async def _ask(self, request: Request, send: Callable[[Dialect], Awaitable[Answer]]) -> Answer:
+        return await ask_in_form(self._dialect, request, send, self._error_of, self._announce)
+
+    def _is_beyond(self, request: Request) -> bool:
+        """Whether the request's schema, which all of its shape share, was refused as too large."""
+        return self._beyond.get(id(request.schema)) is request.schema is not None
+
+    def _remember(self, schema: Schema, error: CallError) -> None:
+        if id(schema) not in self._beyond:
+            _log.warning("%s: from now on this schema goes with a tool", error.message)
+        if len(self._beyond) >= _MOST_BEYOND:
+            self._beyond.clear()
+        self._beyond[id(schema)] = schema
 
     def _error_of(self, answer: Answer) -> CallError:
         return error_of(*answer, **self._context._asdict())

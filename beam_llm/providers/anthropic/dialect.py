@@ -71,5 +71,29 @@ _ABOUT_SCHEMAS = re.compile(
 )
 """A schema that is refused for what is in it is no sign that there are none."""
 
+_TOO_LARGE = re.compile(r"(compiled grammar is too large|schema is too complex)", re.IGNORECASE)
+"""Of a schema that is beyond the API's grammars. Source: anthropics/anthropic-sdk-python#1185,
+TanStack/ai#682, read 2026-11.
+"""
+
 _ABOUT_TOOLS = re.compile(r"\btools?\b|tool_choice|tool use", re.IGNORECASE)
 _ABOUT_TEMPERATURE = re.compile(r"temperature", re.IGNORECASE)
+
+
+def is_beyond_grammars(error: CallError) -> bool:
+    """Whether a schema is refused since its grammar would be too large. Only by how the message
+    begins: further on it may be quoting a record.
+    """
+    return _BEYOND.match(error.message) is not None
+
+
+_BEYOND = re.compile(
+    rf"HTTP 400 \w+: (output_config[.\w]*: )?(invalid schema: )?(the )?{_TOO_LARGE.pattern}",
+    re.IGNORECASE,
+)
+
+
+def refuses_form(sentence: str) -> bool:
+    """Whether a refusal is about how a request is written, and not about what is in it."""
+    abouts = (_ABOUT_SCHEMAS, _ABOUT_TOOLS, _ABOUT_TEMPERATURE, _TOO_LARGE)
+    return any(about.search(sentence) for about in abouts)

@@ -6,6 +6,7 @@ from typing import Any
 
 from beam_llm.errors import CallError, Kind, Rejected, Retryable
 from beam_llm.protocols import LineReply
+from beam_llm.providers.anthropic.dialect import refuses_form
 from beam_llm.providers.anthropic.plain import plain_line
 from beam_llm.providers.anthropic.replies import completion_of, error_in
 from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, shown, unreadable
@@ -60,6 +61,9 @@ def _message(result: Any, context: ErrorContext) -> Any:
     if kind == "errored":
         error = result.get("error")
         found = error_in(error if isinstance(error, dict) else {}, context)
+        if found.kind == Kind.REJECTED and refuses_form(found.message):
+            # A job can't learn; a live call, which is what comes in the end, asks in another form.
+            raise Retryable(Kind.UNAVAILABLE, found.message, status=found.status)
         raise found
     said = shown(kind[:80], context.secret, context.log_data)
     # Retryable: a fifth way to end may come with the next version of the API.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from beam_llm.errors import CallError
 from beam_llm.providers.anthropic.dialect import TOOL_NAME
 from beam_llm.providers.anthropic.plain import plain_reply
 from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, error_of, unreadable
@@ -153,7 +154,7 @@ STATUSES = {
 """The HTTP status of each type of error: in a batch's results an error has its type alone."""
 
 
-def error_in(payload: Mapping[str, Any], context: ErrorContext) -> Exception:
+def error_in(payload: Mapping[str, Any], context: ErrorContext) -> CallError:
     """The error that a body of `type: error` names."""
     kind = word(_field(payload, "error", "type"))
     # An unknown type counts as the server's own failure, which may be tried again.
