@@ -171,6 +171,23 @@ def test_a_literal_key_is_refused_and_not_repeated(key):
 
 
 @pytest.mark.parametrize(
+    "values",
+    [
+        {"base_url": "me:s3cr3t-word@host/v1"},
+        {"base_url": "https:/me:s3cr3t-word@host/v1"},
+        {"base_url": "https://me:s3cr3t-word/@host/v1"},
+        {"extra_body": '{"headers": {"x-key": "s3cr3t-word"},}'},
+        {"provider_options": ["s3cr3t-word"]},
+    ],
+    ids=str,
+)
+def test_a_value_that_may_hold_a_secret_is_refused_and_not_repeated(values):
+    with pytest.raises(UsageError) as caught:
+        settings(MODEL, **values)
+    assert "s3cr3t-word" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("given", "kept"),
     [
         ("${MY_KEY}", "env:MY_KEY"),

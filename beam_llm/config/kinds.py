@@ -168,15 +168,20 @@ def _secret(name: str, value: Any, rule: Mapping[str, Any]) -> str:
 
 
 def _json(name: str, value: Any, rule: Mapping[str, Any]) -> Mapping[str, Any]:
+    # A wrong value is not put into the message: a server's own headers and parameters may be keys.
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
-            raise wrong(
-                name, value, f"it has to be a JSON object ({error})", f"write {name}='{{\"…\": …}}'"
+            raise UsageError(
+                f"{name} is a text of {len(value):,} characters that is not JSON ({error}): "
+                f"it has to be a JSON object; write {name}='{{\"…\": …}}'"
             ) from None
     if not isinstance(value, Mapping):
-        raise wrong(name, value, "it has to be a mapping", f"write {name}={{…}}")
+        raise UsageError(
+            f"{name} is a value of type {type(value).__name__}: it has to be a mapping; "
+            f"write {name}={{…}}"
+        )
     # A copy: what the caller changes later must not change a pipeline that is built.
     return dict(value)
 

@@ -165,7 +165,8 @@ def _base_url(known: Settings, provider: str) -> str | None:
     except ValueError:  # no such port, or half of an IPv6 address
         is_address = False
     if not is_address:
-        shown = re.split(r"[?#]", url)[0]
+        # Also of what is not an address: `user:password@host`, without https://.
+        shown = re.split(r"[?#]", url)[0].rpartition("@")[2]
         raise UsageError(
             f"base_url is {shown!r}: it has to be an address with http:// or https:// and "
             "without spaces, ? or #; "
