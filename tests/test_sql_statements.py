@@ -881,6 +881,11 @@ VALUES = {
     "TO_DATE('2026-05-04')": "2026-05-04",
     "TO_TIMESTAMP('2026-05-04 03:02:01')": "2026-05-04 03:02:01",
     "CAST('7' AS INT)": 7, "TRY_CAST('x' AS INT)": None,
+    # Where DuckDB does otherwise
+    "CAST(-2.7 AS INT)": -2, "CAST('2.7' AS INT)": 2, "CAST(CAST(2.5 AS DOUBLE) AS BIGINT)": 2,
+    "CAST('abc' AS VARCHAR(2))": "ab", "CAST('a' AS CHAR(2))": "a ",
+    "EXTRACT(DOW FROM DATE '2026-11-30')": 2, "1 IS DISTINCT FROM NULL": True,
+    "JSON_VALUE('{\"a\": [1]}', '$.a')": None, "JSON_VALUE('{\"a\": 1}', 'lax $.a')": "1",
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from decimal import Decimal
 from typing import IO, Any
 
 from beam_llm.cli.files.csv_cells import ALL_CELLS, NO_CELLS, cell, safe_cell
@@ -145,4 +146,4 @@ def _printed(kind: SqlType, value: Any) -> str:
     plain = to_json(kind, value)
     if plain is None:
         return "NULL"
-    return plain if isinstance(plain, str) else json_bytes(plain).decode()
+    return str(plain) if isinstance(plain, (str, Decimal)) else json_bytes(plain).decode()

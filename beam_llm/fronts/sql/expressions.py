@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
@@ -13,7 +14,7 @@ from beam_llm.fronts.sql.compute import ExpressionError, quoted, text_literal, t
 from beam_llm.fronts.sql.functions import FUNCTIONS, words
 from beam_llm.fronts.sql.places import SourceText, SqlError, nearest
 from beam_llm.fronts.sql.syntax import Expression
-from beam_llm.fronts.sql.types import SqlType
+from beam_llm.fronts.sql.types import INTEGERS, SqlType
 
 MOST_TEXT = 200_000
 """Characters of one expression, views and all."""
@@ -21,10 +22,14 @@ MOST_TEXT = 200_000
 # What sqlglot parses grows with its versions, so a form that isn't listed is refused.
 _ALLOWED = words(
     "Column Identifier Literal Boolean Null And Or Not Paren EQ NEQ GT GTE LT LTE Is In "
-    "Between Like ILike SimilarTo Escape Add Sub Mul Div Mod Neg DPipe Case If Cast TryCast "
+    "Between Like ILike Escape Add Sub Mul Div Mod Neg DPipe Case If Cast TryCast "
     "DataType DataTypeParam Array Bracket Dot Anonymous Interval Var Extract StrPosition "
     "Substring Trim Tuple IntDiv NullSafeEQ NullSafeNEQ Concat"
 )
+
+
+_SIZED = (exp.DataType.Type.CHAR, exp.DataType.Type.VARCHAR)
+_INSTEAD = {"SimilarTo": "write LIKE, or REGEXP(text, '^a.*$')"}
 
 
 class Value(NamedTuple):
@@ -70,7 +75,17 @@ def cast(value: Value, kind: SqlType) -> Value:
     """The value as one of the type."""
     if value.type.duckdb == kind.duckdb and value.type.kind != "NULL":
         return value._replace(type=kind)
-    return Value(f"CAST({value.sql} AS {kind.duckdb})", value.uses, kind)
+    sql = _whole(value.sql, value.type) if kind.kind in INTEGERS else value.sql
+    return Value(f"CAST({sql} AS {kind.duckdb})", value.uses, kind)
+
+
+def _whole(sql: str, kind: SqlType) -> str:
+    """The text of a number without what is behind its point: Flink's casts to integers cut it, and
+    DuckDB's round.
+    """
+    if kind.kind in ("FLOAT", "DOUBLE", "DECIMAL"):
+        return f"trunc({sql})"
+    return rf"regexp_replace({sql}, '[.]\d*\s*$', '')" if kind.kind == "STRING" else sql
 
 
 @dataclass
@@ -129,7 +144,7 @@ class Translator:
         Raises:
           SqlError: a name that is unknown, a form that isn't run, or types that don't fit.
         """
-        translation = _Translation(self._source, expression, scope, calls)
+        translation = _Translation(self._source, expression, scope, calls, self._type)
         try:
             sql = translation.text(expression.tree)
         except RecursionError:
@@ -149,12 +164,14 @@ class Translator:
     def _typed(self, expression: Expression, value: Value) -> Value:
         if value.column is not None:
             return value._replace(type=self._types[value.column])
-        inputs = [(name, self._types[name]) for name in sorted(value.uses)]
         try:
-            (kind,) = types_of(self._connection, value.sql, inputs)
+            return value._replace(type=self._type(value.sql, value.uses))
         except ExpressionError as error:
             self._fail(expression, str(error).rstrip("."), "mend it, or CAST a value")
-        return value._replace(type=kind)
+
+    def _type(self, sql: str, uses: Iterable[str]) -> SqlType:
+        (kind,) = types_of(self._connection, sql, [(name, self._types[name]) for name in uses])
+        return kind
 
     def _fail(self, expression: Expression, why: str, instead: str) -> NoReturn:
         self._source.fail(expression.start, why, instead, expression.end)
@@ -169,8 +186,10 @@ class _Translation:
         expression: Expression,
         scope: Scope,
         calls: Mapping[str, Value],
+        type_of: Callable[[str, Iterable[str]], SqlType],
     ):
         self._source = source
+        self._type_of = type_of
         self._expression = expression
         self._scope = scope
         self._calls = calls
@@ -197,7 +216,8 @@ class _Translation:
     def _replaced(self, node: Any) -> Any:
         kind = type(node).__name__
         if kind not in _ALLOWED:
-            self._fail(node, f"this is not a row-wise expression ({kind})", "write it otherwise")
+            instead = _INSTEAD.get(kind, "write it otherwise")
+            self._fail(node, f"this is not a row-wise expression ({kind})", instead)
         if isinstance(node, exp.Column):
             return self._column(node, _parts_of(node))
         if isinstance(node, exp.Dot):
@@ -206,6 +226,13 @@ class _Translation:
                 return self._column(node, parts)
         if isinstance(node, exp.Anonymous):
             return self._marked(self._function(node))
+        if isinstance(node, exp.Cast) and node.to.this in exp.DataType.SIGNED_INTEGER_TYPES:
+            return self._marked(self._whole_cast(node))
+        if isinstance(node, exp.Cast) and node.to.this in _SIZED and node.to.expressions:
+            return self._marked(self._sized_cast(node))
+        if isinstance(node, exp.Extract) and node.name.upper() == "DOW":
+            # Flink counts from Sunday as 1, DuckDB as 0.
+            return self._marked(f"(extract('dow' FROM {self.text(node.expression)}) + 1)")
         if isinstance(node, exp.Bracket) and _is_map(node):
             return self._marked(self._map(node))
         if isinstance(node, exp.In) and (node.args.get("query") or node.args.get("unnest")):
@@ -289,6 +316,19 @@ class _Translation:
             template,
         )
         return f"({filled})"
+
+    def _whole_cast(self, node: Any) -> str:
+        text = self.text(node.this)
+        with suppress(ExpressionError):  # the whole expression's error has the place
+            text = _whole(text, self._type_of(text, self.uses))
+        verb = "TRY_CAST" if isinstance(node, exp.TryCast) else "CAST"
+        return f"{verb}({text} AS {self.text(node.to)})"
+
+    def _sized_cast(self, node: Any) -> str:
+        """Flink cuts a text that is longer, and pads a CHAR; DuckDB knows no lengths."""
+        length = self.text(node.to.expressions[0])
+        cut = f"left(CAST({self.text(node.this)} AS VARCHAR), {length})"
+        return f"rpad({cut}, {length}, ' ')" if node.to.this == exp.DataType.Type.CHAR else cut
 
     def _map(self, node: Any) -> str:
         texts = [self.text(member) for member in node.expressions]

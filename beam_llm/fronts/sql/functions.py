@@ -87,7 +87,13 @@ FUNCTIONS: dict[str, Function] = {
     "SPLIT_INDEX": Function(3, 3, "string_split({0}, {1})[CAST({2} AS BIGINT) + 1]"),
     "STARTSWITH": _same("starts_with", 2),
     "ENDSWITH": _same("ends_with", 2),
-    "JSON_VALUE": _same("json_extract_string", 2),
+    # Flink gives NULL where no single value stands, and takes `lax` before a path.
+    "JSON_VALUE": Function(
+        2,
+        2,
+        "CASE WHEN json_value({0}, regexp_replace({1}, '^ *lax +', '')) IS NOT NULL "
+        "THEN json_extract_string({0}, regexp_replace({1}, '^ *lax +', '')) END",
+    ),
     "JSON_QUERY": Function(2, 2, "CAST(json_extract({*}) AS VARCHAR)"),
     "JSON_EXISTS": _same("json_exists", 2),
     "JSON_STRING": Function(1, 1, "CAST(to_json({0}) AS VARCHAR)"),

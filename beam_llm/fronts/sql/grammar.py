@@ -79,12 +79,14 @@ def parse_expression(cursor: Cursor) -> Expression:
     calls: dict[str, Call] = {}
     aggregates: dict[str, Aggregate] = {}
     spans: list[tuple[int, int, str]] = []
-    depth, end = 0, first.start
+    depth, end, before = 0, first.start, ""
     while (token := cursor.now).kind != "end":
         if depth == 0 and (token.value in (",", ";", *_CLOSE) and token.kind == "op"):
             break
-        if depth == 0 and token.word in _STOPS:
+        # The FROM of IS DISTINCT FROM begins no clause.
+        if depth == 0 and token.word in _STOPS and (token.word, before) != ("FROM", "DISTINCT"):
             break
+        before = token.word
         if token.kind == "op":
             depth += (token.value in _OPEN) - (token.value in _CLOSE)
         if token.word in (*CALLS, *AGGREGATE_FUNCTIONS) and cursor.ahead().value == "(":

@@ -180,9 +180,10 @@ def _integer(kind: SqlType, value: Any) -> int:
     if isinstance(value, str) and len(value) > 40:
         raise ValueError(f"it is not {kind}")
     try:
-        if isinstance(value, float) and not value.is_integer():
-            raise ValueError
         number = int(value.strip() if isinstance(value, str) else value)
+        # A boolean is a number to Python alone; of a fraction, `int` cuts what is behind the point.
+        if isinstance(value, bool) or (not isinstance(value, str) and number != value):
+            raise ValueError
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"it is not {kind}") from None
     most = 2 ** (INTEGERS[kind.kind] - 1)
@@ -332,12 +333,16 @@ def to_duckdb(kind: SqlType, value: Any, make_map: Callable[[Any], Any] = dict) 
 
 
 def to_json(kind: SqlType, value: Any) -> Any:
-    """A value in flight as a JSON file has it: a decimal is a number."""
+    """A value in flight as a JSON file has it: a decimal is a number; as it is where a fraction of
+    64 bits would round it.
+    """
     if value is None:
         return None
     if kind.kind == "DECIMAL":
         number = decimal.Decimal(value)
-        return int(number) if number == number.to_integral_value() else float(number)
+        if number == number.to_integral_value():
+            return int(number)
+        return fraction if decimal.Decimal(repr(fraction := float(number))) == number else number
     if kind.kind == "ARRAY":
         return [to_json(kind.fields[0][1], item) for item in value]
     if kind.kind == "MAP":
