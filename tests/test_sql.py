@@ -178,6 +178,7 @@ KEPT = {
     "day": "2026-01-02",
     "at": "2026-01-02 03:04:05",
     "price": 12.5,
+    "exact": "12345678901234567.89",
     "counts": {"a": 1},
     "pair": {"a": 1, "b": "x"},
     "tags": ["p", "q"],
@@ -188,7 +189,7 @@ KEPT = {
 @pytest.mark.parametrize("kind", ["json", "csv", "parquet"])
 def test_values_of_all_types_come_back_from_a_file_of_every_format(folder: Path, kind: str):
     columns = (
-        "id STRING, day DATE, `at` TIMESTAMP(3), price DECIMAL(10, 2), counts MAP<STRING, INT>, "
+        "id STRING, day DATE, `at` TIMESTAMP(3), price DECIMAL(10, 2), exact DECIMAL(20, 2), counts MAP<STRING, INT>, "
         "pair ROW<a INT, b STRING>, tags ARRAY<STRING>, `it's` STRING"
     )
     (folder / "in.jsonl").write_text(json.dumps(KEPT) + "\n" + '{"id": "2"}\n')
@@ -204,7 +205,9 @@ def test_values_of_all_types_come_back_from_a_file_of_every_format(folder: Path,
     full, empty = rows_in(folder, "o.jsonl")
     assert full == {**KEPT, "mood": "positive", "y": 2027}
     assert empty["mood"] == "negative"
-    assert {empty[name] for name in ("day", "at", "price", "counts", "pair", "tags", "y")} == {None}
+    assert {
+        empty[name] for name in ("day", "at", "price", "exact", "counts", "pair", "tags", "y")
+    } == {None}
 
 
 def test_several_inserts_into_one_file_are_written_together(folder: Path, model: str):

@@ -5,6 +5,7 @@ the one clear line for what isn't run.
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from beam_llm.fronts.sql.functions import (
 from beam_llm.fronts.sql.plan import Plan
 from beam_llm.fronts.sql.script import Job, Printed, Script, read_script
 from beam_llm.fronts.sql.tables import Permissions
-from beam_llm.fronts.sql.types import SqlType, to_json
+from beam_llm.fronts.sql.types import SqlType, to_json, value_of
 
 HEAD = """CREATE TABLE t (id STRING, title STRING, text STRING, n INT, x DOUBLE, day DATE,
   tags ARRAY<STRING>, r ROW<a INT, b STRING>) WITH ('connector'='filesystem', 'path'='in/', 'format'='json');
@@ -898,6 +899,21 @@ def test_functions_give_what_they_give_in_flink():
     assert row is not None
     found = [to_json(kind, row.get(str(column))) for _, column, kind in plan.outputs]
     assert dict(zip(VALUES, found, strict=True)) == VALUES
+
+
+def test_names_that_differ_by_case_alone_are_two_columns_as_in_flink():
+    table = "CREATE TABLE c (id STRING, `Id` STRING) WITH ('connector'='filesystem', 'path'='c.csv', 'format'='csv');"
+    (plan,) = plans(f"{table} SELECT UPPER(id) AS a, UPPER(`Id`) AS b FROM c;")
+    row = {column: name for name, column, _ in plan.columns}
+    found = Evaluator(plan.stages[0]).row({**row, plan.columns[1][1]: "other"})
+    assert found is not None
+    assert [found[str(column)] for _, column, _ in plan.outputs] == ["ID", "OTHER"]
+
+
+@pytest.mark.parametrize("value", [Decimal("1.75"), 1.75, True, "1.75"], ids=repr)
+def test_what_is_not_whole_is_not_an_integer(value: Any):
+    with pytest.raises(ValueError, match="it is not INT"):
+        value_of(SqlType("INT"), value)
 
 
 def a_map(inner: SqlType) -> SqlType:

@@ -49,7 +49,7 @@ class Layers:
         self.base = base
         made = []
         for name, kind in columns:
-            inside = f"c.{name}"
+            inside = self._free(f"c.{name}")
             self.types[inside] = kind
             self._levels[inside] = 0
             self._base_columns.append((name, inside, kind))
@@ -84,9 +84,18 @@ class Layers:
 
     def new(self, name: str, level: int, kind: SqlType) -> Value:
         """A column that a call gives."""
+        name = self._free(name)
         self.types[name] = kind
         self._levels[name] = level
         return column_in_flight(name, kind)
+
+    def _free(self, name: str) -> str:
+        """The name, or a longer one where DuckDB would take it for another column's: case says
+        nothing there, and in Flink it does.
+        """
+        while name.casefold() in map(str.casefold, self.types):
+            name += "'"
+        return name
 
     def open_stage(self) -> int:
         """What is computed after one more call; returns that call's number, from 1."""
