@@ -101,6 +101,27 @@ def test_good_and_bad_predictions_both_reach_consumers_of_batches(flags, ask):
     assert bad_seen.found == ["prompt"] * sum(1 for element in elements if "other" in element)
 
 
+def test_an_element_that_fails_before_any_call_is_behind_a_ref_of_no_job(flags, emulator, tmp_path):
+    asking = {
+        "base_url": emulator.base_url,
+        "staging_location": str(tmp_path),
+        "poll_seconds": 0.05,
+    }
+    refs_seen, seen = Collect(), Collect()
+    with beam.Pipeline(options=PipelineOptions(flags)) as pipeline:
+        elements = pipeline | beam.Create([{"text": "one"}, {"other": "two"}])
+        submit = SubmitBatchJobs("openai:gpt-4.1-mini", "Echo {{ text }}", **asking)
+        refs = elements | submit
+        _ = refs | refs_seen
+        _ = refs | CollectBatchJobs("openai:gpt-4.1-mini", "Echo {{ text }}", **asking) | seen
+    assert sorted((ref.number, ref.job_id is None, ref.state) for ref in refs_seen.found) == [
+        (0, True, "done"),
+        (1, False, "created"),
+    ]
+    kinds = {str(each.element): each.error and each.error.kind for each in seen.found}
+    assert kinds == {"{'text': 'one'}": None, "{'other': 'two'}": "prompt"}
+
+
 def test_collected_predictions_reach_a_consumer_of_batches(flags, emulator, tmp_path):
     options = {
         "base_url": emulator.base_url,

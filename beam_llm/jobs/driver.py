@@ -138,8 +138,8 @@ class Driver:
         return found
 
     def job_id(self, number: int) -> str | None:
-        """The provider's id of a job, once there is one."""
-        return JobTree(self._ledger, number).job_id
+        """The provider's id of a job, once there is one; none of the elements in no job."""
+        return JobTree(self._ledger, number).job_id if number else None
 
     def monotonic(self) -> float:
         """Seconds that never go back, by which waits are measured."""
