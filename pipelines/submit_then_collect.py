@@ -4,13 +4,14 @@
     --staging_location gs://bucket/llm python -m pipelines.submit_then_collect collect --jobs
     jobs.txt --output labelled --staging_location gs://bucket/llm
 
-The file of job ids is all that the second pipeline needs: the elements come back from the staging
-location with their answers.
+The file of jobs is all that the second pipeline needs: the elements come back from the staging
+location with their answers. A line of it may also be an id by which the provider calls a job.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Any
 
 import apache_beam as beam
@@ -21,11 +22,13 @@ from beam_llm import BatchJobRef, CollectBatchJobs, Prediction, SubmitBatchJobs
 from pipelines.reviews import PROMPT, Opinion, Review, parse
 
 
-def id_of(ref: BatchJobRef) -> str:
-    """The job's id; a job that still queues behind a limit has none yet and is known by its
-    number.
-    """
-    return ref.job_id or f"#{ref.number}"
+def to_job_line(ref: BatchJobRef) -> str:
+    # The whole ref, not its job's id: elements that failed before any call are in no job.
+    return json.dumps(ref)
+
+
+def from_job_line(line: str) -> Any:
+    return BatchJobRef(*json.loads(line)) if line.startswith("[") else line
 
 
 def to_line(prediction: Prediction) -> str:
@@ -47,8 +50,8 @@ def submit(pipeline: beam.Pipeline, arguments: argparse.Namespace, options: dict
         | "Read reviews" >> beam.io.ReadFromText(arguments.input)
         | "Parse" >> beam.Map(parse).with_output_types(Review)
         | "Submit" >> SubmitBatchJobs(arguments.model, PROMPT, **options)
-        | "To ids" >> beam.Map(id_of)
-        | "Write ids" >> beam.io.WriteToText(arguments.jobs, shard_name_template="")
+        | "To job lines" >> beam.Map(to_job_line)
+        | "Write jobs" >> beam.io.WriteToText(arguments.jobs, shard_name_template="")
     )
 
 
@@ -57,7 +60,8 @@ def collect(
 ) -> None:
     (
         pipeline
-        | "Read ids" >> beam.io.ReadFromText(arguments.jobs)
+        | "Read jobs" >> beam.io.ReadFromText(arguments.jobs)
+        | "From job lines" >> beam.Map(from_job_line)
         | "Collect" >> CollectBatchJobs(arguments.model, PROMPT, **options)
         | "To lines" >> beam.Map(to_line)
         | "Write" >> beam.io.WriteToText(arguments.output, file_name_suffix=".jsonl")
@@ -70,7 +74,7 @@ def run(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--input", help="submit: a file or pattern of .jsonl with id, text and rating"
     )
-    parser.add_argument("--jobs", required=True, help="file of job ids, one a line")
+    parser.add_argument("--jobs", required=True, help="file of jobs, one a line")
     parser.add_argument("--output", help="collect: prefix of the files to write")
     parser.add_argument("--model", default="openai:gpt-4.1-mini")
     parser.add_argument("--batch_size", default="20")

@@ -158,11 +158,22 @@ def test_jobs_are_submitted_in_one_pipeline_and_collected_in_another(reviews, tm
         "--poll_seconds=0.05",
         "--runner=FnApiRunner",
     ]
+    with reviews.open("a") as file:
+        file.write(
+            json.dumps({"id": "too long", "text": "long " * 2_000_000, "rating": 0.0}) + "\n"
+        )
     submit_then_collect.run(["submit", f"--input={reviews}", *common])
-    (job_id,) = (tmp_path / "jobs.txt").read_text().split()
-    assert job_id.startswith("batch_")
+    jobs = [json.loads(line) for line in (tmp_path / "jobs.txt").read_text().splitlines()]
+    [job_id] = [ref[0] for ref in jobs if ref[0] is not None]
+    assert (len(jobs), job_id.startswith("batch_")) == (2, True)
     submit_then_collect.run(["collect", f"--output={tmp_path / 'out'}", *common])
-    assert {row["id"]: row["opinion"]["sentiment"] for row in rows(tmp_path)} == EXPECTED
+    found = {row["id"]: row for row in rows(tmp_path)}
+    assert found.pop("too long")["error"].startswith("too_large")
+    assert {name: row["opinion"]["sentiment"] for name, row in found.items()} == EXPECTED
+
+    (tmp_path / "jobs.txt").write_text(job_id + "\n")
+    submit_then_collect.run(["collect", f"--output={tmp_path / 'by-id'}", *common])
+    assert {row["id"] for row in rows(tmp_path, "by-id")} == EXPECTED.keys()
 
 
 def test_collected_rows_have_a_schema_where_the_elements_type_is_told(reviews, tmp_path):

@@ -21,7 +21,7 @@ class SubmitBatchJobs(WithSettings):
 
         asking = {"prompt": "Label: {{ text }}", "staging_location": "gs://bucket/llm"}
         refs = reviews | SubmitBatchJobs("openai:gpt-4.1-mini", **asking)
-        refs | beam.Map(lambda ref: ref.job_id or f"#{ref.number}") | WriteToText("jobs")
+        refs | beam.Map(json.dumps) | WriteToText("jobs")
     """
 
     _FIXED: ClassVar[Mapping[str, Any]] = {"mode": "batch_api"}
@@ -41,8 +41,9 @@ class CollectBatchJobs(WithSettings):
     Today, next week, in another pipeline.
 
         asking = {"prompt": "Label: {{ text }}", "staging_location": "gs://bucket/llm"}
-        ids = another_pipeline | ReadFromText("jobs*")
-        predictions = ids | CollectBatchJobs("openai:gpt-4.1-mini", **asking)
+        lines = another_pipeline | ReadFromText("jobs*")
+        refs = lines | beam.Map(lambda line: BatchJobRef(*json.loads(line)))
+        predictions = refs | CollectBatchJobs("openai:gpt-4.1-mini", **asking)
 
     Takes the arguments its `SubmitBatchJobs` had: `staging_location` finds the elements, `prompt`
     and `output` read the answers. Predictions have their elements' timestamps and are in the global
