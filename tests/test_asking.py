@@ -56,6 +56,9 @@ CASES = {
         "json_schema",
     ),
     "openai, length": Case("openai:local", "Unsupported parameter: 'max_tokens'", '"max_tokens"'),
+    "openai, temperature": Case(
+        "openai:local", "Unsupported value: 'temperature' does not support 0.5", '"temperature"'
+    ),
     "anthropic": Case("anthropic:claude-haiku-4-5", "output_config: not here", "output_config"),
     "anthropic, temperature": Case(
         "anthropic:claude-haiku-4-5", "`temperature` is deprecated", "temperature"

@@ -102,10 +102,11 @@ class OpenAIChat:
 
     def _announce(self, error: CallError) -> None:
         _log.warning(
-            "%s: from now on %s and %s are used",
+            "%s: from now on %s and %s are used, with %s temperature",
             error.message,
             self._dialect.reply_format,
             self._dialect.tokens_field,
+            "a" if self._dialect.takes_temperature else "no",
         )
 
     @property

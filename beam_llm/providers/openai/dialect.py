@@ -40,6 +40,7 @@ class Dialect:
       beside_a_schema: further fields of a request that has one.
       seed_field: the parameter that repeats a reply.
       has_bare_urls: an image's address stands alone, and not in an object as its `url`.
+      takes_temperature: a temperature may be sent.
     """
 
     reply_format: str = JSON_SCHEMA
@@ -52,6 +53,7 @@ class Dialect:
     beside_a_schema: Mapping[str, Any] = field(default_factory=dict)
     seed_field: str = "seed"
     has_bare_urls: bool = False
+    takes_temperature: bool = True
 
     @classmethod
     def of(cls, model: str, server: Server, is_live: bool = False) -> Dialect:
@@ -73,9 +75,9 @@ class Dialect:
         )
 
     @property
-    def key(self) -> tuple[str, str]:
+    def key(self) -> tuple[str, str, bool]:
         """What a request's form hangs on, of what refusals teach."""
-        return self.reply_format, self.tokens_field
+        return self.reply_format, self.tokens_field, self.takes_temperature
 
     def learn(self, error: CallError, text: str | None = None) -> bool:
         """Whether the refusal was about the request's form and another form is left to try.
@@ -90,6 +92,9 @@ class Dialect:
         may_be_the_schema = error.status in (400, 422) or error.status >= 500
         if _ABOUT_THE_SHAPE.search(text) or (may_be_the_schema and _ABOUT_A_GRAMMAR.search(text)):
             return self.step_down()
+        if self.takes_temperature and _ABOUT_TEMPERATURE.search(text):
+            self.takes_temperature = False
+            return True
         if MAX_COMPLETION_TOKENS in text or MAX_TOKENS in text:
             refused = re.compile(
                 rf"(nsupported|nknown|nrecognized|xtra|not permitted).{{0,300}}{self.tokens_field}"
@@ -163,6 +168,10 @@ JSON schema contains features not supported by xgrammar."), llama.cpp ("Failed t
 samplers: failed to parse grammar"), Ollama. Source: z-lab/paroquant#31, lidge-jun/opencodex#2135,
 ollama/ollama#8126, read 2026-11.
 """
+
+
+_ABOUT_TEMPERATURE = re.compile(r"'temperature' (does not support|is not supported)")
+"""Of OpenAI's models that think first."""
 
 
 def refuses_form(sentence: str) -> bool:

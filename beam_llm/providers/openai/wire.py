@@ -56,7 +56,7 @@ def encode_body(request: Request, dialect: Dialect, service_tier: str | None = N
     }
     if request.schema is not None:
         _ask_for_shape(body, request, dialect)
-    if request.temperature is not None:
+    if request.temperature is not None and dialect.takes_temperature:
         body["temperature"] = request.temperature
     if request.max_output_tokens is not None:
         body[dialect.tokens_field] = request.max_output_tokens
