@@ -400,9 +400,36 @@ BOMBS = {
     "loops in loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{{ text }}",
     "output in a loop": "{% for i in range(99999) %}{{ 'y' * 999 }}{% endfor %}{{ text }}",
     "a power": "{{ text|length ** 1000000000 }}",
+    "joining by a filter": "{{ ([text] * 99999)|join(text * 99999) }}",
+    "texts in a list": "{{ [text * 999999] * 99999 }}",
+    "texts in a list, joined": "{{ ''.join([text * 999999] * 99999) }}",
+    "one value in many places": "{{ ('{0}' * 999).format(text * 999999) }}",
+    "widths in a list": "{{ '{0[0]:{0[1]}}'.format([text, 10**9]) }}",
+    "tabs": "{{ (text ~ '\t' * 999999).expandtabs(99999) }}",
+    "translating": "{{ (text * 99999).translate({108: text * 99999}) }}",
+    "replacing in bytes": "{% set b = text.encode() %}{{ (b * 99999).replace(b, b * 99999) }}",
+    "indenting": "{{ (text ~ '\n' * 999999)|indent(99999) }}",
+    "doubling by blocks": "{% set n = namespace(s=text) %}{% for i in range(90) %}{% set b %}{{ n.s }}{{ n.s }}{% endset %}{% set n.s = b %}{% endfor %}{{ n.s }}",
     "a range": "{{ range(10**9)|list|length }}{{ text }}",
     "rounding": "{{ (1.5)|round(10**9) }}{{ text }}",
 }
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{{ '{:,}'.format(n) }}", "1,250,000"),
+        ("{{ '%09d' % n }}", "001250000"),
+        ("{{ '%d people'|format(n) }}", "1250000 people"),
+        ("{{ n|tojson }} {{ n|round(-6)|int }}", "1250000 1000000"),
+        ("{% macro m(x) %}<{{ x }}>{% endmacro %}{{ m(n) }}", "<1250000>"),
+        ("{% set a = namespace(total=n) %}{{ a.total }}", "1250000"),
+        ("{% for i in [n, n] %}{{ loop.changed(i) }} {% endfor %}", "true false"),
+        ("{{ {n: 'a'}.get(n) }}", "a"),
+    ],
+)
+def test_a_large_number_is_shown_and_handed_on_like_any_other(source, text):
+    assert " ".join(PromptTemplate(source).inputs({"n": 1_250_000}, None)).strip() == text
 
 
 def test_a_macro_that_calls_itself_twice_ends():

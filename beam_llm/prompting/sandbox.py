@@ -8,13 +8,15 @@ a text to a gigabyte, or count through ten thousand million rounds of two loops.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sized
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextvars import ContextVar
 from typing import Any
 
 from jinja2 import nodes, sandbox
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.exceptions import SecurityError
+from jinja2.runtime import LoopContext, Macro
 
 MOST_CHARACTERS = 10_000_000
 """Of a template's output, or of any text that it makes on the way: more than any model's window."""
@@ -75,20 +77,25 @@ class BoundedEnvironment(sandbox.ImmutableSandboxedEnvironment):
             loop.iter = nodes.Filter(loop.iter, "_rounds", [], [], None, None, lineno=loop.lineno)
         return tree
 
+    @staticmethod
+    def concat(parts: Iterable[str]) -> str:
+        texts = list(parts)  # of a block, of a macro
+        _check_size(sum(map(len, texts)))
+        return "".join(texts)
+
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "*":
             for text, times in ((left, right), (right, left)):
                 if isinstance(text, (str, bytes, list, tuple)) and isinstance(times, int):
-                    _check_size(len(text) * times)
+                    _check_size(_extent(text) * times)
             if isinstance(left, int) and isinstance(right, int):
                 _check_bits(left.bit_length() + right.bit_length())
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
             _check_bits(left.bit_length() * right)
         elif operator == "+" and isinstance(left, Sized) and isinstance(right, Sized):
-            _check_size(len(left) + len(right))
+            _check_size(_extent(left) + _extent(right))
         elif operator == "%" and isinstance(left, (str, bytes)):
-            _check_format(str(left))
-            _check_arguments(right if isinstance(right, tuple) else (right,))
+            _check_format(str(left), right if isinstance(right, tuple) else (right,))
         return super().call_binop(context, operator, left, right)
 
     # Jinja's own names for the first three, so that a template's keywords can't clash with them.
@@ -98,9 +105,8 @@ class BoundedEnvironment(sandbox.ImmutableSandboxedEnvironment):
         return _checked(super().call(__context, __obj, *args, **kwargs))
 
     def concatenated(self, parts: tuple[Any, ...]) -> str:
-        texts = [str(part) for part in parts]
-        _check_size(sum(map(len, texts)))
-        return "".join(texts)
+        _check_size(_extent(parts))
+        return self.concat(map(str, parts))
 
 
 def bounded(render: Callable[..., Iterable[str]], *args: Any, **variables: Any) -> str:
@@ -137,41 +143,68 @@ def _count_rounds(rounds: list[int], more: int) -> None:
 
 
 def _measured(filter_: Callable[..., Any]) -> Callable[..., Any]:
+    # Jinja puts what it passes by itself, such as its environment, before the value.
+    place = 1 if hasattr(filter_, "jinja_pass_arg") else 0
+    name = filter_.__name__.removeprefix("do_")
+
     @functools.wraps(filter_)
     def measured(*args: Any, **kwargs: Any) -> Any:
-        _check_call(filter_, args, kwargs)
-        return _checked(filter_(*args, **kwargs))
+        before, subject, values = args[:place], args[place], args[place + 1 :]
+        if isinstance(subject, Iterator):
+            subject = list(subject)
+        _check_use(name, subject, (*values, *kwargs.values()))
+        return _checked(filter_(*before, subject, *values, **kwargs))
 
     return measured
 
 
 def _check_call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    _check_arguments((*args, *kwargs.values()))
     function = getattr(function, "__wrapped__", function)  # as the sandbox does with str.format
     owner = getattr(function, "__self__", None)
-    if isinstance(owner, str):
-        _check_text_method(function.__name__, owner, args)
-    elif (
-        args
-        and isinstance(args[0], str)
-        and getattr(function, "__name__", "") in ("do_replace", "do_format")
+    values = (*args, *kwargs.values())
+    if isinstance(owner, (str, bytes)):
+        _check_use(function.__name__, owner, values)
+    # These hand a number on, or look for it: it says no length.
+    elif not isinstance(function, (type, Macro)) and not isinstance(
+        owner, (Mapping, list, tuple, LoopContext)
     ):
-        _check_text_method(function.__name__[3:], args[0], args[1:])
+        _check_arguments(values)
 
 
-def _check_text_method(name: str, text: str, args: tuple[Any, ...]) -> None:
-    """Methods of a text whose result may be far longer than what they are given."""
+def _check_use(name: str, subject: Any, values: tuple[Any, ...]) -> None:
+    """A text's method or a filter, whose result may be far longer than what they are given."""
     if name in ("format", "format_map"):
-        _check_format(text)
-    elif (
-        name == "replace"
-        and len(args) >= 2
-        and isinstance(args[0], str)
-        and isinstance(args[1], str)
-    ):
-        _check_size(text.count(args[0]) * len(args[1]))
-    elif name == "join" and args and isinstance(args[0], Sized):
-        _check_size(len(text) * len(args[0]))
+        _check_format(str(subject), values)
+        return
+    _check_arguments(values)
+    # Of a width or an indentation: the number itself, or a text in its place.
+    longest = max([_extent(value, numbers=True) for value in values], default=0)
+    if name == "replace" and _are_alike(subject, *values[:2]):
+        _check_size(subject.count(values[0]) * len(values[1]))
+    elif name == "join" and values and isinstance(values[0], Sized):
+        # The method is the separator's, the filter the list's.
+        _check_size(len(subject) * len(values[0]) + _extent(subject) + _extent(values[0]))
+    elif name == "indent":
+        _check_size((str(subject).count("\n") + 1) * longest)
+    elif name == "translate" and values and isinstance(values[0], (Mapping, list, tuple)):
+        table = values[0].values() if isinstance(values[0], Mapping) else values[0]
+        _check_size(
+            len(subject) * max([len(text) for text in table if isinstance(text, str)] or [1])
+        )
+    elif name in ("expandtabs", "tojson"):
+        _check_size(_extent(subject) * max(longest, 1))
+    elif name == "wordwrap":
+        _check_size(
+            len(str(subject))
+            * max([len(value) for value in values if isinstance(value, str)] or [1])
+        )
+
+
+def _are_alike(*texts: Any) -> bool:
+    """Whether they are what `replace` needs, three texts of one kind."""
+    return len(texts) == 3 and any(
+        all(isinstance(text, kind) for text in texts) for kind in (str, bytes)
+    )
 
 
 def _check_arguments(values: Iterable[Any]) -> None:
@@ -182,13 +215,44 @@ def _check_arguments(values: Iterable[Any]) -> None:
             )
 
 
-def _check_format(template: str) -> None:
-    """Widths such as `%1000000d` or `{:>1000000}`."""
+def _extent(value: Any, *, numbers: bool = False) -> int:
+    """Characters and members of a value, of all that is in it, and again where a thing is in it
+    again: `[text] * 1000` is a thousand texts as soon as it is written.
+
+    Args:
+      numbers: a whole number counts for as many as it says.
+    """
+    sizes: dict[int, int] = {}
+
+    def extent(value: Any) -> int:
+        if isinstance(value, (str, bytes)):
+            return len(value)
+        if isinstance(value, int):
+            return abs(value) if numbers else 1
+        if not isinstance(value, (list, tuple, dict)):
+            return 1
+        if id(value) not in sizes:
+            members = (*value, *value.values()) if isinstance(value, dict) else value
+            sizes[id(value)] = len(value) + sum(map(extent, members))
+        return sizes[id(value)]
+
+    return extent(value)
+
+
+_WIDTH_BY_VALUE = re.compile(r"%[^a-zA-Z%]*\*|\{[^{}]*\{")
+
+
+def _check_format(template: str, values: Iterable[Any]) -> None:
+    """Widths such as `%1000000d` or `{:>1000000}`, those that are values (`%*d`, `{:{}}`), and
+    values that are shown again and again."""
     digits = 0
     for character in template:
         digits = digits + 1 if character.isdecimal() else 0
         if digits > len(str(MOST_REPEATS)):
             raise SecurityError("it pads a text to more than a million characters")
+    numbers = _WIDTH_BY_VALUE.search(template) is not None
+    longest = max([_extent(value, numbers=numbers) for value in values], default=0)
+    _check_size(max(template.count("{"), template.count("%")) * longest)
 
 
 def _checked(value: Any) -> Any:
