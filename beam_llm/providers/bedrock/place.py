@@ -111,8 +111,8 @@ def bucket_of(settings: Settings) -> str:
     if not _S3_URI.fullmatch(found):
         raise UsageError(
             f"{'bucket' if given else 'staging_location'} is {found!r}: Bedrock takes "
-            "'s3://bucket/path', a bucket of 3 to 63 lower-case letters, digits, - and ., and a path "
-            "of letters, digits and -!_*'()."
+            "'s3://bucket/path', a bucket of 3 to 63 lower-case letters, digits, - and ., and a "
+            "path of letters, digits and -!_*'()."
         )
     # The staging location holds the ledger, so a job's files get a folder of their own there.
     return found.rstrip("/") if given else f"{found.rstrip('/')}/bedrock"
