@@ -399,6 +399,14 @@ def test_cleanup_takes_texts_of_finished_jobs_and_nothing_that_is_still_needed(
     assert max(local.fake.billed.values()) == 1
 
 
+def test_cleanup_asks_a_provider_for_its_own_jobs_alone(local: World) -> None:
+    local.run(TEXTS)
+    local.run(TEXTS, base_url="http://127.0.0.2:1/v1")
+    there = cleanup(open_store(local.location), local.fake, host="127.0.0.2:1")
+    assert there.jobs == [1, 2]
+    assert len(there.provider_files) == 3
+
+
 def test_cleanup_leaves_at_the_provider_what_a_job_that_ended_in_doubt_may_have_answered(
     local: World,
 ) -> None:

@@ -244,19 +244,21 @@ def cleanup(chosen: argparse.Namespace) -> int:
         if jobs
         else contextlib.nullcontext() as provider
     ):
-        return _cleaned_up(chosen, store, provider)
+        return _cleaned_up(chosen, store, provider, jobs[-1].host if jobs else None)
 
 
-def _cleaned_up(chosen: argparse.Namespace, store: Store, provider: BatchProvider | None) -> int:
+def _cleaned_up(
+    chosen: argparse.Namespace, store: Store, provider: BatchProvider | None, host: str | None
+) -> int:
     # What is shown is found by the same code that removes it.
-    would = tidy.cleanup(store, provider, dry_run=True)
+    would = tidy.cleanup(store, provider, dry_run=True, host=host)
     print(_removal(would))
     if not would.names and not would.provider_files and not would.leftovers:
         return ALL_ANSWERED
     if not chosen.yes and not _agreed():
         print("nothing was removed")
         return ALL_ANSWERED
-    done = tidy.cleanup(store, provider, dry_run=False)
+    done = tidy.cleanup(store, provider, dry_run=False, host=host)
     print(
         f"removed {plural(len(done.names), 'staging object')} and "
         f"{plural(len(done.provider_files) - len(done.failed), 'provider file')}"

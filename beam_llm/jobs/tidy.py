@@ -68,7 +68,9 @@ class Cleanup:
         )
 
 
-def cleanup(store: Store, provider: BatchProvider | None, dry_run: bool = True) -> Cleanup:
+def cleanup(
+    store: Store, provider: BatchProvider | None, dry_run: bool = True, host: str | None = None
+) -> Cleanup:
     """Removes what finished jobs no longer need, or says what that is.
 
     After it a finished job can no longer be collected by its id. Not to be run beside a pipeline on
@@ -77,6 +79,8 @@ def cleanup(store: Store, provider: BatchProvider | None, dry_run: bool = True) 
     Args:
       provider: whose files are removed too; None: only staging is tidied.
       dry_run: only says what would go.
+      host: where the provider is: ids of jobs at another one may be others' there; None: all are at
+        this one.
     """
     ledger, found = Ledger(store), Cleanup()
     trees = [JobTree(ledger, intent.number) for intent in ledger.intents()]
@@ -91,7 +95,8 @@ def cleanup(store: Store, provider: BatchProvider | None, dry_run: bool = True) 
             for each in journal.all(Slice):
                 found.names += store.list(each.outcomes)
             # What ended in doubt may have answers there, for a later run to collect.
-            if provider is not None and done is not None and not done.may_end_again:
+            in_doubt = done is None or done.may_end_again
+            if provider is not None and host in (None, intent.host) and not in_doubt:
                 _find_remote(journal, provider, found)
     found.leftovers = list(store.sweep(dry_run=dry_run))
     if not dry_run:
