@@ -322,6 +322,16 @@ def test_a_finished_file_asks_nothing_again_and_force_writes_anew(
     assert rows_in(folder) == before
 
 
+def test_a_table_that_is_the_file_which_is_read_is_not_written(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    (folder / "in.csv").write_text("id,text\n1,fine\n")
+    sql = table("i", "id STRING", "in.csv", "csv") + table("o", "id STRING", "./in.csv", "csv")
+    assert run(folder, sql + "INSERT INTO o SELECT id FROM i;", "--force") == 2
+    assert "'./in.csv' is one of the inputs" in capsys.readouterr().err
+    assert (folder / "in.csv").read_text() == "id,text\n1,fine\n"
+
+
 def test_a_further_insert_runs_alone(folder: Path, llm_emulator: Emulator, model: str):
     assert run(folder, TABLES + model + INSERT) == 0
     more = "INSERT INTO labelled SELECT id, UPPER(text) AS sentiment FROM reviews;"

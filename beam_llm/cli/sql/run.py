@@ -13,7 +13,7 @@ from time import time
 from typing import NamedTuple
 
 from beam_llm.cli.files.csv_cells import ANSWERS
-from beam_llm.cli.files.target import Target
+from beam_llm.cli.files.target import Target, refuse_overwriting
 from beam_llm.cli.new_jobs import NewJobs
 from beam_llm.cli.predict_command import Report
 from beam_llm.cli.progress import Meter, write_line
@@ -163,6 +163,9 @@ class SqlRunner:
             raise UsageError(f"{plan.place}: LIMIT of a Beam source is not run: take it out")
         self._check_complete(plan)
         sources = [] if is_beam(plan.source) else sources_of(plan)
+        if destination.is_file:
+            # Another table, or another spelling of its path, may be the file that is read.
+            refuse_overwriting(Target(destination.path, replaces=True), sources)
         found = look(plan, sources)
         # Without a row nothing is asked, and no key is needed.
         if here and (found.rows or is_beam(plan.source)):
