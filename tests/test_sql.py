@@ -322,6 +322,13 @@ def test_a_finished_file_asks_nothing_again_and_force_writes_anew(
     assert rows_in(folder) == before
 
 
+def test_written_rows_have_columns_whose_names_differ_by_case_alone(folder: Path):
+    rows = "(VALUES ('x', 'y'), ('p', 'q')) AS t(id, `Id`)"
+    sql = table("o", "a STRING, b STRING", "o.jsonl", "json")
+    assert run(folder, f"{sql} INSERT INTO o SELECT UPPER(id), UPPER(`Id`) FROM {rows};") == 0
+    assert rows_in(folder, "o.jsonl") == [{"a": "X", "b": "Y"}, {"a": "P", "b": "Q"}]
+
+
 def test_a_table_that_is_the_file_which_is_read_is_not_written(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -105,9 +105,10 @@ def _named(plan: Plan, source: Source, line: int) -> str:
 def _typed_rows(plan: Plan, source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line and columns in flight of every row."""
     if isinstance(plan.source, Rows):
-        names = [f"c.{name}" for name, _ in plan.source.columns]
+        names = [name for name, _ in plan.source.columns]
         for number, values in enumerate(plan.source.rows, 1):
-            yield number, dict(zip(names, values, strict=True))
+            row = dict(zip(names, values, strict=True))
+            yield number, {column: row[name] for name, column, _ in plan.columns}
         return
     for row in read_rows(source):
         yield row.line, typed_fields(plan, row.fields, f"{source}:{row.line}")
