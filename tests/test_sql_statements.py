@@ -886,6 +886,7 @@ VALUES = {
     "CAST(-2.7 AS INT)": -2, "CAST('2.7' AS INT)": 2, "CAST(CAST(2.5 AS DOUBLE) AS BIGINT)": 2,
     "CAST('abc' AS VARCHAR(2))": "ab", "CAST('a' AS CHAR(2))": "a ",
     "EXTRACT(DOW FROM DATE '2026-11-30')": 2, "1 IS DISTINCT FROM NULL": True,
+    "JSON_QUERY('{\"a\": [1]}', 'lax $.a')": "[1]", "JSON_EXISTS('{\"a\": 1}', 'lax $.a')": True,
     "JSON_VALUE('{\"a\": [1]}', '$.a')": None, "JSON_VALUE('{\"a\": 1}', 'lax $.a')": "1",
 }  # fmt: skip
 

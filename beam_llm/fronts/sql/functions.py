@@ -34,6 +34,10 @@ def _same(name: str, least: int, most: int | None = None) -> Function:
     return Function(least, least if most is None else most, f"{name}({{*}})")
 
 
+# A path may begin with `lax`, which is how DuckDB reads them all.
+_PATH = "regexp_replace({1}, '^ *lax +', '')"
+
+
 FUNCTIONS: dict[str, Function] = {
     # texts
     "UPPER": _same("upper", 1),
@@ -87,15 +91,15 @@ FUNCTIONS: dict[str, Function] = {
     "SPLIT_INDEX": Function(3, 3, "string_split({0}, {1})[CAST({2} AS BIGINT) + 1]"),
     "STARTSWITH": _same("starts_with", 2),
     "ENDSWITH": _same("ends_with", 2),
-    # Flink gives NULL where no single value stands, and takes `lax` before a path.
+    # Flink gives NULL where no single value stands.
     "JSON_VALUE": Function(
         2,
         2,
-        "CASE WHEN json_value({0}, regexp_replace({1}, '^ *lax +', '')) IS NOT NULL "
-        "THEN json_extract_string({0}, regexp_replace({1}, '^ *lax +', '')) END",
+        f"CASE WHEN json_value({{0}}, {_PATH}) IS NOT NULL "
+        f"THEN json_extract_string({{0}}, {_PATH}) END",
     ),
-    "JSON_QUERY": Function(2, 2, "CAST(json_extract({*}) AS VARCHAR)"),
-    "JSON_EXISTS": _same("json_exists", 2),
+    "JSON_QUERY": Function(2, 2, f"CAST(json_extract({{0}}, {_PATH}) AS VARCHAR)"),
+    "JSON_EXISTS": Function(2, 2, f"json_exists({{0}}, {_PATH})"),
     "JSON_STRING": Function(1, 1, "CAST(to_json({0}) AS VARCHAR)"),
     # numbers
     "ABS": _same("abs", 1),
