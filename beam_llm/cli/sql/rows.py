@@ -107,8 +107,8 @@ def _typed_rows(plan: Plan, source: Source) -> Iterator[tuple[int, dict[str, Any
     if isinstance(plan.source, Rows):
         names = [name for name, _ in plan.source.columns]
         for number, values in enumerate(plan.source.rows, 1):
-            row = dict(zip(names, values, strict=True))
-            yield number, {column: row[name] for name, column, _ in plan.columns}
+            by_name = dict(zip(names, values, strict=True))
+            yield number, {column: by_name[name] for name, column, _ in plan.columns}
         return
     for row in read_rows(source):
         yield row.line, typed_fields(plan, row.fields, f"{source}:{row.line}")
