@@ -135,9 +135,10 @@ def test_a_location_of_somebody_else_or_open_to_all_is_refused(
 ) -> None:
     folder = tmp_path / "open"
     folder.mkdir()
-    folder.chmod(0o777)
-    with pytest.raises(LedgerError, match="by anybody"):
-        open_store(str(folder))
+    for mode in (0o777, 0o1777):
+        folder.chmod(mode)
+        with pytest.raises(LedgerError, match="by anybody"):
+            open_store(str(folder))
     folder.chmod(0o755)
     open_store(str(folder))
     monkeypatch.setattr(os, "geteuid", lambda: 4321)

@@ -62,11 +62,11 @@ class LocalStore:
                 f"staging location {self.location!r} belongs to another user (uid {found.st_uid}), "
                 "who could forge answers in it: name a folder of your own"
             )
-        # With the sticky bit, as on /tmp, others can't remove or replace what is ours.
-        if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
+        # The sticky bit of /tmp keeps others from our files, not from making our folders first.
+        if found.st_mode & stat.S_IWOTH:
             raise LedgerError(
                 f"staging location {self.location!r} can be written by anybody: "
-                "chmod o-w, or name another folder"
+                "name a folder of your own, such as one in it, or chmod o-w"
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
