@@ -46,6 +46,7 @@ def values_of(name: str) -> st.SearchStrategy[Any]:
         "float": st.floats(float(least), float(most or least + 1_000)).map(lambda x: round(x, 4)),
         "bool": st.booleans(),
         "text": TEXT,
+        "words": TEXT,
         "field": TEXT.filter(str.strip),
         "choice": st.sampled_from(rule.get("choices", ("",))),
         "secret": st.sampled_from(["env:A_KEY", "none", "gcp-secret:projects/p/secrets/s"]),
