@@ -329,6 +329,32 @@ def test_retrying_errors_asks_these_alone(
     assert [str(row["id"]) for row in read] == [str(record["id"]) for record in records()]
 
 
+def test_answers_of_a_csv_file_are_numbers_again_for_a_retry_s_figures(
+    tmp_path: Path, start_emulator: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in start_emulator(
+        faults=[Fault("poison", text="4", times=1)]
+    ).environment.items():
+        monkeypatch.setenv(name, value)
+    command = ["--model", MODEL, "--prompt", "{{ text }}", "--output-type", "integer", "--quiet"]
+    source, output = str(tmp_path / "in.jsonl"), str(tmp_path / "out.csv")
+    put(tmp_path / "in.jsonl", [{"text": str(number)} for number in range(6)])
+    assert main(["predict", source, "--output", str(tmp_path / "first.jsonl"), *command]) == 3
+    rows = rows_in(tmp_path / "first.jsonl")
+    put(tmp_path / "in.jsonl", [{"text": row["text"], "label": row["answer"]} for row in rows])
+    (tmp_path / "out.csv").write_text(
+        "text,label,answer,answer_error\n"
+        + "".join(
+            f"{row['text']},{row['answer'] or ''},{row['answer'] or ''},{row['answer_error'] or ''}\n"
+            for row in rows
+        )
+    )
+    told = ["--retry-errors", "--truth", "label", "--summary", str(tmp_path / "s.json")]
+    assert main(["predict", source, "--output", output, *command, *told]) == 0
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert found["truth"]["same"] == 5
+
+
 def _read(path: Path) -> list[dict[str, Any]]:
     from beam_llm.cli.files.sources import find_sources, read_rows
 

@@ -165,6 +165,7 @@ class _Run:
                 self.sources,
                 self.found,
                 holds_doubtful=holds_doubtful(command.settings),
+                check=self.check,
             )
 
     def answers(self) -> SpoolIndex:

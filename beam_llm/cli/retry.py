@@ -4,6 +4,7 @@ existing output, joined to the input's records by content, so that only the rest
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tempfile
@@ -28,7 +29,7 @@ from beam_llm.cli.files.sources import format_of, read_all, read_rows
 from beam_llm.cli.files.survey import Column, Survey
 from beam_llm.cli.files.target import Target
 from beam_llm.cli.spool_index import SpoolIndex
-from beam_llm.cli.stored import StoredAnswer, stored_line
+from beam_llm.cli.stored import Check, StoredAnswer, stored_line
 from beam_llm.config import Settings, replaced
 from beam_llm.errors import Kind, UsageError, plural
 
@@ -131,13 +132,20 @@ def _written_at(path: str) -> float:
 
 
 def prior_answers(
-    target: Target, field: str, sources: Sequence[Source], found: Survey, *, holds_doubtful: bool
+    target: Target,
+    field: str,
+    sources: Sequence[Source],
+    found: Survey,
+    *,
+    holds_doubtful: bool,
+    check: Check = lambda value: value,
 ) -> PriorAnswers:
     """Joins an existing output to the input by the records' content.
 
     Args:
       field: of the answer; the error is in `<field>_error`.
       holds_doubtful: records whose job is in doubt are left as they are.
+      check: tells a number from the text of one, which a cell of CSV has for both.
 
     Raises:
       UsageError: the file isn't an output with these fields, or has no record of the input.
@@ -157,7 +165,8 @@ def prior_answers(
         ordinal = ordinals.popleft()
         digest = found.digest(ordinal).hex()
         if row.error is None:
-            lines.write(stored_line(StoredAnswer(ordinal, row.value, None, None, digest=digest)))
+            value = _typed(row.value, check)
+            lines.write(stored_line(StoredAnswer(ordinal, value, None, None, digest=digest)))
         elif holds_doubtful and row.error.startswith(_DOUBTFUL):
             held.append(ordinal)
             doubtful = StoredAnswer(ordinal, None, Kind.DOUBTFUL, row.error, digest=digest)
@@ -169,6 +178,18 @@ def prior_answers(
             "--force asks all"
         )
     return PriorAnswers(lines, held, gone, sum(map(len, places.values())))
+
+
+def _typed(value: Any, check: Check) -> Any:
+    """The answer that a cell's text was made of: the text where it can be one, else what it spells
+    as JSON.
+    """
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return check(value)
+        with contextlib.suppress(ValueError):
+            return check(orjson.loads(value))
+    return value
 
 
 def _ordinals_of(forms: Iterator[bytes]) -> dict[bytes, deque[int]]:
