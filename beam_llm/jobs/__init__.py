@@ -17,6 +17,7 @@ reads what comes out, and what is written down of them is in `ledger/`.
     live_leftovers.py   live calls for the last leftovers
     admin.py            look, cancel
     tidy.py             remove what finished jobs no longer need
+    planner.py          the place by which old checkpoints know a ref
 
 Words:
 
