@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from beam_llm.errors import Aborted, Failure, Kind, NotCreated, UsageError
+from beam_llm.errors import Aborted, Failure, Kind, NotCreated, Retryable, UsageError
 from beam_llm.jobs import Ready, Waiting, list_jobs
 from beam_llm.jobs.pacing import jitter, poll_interval
 from beam_llm.ledger import Ledger, find_ref
@@ -20,7 +20,7 @@ from beam_llm.ledger import failpoints as points
 from beam_llm.ledger.job_tree import JobTree
 from beam_llm.ledger.journal import Closed, CloseReason, Created, Journal
 from beam_llm.planning import plan
-from beam_llm.protocols import BatchTraits
+from beam_llm.protocols import BatchTraits, RemoteJob
 from beam_llm.providers import compile_task
 from beam_llm.stores import open_store
 from tests.batch_world import Killed, World, driven, gathered, killing, wrong
@@ -706,6 +706,24 @@ def test_counts_that_are_too_high_keep_nobody_waiting_who_has_an_answer(world: W
     world.fake.refuse = frozenset({TEXTS[3]})
     assert kinds(world.run(TEXTS)) == {Kind.REJECTED}
     assert world.clock.time() - started < 3_600
+
+
+@pytest.mark.parametrize(("failures", "warnings"), [(4, 0), (12, 1)], ids=["short", "long"])
+def test_a_provider_that_cannot_be_reached_for_long_is_told_once(
+    world: World, failures: int, warnings: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    look, left = world.fake.look, [Retryable(Kind.UNAVAILABLE, "the network is down")] * failures
+
+    def failing(job_id: str) -> RemoteJob:
+        if left:
+            raise left.pop()
+        return look(job_id)
+
+    world.fake.look = failing  # type: ignore[method-assign]
+    with caplog.at_level(logging.WARNING, "beam_llm"):
+        assert not wrong(world.run(TEXTS), TEXTS)
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * warnings
+    assert caplog.text.count("job 1: the network is down; next try in") == warnings
 
 
 def test_what_is_odd_about_result_lines_is_said_once_they_are_read(

@@ -27,6 +27,8 @@ from beam_llm.results.bill import Cost
 
 _LOG = logging.getLogger(__name__)
 
+_TRIES_BEFORE_WARNING = 5
+"""Calls that failed in a row: by then it has lasted for a minute or so."""
 MOST_AGE_SECONDS = 30 * 86_400.0
 """Of a job that is adopted; an older time is taken for a mistake."""
 
@@ -120,7 +122,10 @@ class Job:
         """Seconds until a call that failed is tried again, longer at each failure in a row."""
         self.tries += 1
         pause = pause_after(self.settings, error, self.tries, self.name)
-        _LOG.info("job %s: %s; next try in %.1f s", self.name, error.message, pause)
+        # Said aloud once, and not at first: most is over soon.
+        level = logging.WARNING if self.tries == _TRIES_BEFORE_WARNING else logging.INFO
+        said = "job %s: %s; next try in %.1f s, and so on until it is answered"
+        _LOG.log(level, said, self.name, error.message, pause)
         return pause
 
     def soon(self) -> float:
