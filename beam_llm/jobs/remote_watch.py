@@ -196,24 +196,23 @@ class RemoteWatch:
                 raise
             now = self._job.time()
             self._unread_since = now if self._unread_since is None else self._unread_since
-            until = max(self._deadline, self._unread_since) + doubt_seconds(self._job.settings)
+            patience = doubt_seconds(self._job.settings)
+            until = max(self._deadline, self._unread_since) + patience
             if now >= until:
                 ended = f"job {printable(self._job_id)} has ended as {end.word}"
                 reason = f"{ended}, but its results can't be read: {error.message}"
                 unread = JobEnd("unread", Failure(Kind.DOUBTFUL, reason, 1))
                 return collect(self._job, unread, remote)
-            self._warn_if_late(error, now, until)
+            # Results that are a little late are usual.
+            if now >= self._unread_since + patience and not self._has_warned:
+                self._warn_of_late(error, until - now)
             return self._wait(self._job.pause_after(error), "results late")
 
-    def _warn_if_late(self, error: CallError, now: float, until: float) -> None:
-        """Warns once, after some minutes: results that are a little late are usual."""
-        assert self._unread_since is not None
-        if self._has_warned or now < self._unread_since + doubt_seconds(self._job.settings):
-            return
+    def _warn_of_late(self, error: CallError, left_seconds: float) -> None:
         self._has_warned = True
         _LOG.warning(
             "job %s (%s) has ended, but its results can't be read: %s. They are paid for, and "
             "waited for %.1f h more (job_deadline_hours); then records without an answer are "
             "doubtful, and not asked again",
-            self._job.name, printable(self._job_id), error.message, (until - now) / 3600,
+            self._job.name, printable(self._job_id), error.message, left_seconds / 3600,
         )  # fmt: skip
