@@ -142,10 +142,15 @@ def _count_rounds(rounds: list[int], more: int) -> None:
         raise SecurityError(f"its loops and calls go round more than {MOST_ROUNDS:,} times")
 
 
+def value_place(filter_: Callable[..., Any]) -> int:
+    """Where the value stands among a filter's arguments: Jinja puts what it passes by itself, such
+    as its environment, before it.
+    """
+    return 1 if hasattr(filter_, "jinja_pass_arg") else 0
+
+
 def _measured(filter_: Callable[..., Any]) -> Callable[..., Any]:
-    # Jinja puts what it passes by itself, such as its environment, before the value.
-    place = 1 if hasattr(filter_, "jinja_pass_arg") else 0
-    name = filter_.__name__.removeprefix("do_")
+    place, name = value_place(filter_), filter_.__name__.removeprefix("do_")
 
     @functools.wraps(filter_)
     def measured(*args: Any, **kwargs: Any) -> Any:

@@ -19,7 +19,7 @@ import jinja2
 from jinja2 import nodes
 
 from beam_llm.errors import USER_CODE_ERRORS, PromptError, UsageError
-from beam_llm.prompting.sandbox import BoundedEnvironment, bounded
+from beam_llm.prompting.sandbox import BoundedEnvironment, bounded, value_place
 from beam_llm.prompting.text import NotAValue, clean, is_missing, plain, show
 
 ELEMENT = "element"
@@ -72,8 +72,7 @@ _OF_TEXTS = (
 
 def _of_text(filter_: Callable[..., Any]) -> Callable[..., Any]:
     """The filter, but None of None, as SQL's functions: Jinja's `trim` gives the text "None"."""
-    # Jinja puts what it passes by itself, such as its environment, before the value.
-    place = 1 if hasattr(filter_, "jinja_pass_arg") else 0
+    place = value_place(filter_)
 
     @functools.wraps(filter_)
     def filtered(*args: Any, **kwargs: Any) -> Any:
