@@ -1,7 +1,5 @@
-"""What a provider makes of each schema, made once.
-
-A task gives the same dict for all prompts of one size, and the walk takes longer than all the rest
-of writing a request.
+"""Schemas, known again by the identity of their dicts: a task gives the same dict for all prompts
+of one size, and never changes it.
 """
 
 from __future__ import annotations
@@ -12,13 +10,15 @@ from collections.abc import Callable
 from beam_llm.values import Schema
 
 _MOST_KEPT = 256
+# A pipeline has a schema for each number of records a prompt, some dozens; more is a leak.
+_MOST_REFUSED = 1_000
 
 
 def once_per_schema(
     make: Callable[[Schema], Schema | None],
 ) -> Callable[[Schema], Schema | None]:
-    """The same function, which remembers the dicts it was given, by identity: they are never
-    changed.
+    """The same function, which remembers what it made of the schemas it was given: the walk takes
+    longer than all the rest of writing a request.
     """
     # A schema is kept beside its id, so that no other dict can have that id.
     known: dict[int, tuple[Schema, Schema | None]] = {}
@@ -35,3 +35,19 @@ def once_per_schema(
         return made
 
     return made_once
+
+
+class RefusedSchemas:
+    """The schemas that an endpoint refuses as they are."""
+
+    def __init__(self) -> None:
+        # Kept beside their ids, so that no other dict can have one of these.
+        self._known: dict[int, Schema] = {}
+
+    def __contains__(self, schema: Schema | None) -> bool:
+        return self._known.get(id(schema)) is schema is not None
+
+    def add(self, schema: Schema) -> None:
+        if len(self._known) >= _MOST_REFUSED:
+            self._known.clear()
+        self._known[id(schema)] = schema

@@ -16,12 +16,10 @@ from beam_llm.providers.errors import ErrorContext, error_of
 from beam_llm.providers.http import DEFAULT_BOUNDS, Answer, Bounds
 from beam_llm.providers.live import LiveCalls
 from beam_llm.providers.pace import anthropic_pace_of
+from beam_llm.providers.schema_memory import RefusedSchemas
 from beam_llm.values import Completion, Request, Schema
 
 _log = logging.getLogger(__name__)
-
-# A pipeline has a schema for each number of records a prompt, some dozens; more is a leak.
-_MOST_BEYOND = 1_000
 
 
 class AnthropicChat:
@@ -44,7 +42,7 @@ class AnthropicChat:
         self._cache = cache
         self._context = ErrorContext(key, place.key_reference, log_data)
         self._calls = LiveCalls(place.headers(key), bounds)
-        self._beyond: dict[int, Schema] = {}
+        self._beyond = RefusedSchemas()
 
     async def complete(self, request: Request, timeout_seconds: float) -> Completion:
         """One call within `timeout_seconds`, connecting and reading included. Asked again at once
@@ -54,7 +52,7 @@ class AnthropicChat:
         Raises:
           CallError: Retryable, Rejected or Aborted.
         """
-        is_beyond = self._is_beyond(request)
+        is_beyond = request.schema in self._beyond
 
         async def send(dialect: Dialect) -> Answer:
             is_schema = dialect.reply_format == SCHEMA
@@ -77,16 +75,10 @@ class AnthropicChat:
     async def _ask(self, request: Request, send: Callable[[Dialect], Awaitable[Answer]]) -> Answer:
         return await ask_in_form(self._dialect, request, send, self._error_of, self._announce)
 
-    def _is_beyond(self, request: Request) -> bool:
-        """Whether the request's schema, which all of its shape share, was refused as too large."""
-        return self._beyond.get(id(request.schema)) is request.schema is not None
-
     def _remember(self, schema: Schema, error: CallError) -> None:
-        if id(schema) not in self._beyond:
+        if schema not in self._beyond:
             _log.warning("%s: from now on this schema goes with a tool", error.message)
-        if len(self._beyond) >= _MOST_BEYOND:
-            self._beyond.clear()
-        self._beyond[id(schema)] = schema
+        self._beyond.add(schema)
 
     def _error_of(self, answer: Answer) -> CallError:
         return error_of(*answer, **self._context._asdict())

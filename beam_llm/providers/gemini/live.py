@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from beam_llm.errors import CallError
 from beam_llm.providers.asking import ask_in_form
@@ -15,12 +15,10 @@ from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, error_of
 from beam_llm.providers.gemini.wire import decode_reply, encode_body, refuses_schema
 from beam_llm.providers.http import DEFAULT_BOUNDS, Answer, Bounds
 from beam_llm.providers.live import LiveCalls
+from beam_llm.providers.schema_memory import RefusedSchemas
 from beam_llm.values import Completion, Request
 
 _log = logging.getLogger(__name__)
-
-# A pipeline has a schema for each number of records a prompt, some dozens; more is a leak.
-_MOST_REFUSED = 1_000
 
 
 class Access(NamedTuple):
@@ -109,7 +107,7 @@ class GeminiChat:
     def __init__(self, calls: GoogleCalls, *, service_tier: str | None = None):
         self._service_tier = service_tier
         self._calls = calls
-        self._refused: dict[int, Any] = {}
+        self._refused = RefusedSchemas()
 
     async def complete(self, request: Request, timeout_seconds: float) -> Completion:
         """One call within `timeout_seconds`. Asked again at once only with the schema in words,
@@ -118,7 +116,8 @@ class GeminiChat:
         Raises:
           CallError: Retryable, Rejected or Aborted.
         """
-        form, context = self._form_of(request), NO_CONTEXT
+        has_schema, context = request.schema is not None, NO_CONTEXT
+        known = SchemaForm(has_schema, in_words=request.schema in self._refused)
 
         async def send(form: SchemaForm) -> Answer:
             body = encode_body(request, self._service_tier, in_words=form.in_words)
@@ -130,25 +129,16 @@ class GeminiChat:
             return error_of(*answer, **context._asdict())
 
         _, headers, reply = await ask_in_form(
-            form, request, send, error_of_answer, partial(self._remember, request)
+            known, request, send, error_of_answer, partial(self._remember, request)
         )
         return decode_reply(reply, context, headers)
-
-    def _form_of(self, request: Request) -> SchemaForm:
-        """How the request's schema is asked for, by the identity of its dict, which stands in all
-        requests of one shape.
-        """
-        known = self._refused.get(id(request.schema))
-        is_refused = known is request.schema is not None
-        return SchemaForm(has_schema=request.schema is not None, in_words=is_refused)
 
     def _remember(self, request: Request, error: CallError) -> None:
         _log.warning(
             "%s refuses the schema of a reply: from now on it is asked for in words", request.model
         )
-        if len(self._refused) >= _MOST_REFUSED:
-            self._refused.clear()
-        self._refused[id(request.schema)] = request.schema
+        assert request.schema is not None
+        self._refused.add(request.schema)
 
     async def close(self) -> None:
         """Gives back connections; harmless when done twice."""
