@@ -320,6 +320,15 @@ def _titled(page: str) -> str:
     return f"a web page titled {shown(title[1], None, False)!r}" if title else "a web page"
 
 
+def left_for_live(error: CallError, *, is_for_its_form: bool) -> CallError:
+    """The error of a job's line. A line that is refused for its form is left over: a job can't
+    learn another one, but a live call, which is what comes in the end, asks in it.
+    """
+    if error.kind == Kind.REJECTED and is_for_its_form:
+        return Retryable(Kind.UNAVAILABLE, error.message, status=error.status)
+    return error
+
+
 def no_answer() -> Retryable:
     """The error of a line in a job's file that holds nothing."""
     return Retryable(

@@ -14,7 +14,7 @@ from beam_llm.providers.bedrock.failures import named_error
 from beam_llm.providers.bedrock.forms import refuses_form
 from beam_llm.providers.bedrock.messages import is_message, read_message
 from beam_llm.providers.bedrock.wire import completion_of
-from beam_llm.providers.errors import ErrorContext, no_answer
+from beam_llm.providers.errors import ErrorContext, left_for_live, no_answer
 from beam_llm.providers.reply_json import loads_answer
 from beam_llm.providers.typed import loads, status_of, word
 from beam_llm.values import Completion
@@ -62,7 +62,4 @@ def _line_error(error: Any, context: ErrorContext) -> CallError:
     found = named_error(status or 500, {}, "", message, context)
     if said.get("expired") is True:
         return Retryable(Kind.EXPIRED, found.message, status=status)
-    if found.kind == Kind.REJECTED and status == 400 and refuses_form(message):
-        # A job can't learn; a live call, which is what comes in the end, asks in another form.
-        return Retryable(Kind.UNAVAILABLE, found.message, status=status)
-    return found
+    return left_for_live(found, is_for_its_form=status == 400 and refuses_form(message))

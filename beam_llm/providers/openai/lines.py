@@ -9,7 +9,14 @@ from typing import Any
 
 from beam_llm.errors import CallError, Kind, Retryable
 from beam_llm.protocols import LineReply
-from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, error_of, no_answer, unreadable
+from beam_llm.providers.errors import (
+    NO_CONTEXT,
+    ErrorContext,
+    error_of,
+    left_for_live,
+    no_answer,
+    unreadable,
+)
 from beam_llm.providers.openai.dialect import refuses_form
 from beam_llm.providers.openai.plain import plain_line
 from beam_llm.providers.openai.wire import ReadReply, completion_of
@@ -57,10 +64,8 @@ def _answer(response: dict[str, Any], context: ErrorContext, read: ReadReply) ->
     status = status_of(response.get("status_code")) or 200
     if status >= 400 or isinstance(body, str):
         found = error_of(status if status >= 400 else 502, {}, body, **context._asdict())
-        if found.kind == Kind.REJECTED and status in (400, 422) and refuses_form(found.message):
-            # A job can't learn; a live call, which comes in the end, asks in another form.
-            raise Retryable(Kind.UNAVAILABLE, found.message, status=status)
-        raise found
+        is_for_its_form = status in (400, 422) and refuses_form(found.message)
+        raise left_for_live(found, is_for_its_form=is_for_its_form)
     return read(body, response.get("request_id"), None, context)
 
 
