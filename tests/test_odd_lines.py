@@ -268,6 +268,15 @@ def test_a_line_under_another_id_keeps_nobody_waiting(tmp_path: Path, custom_id:
     assert world.clock.time() - started < 3_600
 
 
+def test_a_line_that_cannot_be_read_is_asked_once_more_and_not_three_times(tmp_path: Path) -> None:
+    world = odd_world(str(tmp_path))
+    world.fake.spoil_line = lambda line: spoiled(line, ("response", "body", "choices"), b"not JSON")
+    (outcome,) = world.run(TEXTS)[ODD]
+    assert outcome.failure is not None
+    assert (outcome.failure.kind, outcome.failure.attempts) == (Kind.UNREADABLE, 2)
+    assert (world.fake.calls["create"], world.asked) == (2, [])
+
+
 def test_a_file_of_other_ids_is_another_jobs_and_is_waited_for(tmp_path: Path) -> None:
     world = odd_world(str(tmp_path), job_deadline_hours=0.5)
     read = world.fake.decode_line

@@ -27,8 +27,7 @@ class PriorOutcomes:
             if failure is None or failure.attempts:
                 return outcome
             return outcome._replace(failure=failure._replace(attempts=1))
-        at = int(self._known.positions(manifest.keys[position : position + 1])[0])
-        before = self._known.outcome(at) if at >= 0 else Outcome(cost_usd=0.0)
+        before = self._of(self._known, manifest, position)
         if failure is not None:
             tries = before.failure.attempts if before.failure else 0
             failure = failure._replace(attempts=tries + max(failure.attempts, 1))
@@ -38,6 +37,18 @@ class PriorOutcomes:
             else outcome.cost_usd + before.cost_usd
         )
         return outcome._replace(usage=outcome.usage + before.usage, cost_usd=cost, failure=failure)
+
+    def failed_as(self, kind: str, manifest: Manifest, position: int) -> bool:
+        """Whether the job before has left the record over for a failure of this kind."""
+        if self._known is None:
+            return False
+        failure = self._of(self._known, manifest, position).failure
+        return failure is not None and failure.kind == kind
+
+    @staticmethod
+    def _of(known: Outcomes, manifest: Manifest, position: int) -> Outcome:
+        at = int(known.positions(manifest.keys[position : position + 1])[0])
+        return known.outcome(at) if at >= 0 else Outcome(cost_usd=0.0)
 
     def close(self) -> None:
         if self._known is not None:

@@ -248,7 +248,18 @@ class ResultReader:
             failure, final, alone = self._end.of_line(line, self._errors.get(line), count)
             for position in range(self._starts[line], self._starts[line + 1]):
                 self.regroup[position] = alone
-                self._put(position, Outcome(None, failure, cost_usd=0.0), final)
+                self._put(
+                    position,
+                    Outcome(None, failure, cost_usd=0.0),
+                    final or self._is_unreadable_again(position, failure),
+                )
+
+    def _is_unreadable_again(self, position: int, failure: Failure) -> bool:
+        """Whether another answer would be paid for that can't be read either."""
+        unreadable = Kind.UNREADABLE
+        return failure.kind == unreadable and self._prior.failed_as(
+            unreadable, self._manifest, position
+        )
 
     def is_short_of(self, job: RemoteJob) -> bool:
         """Whether there has to be more in the results of an ended job than was found.
