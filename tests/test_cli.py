@@ -964,6 +964,14 @@ def test_cleanup_asks_first_says_what_it_removes_and_keeps_the_answers(
     assert main([*again, *submitted]) == 0
     assert rows(tmp_path / "again.jsonl") == rows(tmp_path / "out.jsonl")
     assert set(llm_emulator.billed.values()) == {1}
+    # The newest job is elsewhere now: what is kept where the flags don't lead is told, and left.
+    elsewhere = str(os.environ["OPENAI_BASE_URL"]).replace("127.0.0.1", "localhost")
+    assert main([*again, "--force", "--base-url", elsewhere, *submitted]) == 0
+    capsys.readouterr()
+    assert main(["jobs", "cleanup", "--staging", str(staging), "--yes"]) == 0
+    told = capsys.readouterr()
+    assert "what is kept at localhost" in told.err
+    assert "2 provider files" in told.out
 
 
 @pytest.mark.parametrize(

@@ -156,9 +156,9 @@ def test_cleanup_removes_what_killed_processes_were_writing_and_nothing_else(wor
     store = open_store(world.location)
     left = Path(world.location) / ".tmp" / "123-abc"
     left.write_bytes(b"a prompt")
-    assert tidy.cleanup(store, None, dry_run=True).leftovers == [str(left)]
+    assert tidy.cleanup(store, {}, dry_run=True).leftovers == [str(left)]
     assert left.exists()
-    assert tidy.cleanup(store, None, dry_run=False).leftovers == [str(left)]
+    assert tidy.cleanup(store, {}, dry_run=False).leftovers == [str(left)]
     assert not left.exists()
 
 
@@ -169,7 +169,7 @@ def test_cleanup_leaves_alone_what_is_being_written(
     store, sync, swept = open_store(world.location), os.fsync, []
 
     def tidy_meanwhile(file: int) -> None:
-        swept.append(tidy.cleanup(open_store(world.location), None, dry_run=False).leftovers)
+        swept.append(tidy.cleanup(open_store(world.location), {}, dry_run=False).leftovers)
         sync(file)
 
     monkeypatch.setattr(os, "fsync", tidy_meanwhile)

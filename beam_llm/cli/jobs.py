@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import orjson
 
@@ -28,7 +28,7 @@ from beam_llm.cli.summary import exit_code_of
 from beam_llm.cli.tally import Tally
 from beam_llm.cli.words import duration, price, table
 from beam_llm.config import Settings
-from beam_llm.errors import UsageError, plural, printable
+from beam_llm.errors import LLMError, UsageError, plural, printable
 from beam_llm.jobs import Cleanup, JobView, admin, tidy
 from beam_llm.leftovers import remove_leftovers, scratch_folder
 from beam_llm.protocols import BatchProvider, Store
@@ -238,27 +238,32 @@ def cleanup(chosen: argparse.Namespace) -> int:
     if left := remove_leftovers():
         print(f"removed the temporary files of {plural(left, 'killed run')} on this machine")
     store = store_at(chosen.staging_location)
-    jobs = admin.list_jobs(store)
-    with (
-        contextlib.closing(_provider(chosen, jobs[-1]))
-        if jobs
-        else contextlib.nullcontext() as provider
-    ):
-        return _cleaned_up(chosen, store, provider, jobs[-1].host if jobs else None)
+    newest = {job.host: job for job in admin.list_jobs(store)}
+    with contextlib.ExitStack() as stack:
+        providers = {}
+        for host, job in newest.items():
+            try:
+                providers[host] = stack.enter_context(contextlib.closing(_provider(chosen, job)))
+            except LLMError as error:
+                # Of several, the flags and the environment may be for one.
+                if len(newest) == 1:
+                    raise
+                write_line(f"{chosen.name}: what is kept at {host} is left: {error}")
+        return _cleaned_up(chosen, store, providers)
 
 
 def _cleaned_up(
-    chosen: argparse.Namespace, store: Store, provider: BatchProvider | None, host: str | None
+    chosen: argparse.Namespace, store: Store, providers: Mapping[str, BatchProvider]
 ) -> int:
     # What is shown is found by the same code that removes it.
-    would = tidy.cleanup(store, provider, dry_run=True, host=host)
+    would = tidy.cleanup(store, providers, dry_run=True)
     print(_removal(would))
     if not would.names and not would.provider_files and not would.leftovers:
         return ALL_ANSWERED
     if not chosen.yes and not _agreed():
         print("nothing was removed")
         return ALL_ANSWERED
-    done = tidy.cleanup(store, provider, dry_run=False, host=host)
+    done = tidy.cleanup(store, providers, dry_run=False)
     print(
         f"removed {plural(len(done.names), 'staging object')} and "
         f"{plural(len(done.provider_files) - len(done.failed), 'provider file')}"

@@ -9,7 +9,7 @@ stays   the log, its manifests of keys, and the answers: they keep a re-run, whi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from beam_llm.errors import CallError, LedgerError, plural, printable
@@ -32,7 +32,8 @@ class Cleanup:
       kept: those that are not: nothing of theirs is touched.
       names: staging objects.
       records: whose texts and elements are in these.
-      remote: what goes at the provider, as `BatchProvider.forget` takes it: (job, staged input).
+      remote: what goes at providers: host, and as `BatchProvider.forget` takes it: (job, staged
+        input).
       leftovers: files that killed processes were writing to a local location.
       failed: provider files that could not be removed, and why.
     """
@@ -41,7 +42,7 @@ class Cleanup:
     kept: list[int] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     records: int = 0
-    remote: list[tuple[RemoteJob | None, str | None]] = field(default_factory=list, repr=False)
+    remote: list[tuple[str, RemoteJob | None, str | None]] = field(default_factory=list, repr=False)
     leftovers: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
 
@@ -49,7 +50,7 @@ class Cleanup:
     def provider_files(self) -> list[str]:
         """Ids at the provider, of input and result files."""
         ids: list[str] = []
-        for job, staged in self.remote:
+        for _, job, staged in self.remote:
             ids += () if job is None else job.result_files
             ids += () if staged is None else (staged,)
         return ids
@@ -68,19 +69,15 @@ class Cleanup:
         )
 
 
-def cleanup(
-    store: Store, provider: BatchProvider | None, dry_run: bool = True, host: str | None = None
-) -> Cleanup:
+def cleanup(store: Store, providers: Mapping[str, BatchProvider], dry_run: bool = True) -> Cleanup:
     """Removes what finished jobs no longer need, or says what that is.
 
     After it a finished job can no longer be collected by its id. Not to be run beside a pipeline on
     the same location.
 
     Args:
-      provider: whose files are removed too; None: only staging is tidied.
+      providers: whose files are removed too, by their host: an id may be another job's elsewhere.
       dry_run: only says what would go.
-      host: where the provider is: ids of jobs at another one may be others' there; None: all are at
-        this one.
     """
     ledger, found = Ledger(store), Cleanup()
     trees = [JobTree(ledger, intent.number) for intent in ledger.intents()]
@@ -96,12 +93,11 @@ def cleanup(
                 found.names += store.list(each.outcomes)
             # What ended in doubt may have answers there, for a later run to collect.
             in_doubt = done is None or done.may_end_again
-            if provider is not None and host in (None, intent.host) and not in_doubt:
-                _find_remote(journal, provider, found)
+            if intent.host in providers and not in_doubt:
+                _find_remote(journal, intent.host, providers[intent.host], found)
     found.leftovers = list(store.sweep(dry_run=dry_run))
     if not dry_run:
-        if provider is not None:
-            _forget_remote(provider, found)
+        _forget_remote(providers, found)
         for name in found.names:
             store.delete(name)
     return found
@@ -142,20 +138,20 @@ def _job_of(manifest: Manifest, known: Known) -> int | None:
     return (int(known.jobs_of(keys_array(first))[0]) or None) if any(first) else 0
 
 
-def _find_remote(journal: Journal, provider: BatchProvider, found: Cleanup) -> None:
-    found.remote += [(None, upload.file_id) for upload in journal.all(Uploaded)]
+def _find_remote(journal: Journal, host: str, provider: BatchProvider, found: Cleanup) -> None:
+    found.remote += [(host, None, upload.file_id) for upload in journal.all(Uploaded)]
     created = journal.newest(Created)
     if created is not None:
         try:
-            found.remote.append((provider.look(created.job_id), None))
+            found.remote.append((host, provider.look(created.job_id), None))
         except CallError as error:
             found.failed.append(f"result files of {printable(created.job_id)}: {error.message}")
 
 
-def _forget_remote(provider: BatchProvider, found: Cleanup) -> None:
-    for job, staged in found.remote:
+def _forget_remote(providers: Mapping[str, BatchProvider], found: Cleanup) -> None:
+    for host, job, staged in found.remote:
         try:
-            provider.forget(job, staged)
+            providers[host].forget(job, staged)
         except CallError as error:
             of_what = staged or f"results of {printable(job.job_id if job else '')}"
             found.failed.append(f"{of_what}: {error.message}")
