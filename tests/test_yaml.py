@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ from beam_llm.testing import Emulator, Fault, plugin
 pytest.importorskip("quickjs", reason="needs apache-beam[yaml]")
 yaml_main = pytest.importorskip("apache_beam.yaml.main", reason="needs apache-beam[yaml]")
 
+from beam_llm.fronts.nested_rows import as_nested, nested_type  # noqa: E402
 from beam_llm.fronts.yaml import PROVIDERS_FILE, LLMEmbed, LLMPredict, LLMReduce  # noqa: E402
 from beam_llm.fronts.yaml_file import read_yaml  # noqa: E402
 
@@ -209,6 +211,25 @@ def test_without_error_handling_an_error_stands_beside_the_answer(
     assert found["0"] == ("positive", None)
     assert found["1"][0] is None
     assert found["1"][1].startswith("refused")
+
+
+def test_fields_of_an_answer_may_have_the_names_of_a_dict_s_methods():
+    from apache_beam import coders
+
+    value = {"items": 3.5, "values": [{"get": "it"}]}
+    inner = {"type": "object", "properties": {"get": {"type": "string"}}}
+    listed = {"type": "array", "items": inner}
+    properties = {"items": {"type": "number"}, "values": listed}
+    kind = nested_type({"type": "object", "properties": properties, "required": list(value)})
+    row = as_nested(kind, value)
+    coder = coders.registry.get_coder(kind)
+    decoded = coder.decode(coder.encode(pickle.loads(pickle.dumps(row))))
+    assert (decoded.items, decoded.values[0].get) == (3.5, "it")
+
+
+@pytest.mark.parametrize("name", ["class", "a score", "_a", ""])
+def test_an_answer_is_json_text_where_a_row_has_no_field_of_the_name(name: str):
+    assert nested_type({"type": "object", "properties": {name: {"type": "string"}}}) is None
 
 
 # What is wrong names its line

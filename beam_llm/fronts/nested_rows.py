@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
@@ -15,11 +16,12 @@ class NestedRow(dict[str, Any]):
     writes JSON and Parquet, which take no `beam.Row` there.
     """
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(name) from None
+    def __getattribute__(self, name: str) -> Any:
+        # Fields first: `items` and `values`, a dict's methods, are names that people give.
+        return self[name] if name in self else super().__getattribute__(name)
+
+    def __reduce__(self) -> Any:  # pickle would call `items`, which may be a field
+        return NestedRow, (dict(self),)
 
 
 def nested_type(schema: Any) -> Any:
@@ -55,11 +57,16 @@ def _row_type_of(schema: Mapping[str, Any]) -> Any:
     fields = []
     for name, inner in properties.items():
         kind = _type_of(inner)
-        if kind is None or not str(name).isidentifier() or str(name).startswith("_"):
+        if kind is None or not _names_a_field(str(name)):
             return None
         # What may be missing in an answer is NULL in a row, whose fields are always all there.
         fields.append((str(name), kind if name in required else Optional[kind]))
     return row_type(fields)
+
+
+def _names_a_field(name: str) -> bool:
+    """Whether Beam's rows, which are NamedTuples behind a coder, can have a field of the name."""
+    return name.isidentifier() and not name.startswith("_") and not keyword.iskeyword(name)
 
 
 def as_nested(kind: Any, value: Any) -> Any:
