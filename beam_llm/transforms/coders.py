@@ -37,18 +37,6 @@ class AnyObjectCoder(coders.Coder):
     def decode(self, encoded: bytes) -> Any:
         return loads(encoded)
 
-    def is_deterministic(self) -> bool:
-        return False
-
-    def to_type_hint(self) -> Any:
-        return Any
-
-    def __eq__(self, other: Any) -> bool:
-        return type(self) is type(other)
-
-    def __hash__(self) -> int:
-        return hash(type(self))
-
 
 class PredictionCoder(coders.Coder):
     """A Prediction as a tuple of its fields. Not deterministic (elements need not be), so no key of
@@ -68,17 +56,8 @@ class PredictionCoder(coders.Coder):
     def decode(self, encoded: bytes) -> Prediction:
         return _from_parts(self._fields.decode(encoded))
 
-    def is_deterministic(self) -> bool:
-        return False
-
     def to_type_hint(self) -> Any:
         return Prediction
-
-    def __eq__(self, other: Any) -> bool:
-        return type(self) is type(other)
-
-    def __hash__(self) -> int:
-        return hash(type(self))
 
 
 class JobRefCoder(coders.FastPrimitivesCoder):

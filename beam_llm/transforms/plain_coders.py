@@ -205,9 +205,6 @@ class _PlainValueCoder(coders.Coder):
         read = _READERS.get(encoded[:1])
         return _PICKLES.decode(encoded) if read is None else read(encoded[1:])
 
-    def is_deterministic(self) -> bool:
-        return False
-
 
 class _PlainPrimitives(coder_impl.StreamCoderImpl):
     """Reads what FastPrimitivesCoder and `_PlainValueCoder` write, but for pickles. Beam's own
@@ -282,9 +279,6 @@ def _taken(stream: Any, nested: bool) -> bytes:
 class _PlainPrimitivesCoder(FastCoder):
     def _create_impl(self) -> Any:
         return _PlainPrimitives()
-
-    def is_deterministic(self) -> bool:
-        return False
 
 
 class NeedsPickle(LedgerError):
