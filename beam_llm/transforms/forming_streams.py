@@ -225,13 +225,21 @@ class OpenPromptBatches(beam.DoFn):
         return (PromptBatch(tuple(member.record for member in members), elements),)
 
 
-class _Packer:
-    """Records of buffers or groups → packed prompt batches."""
+class _FormFromEnvelopes(beam.DoFn):
+    """What both DoFns share that form prompt batches of envelopes: the records in them, packed."""
 
-    def __init__(self, caps: Caps, model: str):
-        self._batcher: Batcher[BufferedRecord] = Batcher(caps, model)
+    def __init__(self, settings: Settings, coder: coders.WindowedValueCoder):
+        self._settings = settings
+        self._coder = coder
 
-    def pack_all(self, members: Iterable[BufferedRecord]) -> Iterator[WindowedValue]:
+    def setup(self) -> None:
+        self._reader = RecordReader(self._settings)
+        self._batcher: Batcher[BufferedRecord] = Batcher(
+            self._reader.caps, self._settings.model_name
+        )
+        self._decode = self._coder.get_impl().decode
+
+    def _packed(self, members: Iterable[BufferedRecord]) -> Iterator[WindowedValue]:
         for member in members:
             for batch in self._batcher.add(member.record, member):
                 yield pack([buffered for _, buffered in batch])
@@ -282,7 +290,7 @@ class Buffered(NamedTuple):
         )
 
 
-class FormAcrossBundles(beam.DoFn):
+class FormAcrossBundles(_FormFromEnvelopes):
     """Prompt batches from an unbounded stream, sent when full, after `batch_timeout_ms`, at the
     first window's end, or at a drain.
 
@@ -298,16 +306,6 @@ class FormAcrossBundles(beam.DoFn):
     KNOWN = ReadModifyWriteStateSpec("known_v1", STATE_CODER)
     WINDOW_END = TimerSpec("window_end", TimeDomain.WATERMARK)
     WAIT = TimerSpec("wait", TimeDomain.REAL_TIME)
-
-    def __init__(self, settings: Settings, coder: coders.WindowedValueCoder):
-        self._settings = settings
-        self._coder = coder
-
-    def setup(self) -> None:
-        self._reader = RecordReader(self._settings)
-        self._packer = _Packer(self._reader.caps, self._settings.model_name)
-        self._decode = self._coder.get_impl().decode
-        self._wait_seconds = self._settings.batch_timeout_ms / 1000
 
     def process(
         self,
@@ -348,7 +346,7 @@ class FormAcrossBundles(beam.DoFn):
             self._reader.caps,
             arrived.timestamp_micros,
             ends,
-            time.time() + self._wait_seconds,
+            time.time() + self._settings.batch_timeout_ms / 1000,
         )
         if not held.records or new.oldest < held.oldest:
             wait.set(new.due)
@@ -381,20 +379,11 @@ class FormAcrossBundles(beam.DoFn):
         """All that is buffered, as prompt batches; nothing where the buffer is empty."""
         held = [BufferedRecord(*member) for member in buffer.read()]
         buffer.clear()
-        yield from self._packer.pack_all(held)
+        yield from self._packed(held)
 
 
-class FormFromGroups(beam.DoFn):
+class FormFromGroups(_FormFromEnvelopes):
     """Packed prompt batches from what a GroupByKey with `flushed_windowing` gathered."""
-
-    def __init__(self, settings: Settings, coder: coders.WindowedValueCoder):
-        self._settings = settings
-        self._coder = coder
-
-    def setup(self) -> None:
-        self._reader = RecordReader(self._settings)
-        self._packer = _Packer(self._reader.caps, self._settings.model_name)
-        self._decode = self._coder.get_impl().decode
 
     def process(self, grouped: tuple[int, Iterable[bytes]]) -> Iterator[Any]:
         members = []
@@ -405,4 +394,4 @@ class FormFromGroups(beam.DoFn):
                 yield pack([BufferedRecord(envelope, arrived.timestamp_micros)], record)
             else:
                 members.append(BufferedRecord(envelope, arrived.timestamp_micros, *_plain(record)))
-        yield from self._packer.pack_all(members)
+        yield from self._packed(members)
