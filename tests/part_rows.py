@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import closing
 from typing import NamedTuple
 
 from beam_llm.errors import Failure
@@ -22,7 +23,7 @@ class PartRow(NamedTuple):
 
 def write_part(store: Store, rows: Iterable[PartRow], min_timestamp: int) -> PartRef:
     """Writes `rows` as one part."""
-    with PartWriter(store) as part:
+    with closing(PartWriter(store)) as part:
         for row in rows:
             part.add(*row)
         return part.finish(min_timestamp)

@@ -127,7 +127,7 @@ def read(options: Settings, kind: type[OpenAIBatches], data: bytes) -> Read:
     end = JobEnd("completed", Failure(Kind.UNAVAILABLE, "no answer", 1), final=False)
     with tempfile.NamedTemporaryFile() as results, tempfile.NamedTemporaryFile() as rows:
         Path(results.name).write_bytes(data)
-        reader = ResultReader(task, provider, bill, LINES, end, rows, PriorOutcomes())
+        reader = ResultReader(task, provider, bill, LINES, end, rows, PriorOutcomes(store, None))
         take = reader.take_answers
 
         def counted(lines: list[int], *rest: Any) -> None:

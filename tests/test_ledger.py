@@ -497,9 +497,9 @@ def test_an_outcome_comes_back_as_it_was(local: World, tmp_path: Path, what: str
         known if known.usage.input_tokens < 2**32 else known._replace(usage=Usage(2**32 - 1, 0, 7))
     )
     assert list(outcomes.many([1, 0], [True, True])) == [ANSWERED, expected]
-    assert outcomes.outcome(0, pays=False) == expected._replace(
-        usage=Usage(), cost_usd=0.0, reused=True
-    )
+    assert list(outcomes.many([0], [False])) == [
+        expected._replace(usage=Usage(), cost_usd=0.0, reused=True)
+    ]
     kind = "" if known.failure is None else known.failure.kind
     assert counts == {"": 2} if not kind else counts == {"": 1, kind: 1}
     assert outcomes.of_kinds(frozenset({kind})).tolist() == [keys[1], keys[2]][: counts[kind]]

@@ -9,6 +9,7 @@ import itertools
 import math
 import os
 import textwrap
+from contextlib import closing
 from typing import Any
 from unittest import mock
 from urllib.parse import quote
@@ -259,7 +260,7 @@ def test_answers_to_texts_alone_stay_known():
 def test_a_part_keeps_images_and_a_stream_does(tmp_path):
     task = task_of()
     records = [task.record({"text": "a", "photo": v}, None) for v in ([RED, JPEG], None)]
-    with PartWriter(LocalStore(str(tmp_path))) as writer:
+    with closing(PartWriter(LocalStore(str(tmp_path)))) as writer:
         for record in records:
             writer.add(task.key(record), record, b"envelope")
         part = writer.finish(0)
@@ -278,7 +279,7 @@ def test_a_jobs_line_is_never_larger_than_it_was_counted(tmp_path, model, count,
     fields = {"text": 'say "so" \\ 16:9', "photo": [RED, png((1, 2, 3), 40, 40)]}
     fields["photo"] = fields["photo"][: 8 // count]
     record = task.record(fields, None)
-    with PartWriter(LocalStore(str(tmp_path))) as writer:
+    with closing(PartWriter(LocalStore(str(tmp_path)))) as writer:
         writer.add(task.key(record), record, b"")
         part = writer.finish(0)
     size = int(PartReader(LocalStore(str(tmp_path)), part.name).sizes[0])

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from beam_llm.errors import Failure, Kind, LedgerError
 from beam_llm.ledger import PartReader
-from beam_llm.ledger.columns import key_at
 from beam_llm.protocols import Store
 from beam_llm.stores import open_store
 from beam_llm.values import Record
@@ -59,7 +58,7 @@ def test_what_goes_in_comes_out(store: Store) -> None:
     assert [reader.failed[at] for at in range(7)] == [False] * 4 + [True] + [False] * 2
     for at in (5, 0, 6, 3, 1, 2):
         assert reader.record(at) == ROWS[at].record
-        assert key_at(reader.keys, at) == ROWS[at].key
+        assert reader.keys[at : at + 1].tobytes() == ROWS[at].key
     assert reader.failure(4) == ROWS[4].failure
     assert reader.failure(0) is None
     assert list(reader.envelopes(np.arange(7))) == [row.envelope for row in ROWS]

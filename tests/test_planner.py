@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beam_llm.ledger import Ledger
-from beam_llm.ledger.columns import keys_array
+from beam_llm.ledger.columns import KEY
 from beam_llm.ledger.intent import Intent
 from beam_llm.ledger.known_keys import Known, entries_of
 from beam_llm.ledger.manifest import Manifest
@@ -249,7 +249,7 @@ def test_jobs_that_another_pipeline_wins_in_between_shift_only_the_numbers(
 
 def test_a_million_keys_are_looked_up_among_a_million_in_seconds() -> None:
     rng = np.random.default_rng(1)
-    keys = keys_array(rng.bytes(16 * 1_000_000))
+    keys = np.frombuffer(rng.bytes(16 * 1_000_000), dtype=KEY)
     run = np.zeros(1_000_000, dtype="S20")
     entries_of(keys, 7, run)
     known = Known((), 0).joined(run, 7)
@@ -257,7 +257,7 @@ def test_a_million_keys_are_looked_up_among_a_million_in_seconds() -> None:
     found = known.jobs_of(keys[::-1])
     assert time.process_time() - started < 10
     assert (found == 7).all()
-    assert not known.jobs_of(keys_array(rng.bytes(16 * 1000))).any()
+    assert not known.jobs_of(np.frombuffer(rng.bytes(16 * 1000), dtype=KEY)).any()
 
 
 @settings(max_examples=100, deadline=None)
@@ -271,8 +271,8 @@ def test_known_keys_answer_like_a_dict(runs: list[list[int]]) -> None:
 
     for number, run in enumerate(runs, 255):
         entries = np.zeros(len(run), dtype="S20")
-        entries_of(keys_array(b"".join(key(item) for item in run)), number, entries)
+        entries_of(np.frombuffer(b"".join(map(key, run)), dtype=KEY), number, entries)
         known = known.joined(entries, number)
         expected.update(dict.fromkeys(run, number))
-    wanted = keys_array(b"".join(key(item) for item in expected))
+    wanted = np.frombuffer(b"".join(map(key, expected)), dtype=KEY)
     assert known.jobs_of(wanted).tolist() == list(expected.values())

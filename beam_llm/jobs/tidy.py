@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from beam_llm.errors import CallError, LedgerError, plural, printable
-from beam_llm.ledger.columns import key_at, keys_array
 from beam_llm.ledger.job_tree import JobTree
 from beam_llm.ledger.journal import Created, Journal, Slice, Uploaded
 from beam_llm.ledger.known_keys import Known
@@ -133,9 +132,9 @@ def _find_parts(ledger: Ledger, trees: Sequence[JobTree], found: Cleanup) -> Non
 def _job_of(manifest: Manifest, known: Known) -> int | None:
     """The job that answers a run's rows; 0 for rows that failed early and need none; None where
     nobody claimed them."""
-    first = key_at(manifest.keys, 0)
+    first = manifest.keys[:1]
     # An early failure has a key of zeros; of no rows at all there is no key.
-    return (int(known.jobs_of(keys_array(first))[0]) or None) if any(first) else 0
+    return (int(known.jobs_of(first)[0]) or None) if any(first.tobytes()) else 0
 
 
 def _find_remote(journal: Journal, host: str, provider: BatchProvider, found: Cleanup) -> None:

@@ -30,7 +30,7 @@ from beam_llm.stores import local_copy
 FORMAT = 1
 KEY = np.dtype("S16")
 """Keys compare and sort as 16 bytes. Never take a single item out of such an array: numpy strips
-trailing NULs (`key_at` does not)."""
+trailing NULs."""
 
 Array = npt.NDArray[Any]
 
@@ -48,7 +48,8 @@ def pack(kind: str, columns: Mapping[str, Array], **facts: Any) -> bytes:
     """One object's bytes: equal content gives equal bytes."""
     plan = [[name, array.dtype.str, len(array)] for name, array in columns.items()]
     header = orjson.dumps({"kind": kind, "columns": plan, **facts})
-    pieces: list[bytes | memoryview] = [_padded(_HEAD.pack(_MAGIC, FORMAT, len(header)) + header)]
+    head = _HEAD.pack(_MAGIC, FORMAT, len(header)) + header
+    pieces: list[bytes | memoryview] = [head, b"\0" * (-len(head) % _ALIGN)]
     for array in columns.values():
         if len(array):
             pieces.append(np.ascontiguousarray(array).view(np.uint8).data)
@@ -57,10 +58,6 @@ def pack(kind: str, columns: Mapping[str, Array], **facts: Any) -> bytes:
     for piece in pieces:
         digest.update(piece)
     return b"".join([*pieces, digest.digest()])
-
-
-def _padded(data: bytes) -> bytes:
-    return data + b"\0" * (-len(data) % _ALIGN)
 
 
 def content_name(data: bytes) -> str:
@@ -132,15 +129,6 @@ def packer_of(row: np.dtype[Any]) -> struct.Struct:
     items of arrays."""
     assert row.names is not None
     return struct.Struct("<" + "".join(_LETTERS[row[name].str] for name in row.names))
-
-
-def keys_array(data: bytes | bytearray) -> Array:
-    return np.frombuffer(data, dtype=KEY)
-
-
-def key_at(keys: Array, row: int) -> bytes:
-    """The whole 16 bytes of one key."""
-    return keys[row : row + 1].tobytes()
 
 
 def find(sorted_keys: Array, wanted: Array) -> Array:

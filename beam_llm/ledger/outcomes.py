@@ -252,14 +252,14 @@ class Outcomes:
         codes = [code for code, kind in enumerate(self._kinds) if kind in kinds]
         return self.keys[np.isin(self._columns["codes"], codes)]
 
-    def outcome(self, position: int, pays: bool = True) -> Outcome:
-        """How a record ended; without `pays` the same answer given once more: nothing is paid for
-        it now."""
-        return next(self.many([position], [pays]))
+    def outcome(self, position: int) -> Outcome:
+        """How a record ended."""
+        return next(self.many([position], [True]))
 
     def many(self, positions: Sequence[int], pays: Sequence[bool]) -> Iterator[Outcome]:
-        """`outcome` of each position: this is done for every record of every job, so column by
-        column, some thousands at a time."""
+        """`outcome` of each position; where it doesn't pay, as the same answer given once more, for
+        which nothing is paid now."""
+        # This is done for every record of every job, so column by column, some thousands at a time.
         if self._rows is None:
             self._rows = Rows(self._store, f"{self._name}.rows", self._sealed, _AT_ONCE_BYTES)
         for at in range(0, len(positions), _MANY):

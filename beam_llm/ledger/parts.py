@@ -144,12 +144,6 @@ class PartWriter:
         if self._file is not None:
             self._file.close()
 
-    def __enter__(self) -> PartWriter:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
 
 def _question(record: Record, is_plain: bool) -> bytes:
     try:

@@ -12,8 +12,8 @@ class PriorOutcomes:
     """Outcomes (failures, usage) that a job passed on with its records: what was used for a record
     is its own, whoever answers it in the end."""
 
-    def __init__(self, store: Store | None = None, name: str | None = None):
-        known = Outcomes(store, name) if store is not None and name is not None else None
+    def __init__(self, store: Store, name: str | None):
+        known = None if name is None else Outcomes(store, name)
         self._known = known if known is not None and len(known) else None
 
     @property

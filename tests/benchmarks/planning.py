@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
 from beam_llm.config import settings
 from beam_llm.ledger import Ledger, PartRef
@@ -31,7 +32,7 @@ PART_ROWS = 50_000
 
 def parts(store: Store, records: int) -> Iterator[PartRef]:
     for start in range(0, records, PART_ROWS):
-        with PartWriter(store) as part:
+        with closing(PartWriter(store)) as part:
             for number in range(start, min(start + PART_ROWS, records)):
                 part.add(hashlib.md5(b"%d" % number).digest(), Record(("text",), 20), b"element")
             yield part.finish(0)
