@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 from beam_llm.config import Settings, settings
@@ -55,11 +54,7 @@ class World:
         """Live calls: everything is answered."""
         texts = [record.inputs[0] for record in records]
         self.asked += texts
-        return SimpleNamespace(
-            outcomes=[
-                Outcome(f"live: {text}", None, Usage(5, 1, 0), 0.5, "fake-live") for text in texts
-            ]
-        )
+        return [Outcome(f"live: {text}", None, Usage(5, 1, 0), 0.5, "fake-live") for text in texts]
 
     def driver(self, **changes: Any) -> Driver:
         known = self.settings(**changes)

@@ -176,7 +176,7 @@ def _write(
         usage=tuple(reader.bill.usage),
         cost_usd=reader.bill.cost_usd,
     )
-    return write_end(job, done, name)
+    return write_end(job, done)
 
 
 def split(job: Job, at_line: int, line_tokens: Array) -> Done:
@@ -207,22 +207,20 @@ def split(job: Job, at_line: int, line_tokens: Array) -> Done:
         # An attempt may have made a job all the same; then its halves look out for that.
         doubted=bool(job.guesses()),
     )
-    return write_end(job, done, None)
+    return write_end(job, done)
 
 
-def write_end(job: Job, done: Done, outcomes: str | None) -> Done:
-    """Ends the job; returns the end that counts, which may be that of a process that was quicker.
-
-    Args:
-      outcomes: name of those that were written for this end; removed where another one counts.
+def write_end(job: Job, done: Done) -> Done:
+    """Ends the job; returns the end that counts, which may be that of a process that was quicker:
+    then the outcomes that were written for this one are removed.
     """
     failpoint("done.before")
     if job.journal.add(done):
         failpoint("done.after")
         return done
-    if outcomes is not None:
+    if done.outcomes is not None:
         for ending in (".index", ".rows", f"{LEFT}.index"):
-            job.store.delete(outcomes + ending)
+            job.store.delete(done.outcomes + ending)
     kept = job.journal.read(type(done))
     if kept is None:
         raise LedgerError(f"{job.journal.name(type(done))} can't be read back")

@@ -6,7 +6,6 @@ import contextlib
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Protocol
 
 from beam_llm.config import Settings
 from beam_llm.jobs.closing import write_end
@@ -21,15 +20,8 @@ from beam_llm.results.prior_outcomes import PriorOutcomes
 from beam_llm.stores import temporary_file
 from beam_llm.values import Outcome, Record, Usage
 
-
-class Answered(Protocol):
-    """What the live engine gives back."""
-
-    @property
-    def outcomes(self) -> list[Outcome]: ...
-
-
-Ask = Callable[[Sequence[Record]], Answered]
+Ask = Callable[[Sequence[Record]], Sequence[Outcome]]
+"""Live calls for records; one outcome each, in their order."""
 
 
 class LiveJob:
@@ -66,7 +58,7 @@ class LiveJob:
         chosen = replace(
             manifest, keys=manifest.keys[here], part=manifest.part[here], row=manifest.row[here]
         )
-        outcomes = self._ask(list(records_of(store, chosen))).outcomes
+        outcomes = self._ask(list(records_of(store, chosen)))
         with contextlib.closing(PriorOutcomes(store, self._job.prior)) as prior:
             # A name of its own: the document says whose answers count, should two processes ask one
             # slice.
@@ -92,7 +84,7 @@ class LiveJob:
             usage=tuple(usage),
             cost_usd=paid,
         )
-        return write_end(self._job, done, name)
+        return write_end(self._job, done)
 
     def _of_slices(self, slices: Sequence[Slice], keys: Array) -> Iterator[Outcome]:
         """What was answered, in the order of the records' keys."""

@@ -19,7 +19,7 @@ from apache_beam.transforms.window import GlobalWindow, WindowedValue
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Duration, Timestamp
 
 from beam_llm import events, telemetry
-from beam_llm.calls import Asked, Tally, borrow_engine, return_engine
+from beam_llm.calls import borrow_engine, return_engine
 from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind
 from beam_llm.jobs import Driver, Ready, Waiting, run_jobs
@@ -110,7 +110,7 @@ class JobRunner:
         if settings.tracing:
             telemetry.begin()
 
-    def _ask(self, records: Sequence[Record]) -> Asked:
+    def _ask(self, records: Sequence[Record]) -> list[Outcome]:
         """Live calls for what jobs left over, in prompts of the usual size; most leave nothing, so
         the engine is started only here.
         """
@@ -128,17 +128,16 @@ class JobRunner:
         ] + batcher.flush()
         futures = [self._engine.submit([record for record, _ in batch]) for batch in closed]
         try:
-            answered, tally = [future.result() for future in futures], Tally()
+            answered = [future.result() for future in futures]
         finally:
             for future in futures:
                 future.cancel()  # of those that are done, nothing
         for batch, asked in zip(closed, answered, strict=True):
             # Its tokens are counted when its outcomes go out.
             self._meter.calls([len(batch)], asked.tally, tokens=False)
-            tally.merge(asked.tally)
         outcomes = [outcome for asked in answered for outcome in asked.outcomes]
         self._live_ids.update(outcome.request_id for outcome in outcomes)
-        return Asked(outcomes, tally)
+        return outcomes
 
     def predictions(self, answers: Iterable[tuple[bytes, Outcome]]) -> Iterator[WindowedValue]:
         """Windowed Predictions, with typed values; counted by the thousand."""
@@ -360,13 +359,14 @@ class SubmitOnce(beam.DoFn):
 
     def process(self, ref: BatchJobRef) -> Iterator[BatchJobRef]:
         ref = BatchJobRef(*ref)
-        phase: int | None = 0
+        phase = 0
         while True:
-            result = self._jobs.step(ref, phase or 0)
+            result = self._jobs.step(ref, phase)
             if isinstance(result, Ready):
-                phase, job_id = result.phase, self._jobs.driver.job_id(ref.number)
+                job_id = self._jobs.driver.job_id(ref.number)
                 # Too large for the queue: its halves are submitted in its place.
-                if job_id is None and phase is not None:
+                if job_id is None and result.phase is not None:
+                    phase = result.phase
                     continue
                 yield ref._replace(state="done", job_id=job_id)
                 return
