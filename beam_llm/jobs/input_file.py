@@ -24,8 +24,6 @@ from beam_llm.values import Record
 _LOG = logging.getLogger(__name__)
 
 _WRITE_BYTES = 1 << 20
-
-
 MOST_LOST = 3
 """A provider that has lost the input so often in a row is taken to lose it again."""
 
@@ -116,8 +114,8 @@ def input_lines(
     if frame is None:
         yield from _rendered(manifest, store, task, provider)
         return
-    # `custom_ids` goes on through all parts, so it stands last: zip
-    # ends at the rows before it takes an id.
+    # `custom_ids` goes on through all parts, so it stands last: zip ends at the rows before it
+    # takes an id.
     custom_ids, (head, middle, rest) = manifest.custom_ids(), frame
     for reader, here in by_part(store, manifest):
         rows = manifest.row[here]

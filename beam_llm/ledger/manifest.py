@@ -58,8 +58,8 @@ class Manifest:
             yield from ["r-" + names[at : at + 32] for at in range(0, len(names), 32)]
             return
         for start, end in itertools.pairwise(starts):
-            # Ids keep to Anthropic's rule (64 letters, digits, `_` or `-`),
-            # the strictest: hence a digest for many keys.
+            # Ids keep to Anthropic's rule (64 letters, digits, `_` or `-`), the strictest: hence a
+            # digest for many keys.
             if end == start + 1:
                 yield "r-" + data[16 * start : 16 * end].hex()
             else:

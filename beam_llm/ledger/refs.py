@@ -64,14 +64,14 @@ def find_ref(store: Store, job_id: str) -> BatchJobRef:
         (int(PartReader(store, name).facts["min_timestamp"]) for name in rows.parts), default=0
     )
     return BatchJobRef(
-        tree.job_id,
-        len(rows),
-        ledger.location,
-        intent.number,
-        intent.rows,
-        intent.model,
-        "created",
-        oldest,
+        job_id=tree.job_id,
+        records=len(rows),
+        staging_location=ledger.location,
+        number=intent.number,
+        manifest=intent.rows,
+        model=intent.model,
+        state="created",
+        min_timestamp=oldest,
     )
 
 

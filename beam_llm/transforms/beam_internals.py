@@ -197,7 +197,7 @@ def without_pane(arrived: WindowedValue) -> WindowedValue:
     return WindowedValue(arrived.value, arrived.timestamp, arrived.windows)
 
 
-# -- the graph
+# -- runners
 
 
 def underlying_runner(pipeline: Any) -> Any:

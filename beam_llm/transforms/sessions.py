@@ -97,14 +97,14 @@ class Bounds(NamedTuple):
 class Session:
     """The turns of one session, in their order, and what was said before them.
 
+    Args:
+      known: what `state` gave at the end of an earlier bundle.
+
     Attributes:
       is_asking: a call of it is under way; there is never another one beside it.
     """
 
     def __init__(self, task: SessionTask, bounds: Bounds, known: Any = None):
-        """Args:
-        known: what `state` gave at the end of an earlier bundle.
-        """
         self._task, self._bounds = task, bounds
         last, history = known or (None, ())
         self._last: int | None = last

@@ -23,7 +23,7 @@ WINDOW_OPTION = "window_hours"
 JSON_SCHEMA, JSON_OBJECT, WORDS = "json_schema", "json_object", "words"
 MAX_COMPLETION_TOKENS, MAX_TOKENS = "max_completion_tokens", "max_tokens"
 
-_DAY, _HOUR = 86_400.0, 3_600.0
+_DAY = 86_400.0
 
 
 class Form(NamedTuple):

@@ -33,7 +33,6 @@ _PALETTE = {
     "white": (255, 255, 255),
     "grey": (128, 128, 128),
 }
-_MOST_PIXEL_BYTES = 100_000_000
 
 
 class Picture(NamedTuple):
