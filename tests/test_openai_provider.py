@@ -470,6 +470,11 @@ def test_a_wait_given_as_a_date_counts_from_now():
     assert retry_after_seconds({"retry-after": formatdate(time.time() - 60, usegmt=True)}) == 0
 
 
+def test_a_wait_given_as_a_date_counts_by_the_clock_that_gave_it():
+    dates = {"retry-after": formatdate(1_000_010, usegmt=True), "date": formatdate(1_000_000)}
+    assert retry_after_seconds(dates) == 10
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [

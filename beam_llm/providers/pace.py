@@ -28,7 +28,7 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
     after = headers.get("retry-after")
     if after:
         seconds = duration_seconds(after)
-        return seconds if seconds is not None else _until(after)
+        return seconds if seconds is not None else _until(after, headers.get("date"))
     pace = pace_of(headers) or anthropic_pace_of(headers)
     if pace is None:
         return None
@@ -49,15 +49,20 @@ def _number(value: str | None) -> float | None:
     return number if math.isfinite(number) and number >= 0 else None
 
 
-def _until(date: str) -> float | None:
+def _until(moment: str, now: str | None) -> float | None:
+    """From `now` by the server's clock, else by this machine's, which may be hours off."""
+    end, start = _timestamp(moment), _timestamp(now)
+    if end is None:
+        return None
+    return min(max(0.0, end - (time.time() if start is None else start)), _MOST_SECONDS)
+
+
+def _timestamp(date: str | None) -> float | None:
     try:
-        moment = email.utils.parsedate_to_datetime(date[:100])
-        seconds = (
-            moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        ).timestamp() - time.time()
+        moment = email.utils.parsedate_to_datetime((date or "")[:100])
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (ValueError, TypeError, OverflowError, IndexError):
         return None
-    return min(max(0.0, seconds), _MOST_SECONDS)
 
 
 def pace_of(headers: Mapping[str, str]) -> Pace | None:
