@@ -274,8 +274,14 @@ def test_a_longer_window_is_asked_for_and_waited_for(name, tmp_path):
             },
             Usage(16, 13, 4, 10, 0),
         ),
+        (
+            # Servers in front of Gemini: thoughts in the sum alone.
+            {"prompt_tokens": 20, "completion_tokens": 198, "total_tokens": 623},
+            Usage(20, 603, 0, 0, 405),
+        ),
+        ({"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 0}, Usage(9, 2)),
     ],
-    ids=["xai", "openai", "openrouter"],
+    ids=["xai", "openai", "openrouter", "gemini by others", "no sum"],
 )
 def test_usage_is_read_as_it_is_billed(usage, expected):
     assert usage_of(usage) == expected
@@ -457,7 +463,31 @@ def test_mistrals_rate_limit_headers_have_a_minute_in_their_names():
                 (429, "Your team 1-2 has either used all available credits or reached …"),
                 (429, {"message": "Your prepayment credits are depleted. Please go to …"}),
                 (429, {"message": "Too many tokens per day, please wait before trying again."}),
+                (429, {"message": "Insufficient balance or no resource package.", "code": "1113"}),
+                (429, {"message": "It is suspended.", "type": "exceeded_current_quota_error"}),
+                (429, {"message": "Rate limit exceeded: free-models-per-day. Add 10 credits"}),
+                (400, {"message": "Access denied.", "code": "Arrearage"}),
+                (400, {"message": "Model Not Exist", "type": "invalid_request_error"}),
+                (400, {"message": "Unknown model: m", "code": "unknown_model"}),
+                (400, {"message": "It is not supported.", "code": "model_not_supported"}),
+                (400, {"message": "No chat with it.", "code": "OperationNotSupported"}),
+                (405, {"message": "Method Not Allowed"}),
+                (410, {"message": "This model is deprecated."}),
             )
+        ),
+        (  # LiteLLM's own, which writes Python
+            400,
+            {
+                "error": {
+                    "message": "{'error': '/chat/completions: Invalid model name passed in model=m'}",
+                    "type": "None",
+                    "param": "None",
+                    "code": "400",
+                }
+            },
+            Remedy.ABORT,
+            Kind.ABORTED,
+            "HTTP 400: /chat/completions: Invalid model name passed in model=m",
         ),
         (
             400,
@@ -473,6 +503,12 @@ def test_mistrals_rate_limit_headers_have_a_minute_in_their_names():
                 (400, "This model's maximum prompt length is 131072 but the request contains 9"),
                 (500, "the request exceeds the available context size. try increasing it"),
                 (502, "This model's maximum context length is 4096 tokens."),
+                (400, "You passed 9 input tokens. However, the model's context length is only 8"),
+                (400, "The input (9 tokens) is longer than the model's context length (8 tokens)"),
+                (400, "prompt too long; exceeded max context length by 100 tokens"),
+                (400, "However, the model is loaded with context length of only 8 tokens"),
+                (400, "Please reduce the length of the messages or completion."),
+                (422, "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 8"),
             )
         ),
         (

@@ -97,8 +97,10 @@ def _plain_completion(
     thoughts = details_out.reasoning_tokens or 0 if details_out is not None else 0
     if finish is None or cached > tokens.prompt_tokens or thoughts > tokens.completion_tokens:
         return None
-    # xAI counts thoughts beside the completion: `usage_of` adds them.
-    if thoughts and tokens.total_tokens != tokens.prompt_tokens + tokens.completion_tokens:
+    # Some count thoughts beside the completion: `usage_of` adds them.
+    if tokens.total_tokens != tokens.prompt_tokens + tokens.completion_tokens and (
+        thoughts or tokens.total_tokens is not None
+    ):
         return None
     tier = body.service_tier or tokens.service_tier
     if redactor is not None:

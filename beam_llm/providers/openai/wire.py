@@ -289,8 +289,9 @@ def _is_part(value: Any) -> bool:
 def usage_of(usage: Any) -> Usage:
     """Tokens as billed; 0 where the server does not say.
 
-    Most count thoughts among the completion's tokens. xAI counts them beside it, which its sum
-    tells (recorded traffic, 2026-08).
+    Most count thoughts among the completion's tokens. xAI counts them beside it, and servers in
+    front of Gemini nowhere but in the sum. Source: recorded traffic, 2026-08;
+    mozilla-ai/any-llm#1290, Clarifai/clarifai-python#978, read 2026-11.
     """
     if not isinstance(usage, dict):
         return Usage()
@@ -298,9 +299,11 @@ def usage_of(usage: Any) -> Usage:
     outputs = token_count(usage.get("completion_tokens"))
     cached, written = _details(usage.get("prompt_tokens_details"), "cached", "cache_write")
     (thoughts,) = _details(usage.get("completion_tokens_details"), "reasoning")
+    beside = token_count(usage.get("total_tokens")) - inputs - outputs
     # Else thoughts are a part of the completion's tokens, and adding them would count them twice.
-    if thoughts and token_count(usage.get("total_tokens")) == inputs + outputs + thoughts:
-        outputs += thoughts
+    # Of embeddings some servers tell the sum alone.
+    if beside > 0 and thoughts in (0, beside) and inputs and "completion_tokens" in usage:
+        outputs, thoughts = outputs + beside, beside
     cached = min(cached, inputs)
     return Usage(inputs, outputs, cached, min(written, inputs - cached), min(thoughts, outputs))
 
