@@ -103,8 +103,8 @@ def error_of(
         or (status < 500 and (words & _NO_MODEL or _ABORTING_WORDS.match(sentence)))
     ):
         return Aborted(Kind.ABORTED, message, status=status)
-    # Whether a 404 is about the address, the model or one job, only the caller knows.
-    if status == 404:
+    # Whether it is about the address, the model or one job, only the caller knows.
+    if status in _NOT_THERE:
         return missing(
             Kind.ABORTED if missing is Aborted else Kind.REJECTED, message, status=status
         )
@@ -143,6 +143,10 @@ def _by_status(
     return Rejected(Kind.REJECTED, message, status=status)
 
 
+_NOT_THERE = (404, 405, 410)
+"""405: a web server at an address that is no API's. 410: a model that is served no more."""
+
+
 _WRONG_KEY = {"api_key_invalid", "api_key_expired", "api_key_service_blocked"}
 """Gemini's words for one, which come with a 400."""
 
@@ -160,14 +164,17 @@ _SPENT = {
     "service_disabled",
     "consumer_suspended",
     "failed_precondition",
+    "exceeded_current_quota_error",
+    "arrearage",
     PER_DAY,
     *("billing_error", "enforced_spend_limit_reached", "contract_spend_limit_reached"),
     *("linked_organization_spend_limit_reached", "linked_organization_billing_unavailable"),
     *("organization_on_hold", "workspace_human_review_disabled", "cmek_key_disabled"),
 }
 """What nobody can mend by asking again. Google's `FAILED_PRECONDITION` is a country or a project
-without billing; `blocked_api_access` is Groq's, `budget_exceeded` LiteLLM's; the last three rows
-are Anthropic's (SDK 2.14, `types/shared`, read 2026-11).
+without billing; `blocked_api_access` is Groq's, `budget_exceeded` LiteLLM's, the two before
+`PER_DAY` are Moonshot's (with a 429) and DashScope's; the last three rows are Anthropic's (SDK
+2.14, `types/shared`, read 2026-11).
 """
 
 
@@ -176,18 +183,24 @@ _ABORTING_WORDS = re.compile(
     r"|this organization has been disabled|your prepayment credits are depleted"
     r"|your project has exceeded its (monthly )?spending cap|too many tokens per day"
     r"|your team \S{1,80} has either used all available credits|account \S{1,80} is suspended"
-    r"|\S{1,200} is not a valid model id|invalid model id|model not found: ",
+    r"|insufficient balance|rate limit exceeded: free-models-per-day"
+    r"|\S{1,200} is not a valid model id|invalid model id|model not found: |model not exist"
+    r"|/\S{1,40}: invalid model name passed in model=",
     re.IGNORECASE,
 )
 """What the sentence begins with where no request will succeed, and neither status nor code says so:
-a spent account with Anthropic (400), Gemini, xAI, Bedrock (429) and Fireworks (412), a model that
-OpenRouter, OpenAI or xAI doesn't have (400). Further on it may be quoting a record. Source: errors
-in public issues (anthropics/claude-code#66314, continuedev/continue#10373, #10758,
-Ivy-Interactive/Ivy-Tendril#1756), read 2026-11.
+a spent account with Anthropic (400), Gemini, xAI, Bedrock, z.ai, OpenRouter (429) and Fireworks
+(412), a model that OpenRouter, OpenAI, xAI, DeepSeek or a LiteLLM proxy doesn't have (400). Further
+on it may be quoting a record. Source: errors in public issues (anthropics/claude-code#66314,
+continuedev/continue#10373, #10758, Ivy-Interactive/Ivy-Tendril#1756) and code, read 2026-11.
 """
 
 
-_NO_MODEL = {"model_not_found", "deploymentnotfound", "invalid_model", "model_not_available"}
+_NO_MODEL = {
+    *("model_not_found", "deploymentnotfound", "invalid_model", "model_not_available"),
+    *("model_not_supported", "unknown_model", "operationnotsupported"),
+}
+"""The last three are Hugging Face's, GitHub's, and Azure's of a model that has no chat."""
 
 
 _FILTERED = {
@@ -232,9 +245,16 @@ _TOO_LONG_WORDS = re.compile(
     r"maximum context length|context.{0,20}(exceed|too long|too large)|request too large"
     r"|prompt is too long|input is too long|input token count.{0,40}exceeds|payload size exceeds"
     r"|input token count is \d+ but|too many input tokens|expected maxlength: \d+"
-    r"|exceeds? (the )?(available )?context|maximum (model|prompt) length|input tokens exceeded",
+    r"|exceeds? (the )?(available )?context|maximum (model|prompt) length|input tokens exceeded"
+    r"|context length (is|of) only|(longer|greater) than (the )?(model's )?context length"
+    r"|exceeded max context|`inputs` (tokens \+|must have less than)"
+    r"|reduce the length of the (input|messages|prompt)|exceeded model token limit"
+    r"|maximum allowed input length|token count of \d+ exceeds the limit",
     re.IGNORECASE,
 )
+"""The last four rows are of vLLM and LM Studio, SGLang and Together; Ollama, Text Generation
+Inference; Groq, Moonshot; Poolside, GitHub. Source: errors in public code, read 2026-11.
+"""
 
 
 _MAY_BE_TOO_LONG = frozenset({400, 422, 429, 500, 502})
@@ -374,10 +394,16 @@ def _parts_of(body: Any, error: Any) -> tuple[str, str, str, str]:
     if isinstance(error.get("status"), str):  # Google's: the code is HTTP's number once more
         code, kind = error["status"], code if isinstance(code, str) else None
     code, kind, param = (
-        word(value)[:_MOST_READ_NAME] for value in (code, kind, error.get("param"))
+        "" if value == "None" else word(value)[:_MOST_READ_NAME]  # as LiteLLM writes nothing
+        for value in (code, kind, error.get("param"))
     )
-    sentence, behind = _sentence_of(error), _sentence_behind(error.get("metadata"))
+    sentence = _PYTHON_DICT.sub(r"\1", _sentence_of(error)[:MOST_READ])
+    behind = _sentence_behind(error.get("metadata"))
     return code, kind, param, ": ".join(filter(None, (sentence, behind)))[:MOST_READ]
+
+
+_PYTHON_DICT = re.compile(r"\A\{'error': '(.*)'\}\Z", re.DOTALL)
+"""LiteLLM's sentences of its own: what would look like one long quotation, and be left out."""
 
 
 _MOST_DETAILS = 20
