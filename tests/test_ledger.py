@@ -186,6 +186,33 @@ def test_an_entry_that_lies_under_another_number_is_damage(local: World) -> None
         local.plan(["text 2"])
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "log/Thumbs.db",
+        "snapshots/Thumbs.db",
+        "jobs/Thumbs.db",
+        "jobs/lost+found/created-0000",
+        "jobs/00000000000000000001/closed-0000 (copy)",
+        "jobs/00000000000000000001/created-0000.bak",
+    ],
+)
+def test_files_that_are_not_the_ledgers_are_left_alone(local: World, name: str) -> None:
+    ref = local.plan(TEXTS)[0]
+    assert local.driver().step(ref).status == "waiting"
+    path = Path(local.location, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("not a ledger's")
+    local.restart()
+    store = open_store(local.location)
+    assert find_ref(store, local.driver().job_id(1) or "").number == 1
+    assert not wrong(local.run([*TEXTS, "new"]), [*TEXTS, "new"])
+    assert set(local.fake.billed.values()) == {1}
+    assert [view.state for view in list_jobs(store)] == ["done", "done"]
+    cleanup(store, local.fake, dry_run=False)
+    assert path.exists()
+
+
 DOCUMENTS = {
     "uploaded-0000": "file_id",
     "created-0000": "job_id",

@@ -9,6 +9,7 @@ from beam_llm.cli.progress import Meter
 from beam_llm.config import Settings
 from beam_llm.ledger import Ledger
 from beam_llm.ledger.job_tree import JobTree
+from beam_llm.ledger.log import numbers_in
 from beam_llm.stores import open_store
 
 
@@ -69,8 +70,7 @@ class NewJobs:
 
 def _newest_entry(location: str) -> int:
     """Number of the ledger's newest entry; 0 where there is none, or no ledger yet."""
-    names = list(open_store(location).list("log/"))
-    return int(names[-1].removeprefix("log/")) if names else 0
+    return max(numbers_in(open_store(location), "log/"), default=0)
 
 
 def _requests_of(location: str, numbers: frozenset[int]) -> int:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, TypeVar
@@ -325,10 +326,14 @@ def folder(job: str) -> str:
     return f"jobs/{int(number):020d}{dot}{path}/"
 
 
-def job_of(name: str) -> str:
-    """The job that an object below `jobs/` belongs to."""
-    number, dot, path = name.split("/")[1].partition(".")
-    return f"{int(number)}{dot}{path}"
+_IN_A_JOB = re.compile(r"jobs/(\d{20})((?:\.[a-z])*)/(.+)", re.ASCII)
+
+
+def job_of(name: str) -> str | None:
+    """The job that an object below `jobs/` belongs to; None of what no ledger has put there, such
+    as a file of the operating system's, or a bucket's mark of a folder."""
+    found = _IN_A_JOB.fullmatch(name)
+    return f"{int(found[1])}{found[2]}" if found else None
 
 
 def acknowledged(store: Store) -> Iterator[tuple[str, str]]:
@@ -336,9 +341,10 @@ def acknowledged(store: Store) -> Iterator[tuple[str, str]]:
     first."""
     # There is no index by the provider's ids: a job is seldom looked up by one.
     for name in reversed([name for name in store.list("jobs/") if f"/{Created.word}-" in name]):
-        created = read(store, name, Created)
-        if created is not None:
-            yield job_of(name), created.job_id
+        job, count = job_of(name), name.rpartition("-")[2]
+        created = read(store, name, Created) if job and count.isdecimal() else None
+        if job and created is not None:
+            yield job, created.job_id
 
 
 class Journal:
@@ -367,7 +373,8 @@ class Journal:
     def counts(self, kind: type[Document]) -> list[int]:
         """Which of its documents of one kind there are, in order."""
         prefix = f"{self.folder}{kind.word}-"
-        return sorted(int(name.removeprefix(prefix)) for name in self.store.list(prefix))
+        counts = (name.removeprefix(prefix) for name in self.store.list(prefix))
+        return sorted(int(count) for count in counts if count.isdecimal())
 
     def newest(self, kind: type[D]) -> D | None:
         counts = self.counts(kind)

@@ -71,21 +71,20 @@ class Ledger:
     def intent(self, number: int) -> Intent:
         found = self._intents.get(number)
         if found is None:
-            found = self._intents[number] = self._read(_log_name(number))
+            found = self._intents[number] = self._read(number)
         return found
 
-    def _read(self, name: str) -> Intent:
-        found = read(self.store, name, Intent)
+    def _read(self, number: int) -> Intent:
+        name, found = _log_name(number), find_intent(self.store, number)
         if found is None:
             raise LedgerError(f"{name} is missing from the staging location {self.location!r}")
-        if found.number != _number_of(name):
+        if found.number != number:
             raise LedgerError(f"{name} is damaged: it is about job {found.number}")
         return found
 
     def intents(self, after: int = 0) -> Iterator[Intent]:
         """Log entries from number `after` + 1 on, in order."""
-        for name in self.store.list("log/", _log_name(after) if after else ""):
-            yield self.intent(_number_of(name))
+        yield from map(self.intent, numbers_in(self.store, "log/", after))
 
     def check_complete(self, after: int, numbers: Sequence[int]) -> None:
         """Looks whether an entry behind number `after` was lost: its number must not be given away
@@ -101,9 +100,10 @@ class Ledger:
         lost = sorted(set(range(after + 1, last + 1)).difference(numbers))
         # A job's documents outlive a lost log entry. "0" sorts right behind "." and "/", so the
         # list begins after the documents of the last entry and of its children.
-        later = next(iter(self.store.list("jobs/", f"jobs/{last:020d}0")), None)
+        listed = map(job_of, self.store.list("jobs/", f"jobs/{last:020d}0"))
+        later = next((job for job in listed if job is not None), None)
         if later is not None:
-            lost.append(int(job_of(later).partition(".")[0]))
+            lost.append(int(later.partition(".")[0]))
         for number in lost:
             # It may have been written between the two lists; then it is not lost.
             if self.store.get(_log_name(number)) is None:
@@ -139,19 +139,15 @@ class Ledger:
             del keys  # a view that keeps a whole manifest in memory
         return known.joined(run, intents[-1].number)
 
-    def _snapshots(self) -> list[str]:
-        return sorted(self.store.list("snapshots/"))
-
     def _snapshot_number(self) -> int:
-        names = self._snapshots()
-        return int(names[-1].removeprefix("snapshots/")) if names else 0
+        return max(numbers_in(self.store, "snapshots/"), default=0)
 
     def _from_snapshot(self) -> Known:
         """The newest whole snapshot; a damaged one is passed over, the log has everything it
         held."""
-        for name in reversed(self._snapshots()):
+        for number in sorted(numbers_in(self.store, "snapshots/"), reverse=True):
             try:
-                columns, facts = unpack(self.store, "snapshot", name)
+                columns, facts = unpack(self.store, "snapshot", f"snapshots/{number:020d}")
             except LedgerError:
                 continue
             return Known((columns["entries"],), int(facts["last"]))
@@ -192,11 +188,13 @@ def _log_name(number: int) -> str:
     return f"log/{number:020d}"
 
 
-def _number_of(name: str) -> int:
-    number = name.removeprefix("log/")
-    if not (number.isascii() and number.isdigit()):
-        raise LedgerError(f"{name} is not an entry of a ledger's log")
-    return int(number)
+def numbers_in(store: Store, folder: str, after: int = 0) -> Iterator[int]:
+    """Of the entries in `log/` or `snapshots/` from number `after` + 1 on, in order. What has no
+    number is not the ledger's: a file of the operating system's, a bucket's mark of a folder."""
+    for name in store.list(folder, f"{folder}{after:020d}" if after else ""):
+        number = name.removeprefix(folder)
+        if len(number) == 20 and number.isascii() and number.isdecimal():
+            yield int(number)
 
 
 def check_location(location: str) -> None:

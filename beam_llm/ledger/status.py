@@ -41,8 +41,10 @@ def read_status(names: Iterable[str]) -> JobStatus:
     newest: dict[str, int] = {}
     for name in names:
         word, _, count = name.partition("-")
-        # `done` has no count, and that of `done-again` is none: 0 for both.
-        newest[word] = max(newest.get(word, -1), int(count) if count.isdigit() else 0)
+        if name in ("done", "done-again"):
+            newest["done"] = 0
+        elif count.isdecimal():  # else it is nobody's, such as a copy that a file system has made
+            newest[word] = max(newest.get(word, -1), int(count))
     closed, uploaded = newest.get("closed", -1), newest.get("uploaded", -1)
     if "done" in newest:
         return JobStatus(Phase.DONE, max(newest.get("created", 0), 0), uploaded)
