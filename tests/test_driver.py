@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,7 @@ from beam_llm.jobs.pacing import jitter, poll_interval
 from beam_llm.ledger import Ledger, find_ref
 from beam_llm.ledger import failpoints as points
 from beam_llm.ledger.job_tree import JobTree
-from beam_llm.ledger.journal import Closed, CloseReason, Created, Journal
+from beam_llm.ledger.journal import Closed, CloseReason, Created, Journal, Lease
 from beam_llm.planning import plan
 from beam_llm.protocols import BatchTraits, RemoteJob
 from beam_llm.providers import compile_task
@@ -516,6 +517,29 @@ def test_leftovers_go_where_the_user_says(
     assert not billed_twice(world)
 
 
+def test_live_calls_that_take_longer_than_a_lease_are_not_made_by_another_process(
+    world: World,
+) -> None:
+    world.fake.expire_after = 0
+    world.options |= {"on_leftover": "online", "call_deadline_ms": 100}
+    ask, lease = world.ask, Journal(open_store(world.location), "1.l")
+
+    def slow(records: Any) -> Any:
+        for _ in range(4):
+            renewed, patience = len(lease.counts(Lease)), time.monotonic() + 10
+            world.clock.now += 20.0  # of the 30 of a term
+            while len(lease.counts(Lease)) == renewed and time.monotonic() < patience:
+                time.sleep(0.01)
+            assert isinstance(world.driver().step(refs[0], 1), Waiting)
+        return ask(records)
+
+    refs = world.plan(TEXTS)
+    world.ask = slow  # type: ignore[method-assign]
+    found = gathered(driven(world.driver(), refs, world.clock.sleep, lambda waiting: None))
+    assert not wrong(found, TEXTS)
+    assert sorted(world.asked) == sorted(TEXTS)
+
+
 @pytest.mark.parametrize("point", ["in the second slice", "at the end"])
 def test_live_calls_that_were_answered_before_a_kill_are_not_made_again(
     world: World, monkeypatch: pytest.MonkeyPatch, point: str
@@ -642,6 +666,21 @@ def test_a_job_that_its_provider_denies_for_long_is_doubtful_and_asked_again_onl
         world.restart()
         assert not wrong(world.run(TEXTS), TEXTS)
         assert not billed_twice(world)
+
+
+def test_who_sees_a_job_end_has_its_answers_although_a_run_that_could_not_see_it_ended_it_in_doubt(
+    world: World,
+) -> None:
+    """As one does whose key is another account's."""
+    refs, watching = world.plan(TEXTS), world.driver()
+    watching.step(refs[0])
+    hidden, world.fake.jobs = world.fake.jobs, []
+    blind = driven(world.driver(), refs, world.clock.sleep, lambda waiting: None)
+    assert kinds(gathered(blind)) == {Kind.DOUBTFUL}
+    world.fake.jobs = hidden
+    found = gathered(driven(watching, refs, world.clock.sleep, lambda waiting: None))
+    assert not wrong(found, TEXTS)
+    assert not kinds(found)
 
 
 LATE: dict[str, Callable[[World, bool], None]] = {

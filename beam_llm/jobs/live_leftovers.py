@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -40,9 +41,7 @@ class LiveJob:
         done = self._job.journal.end(self._job.intent.fingerprint)
         if done is not None:
             return done
-        # A slice blocks until its last call has ended, so the lease is for several call deadlines.
-        seconds = 4 * self._job.settings.call_deadline_ms / 1000
-        waiting = self._job.wait_for_lease("asking", seconds)
+        waiting = self._job.wait_for_lease("asking", self._lease_seconds)
         if waiting is not None:
             return waiting
         slices = self._job.journal.all(Slice)
@@ -58,7 +57,9 @@ class LiveJob:
         chosen = replace(
             manifest, keys=manifest.keys[here], part=manifest.part[here], row=manifest.row[here]
         )
-        outcomes = self._ask(list(records_of(store, chosen)))
+        records = list(records_of(store, chosen))
+        with self._kept_lease():
+            outcomes = self._ask(records)
         with contextlib.closing(PriorOutcomes(store, self._job.prior)) as prior:
             # A name of its own: the document says whose answers count, should two processes ask one
             # slice.
@@ -69,6 +70,29 @@ class LiveJob:
         paid = sum(outcome.cost_usd for outcome in outcomes if outcome.cost_usd is not None)
         usage = sum((outcome.usage for outcome in outcomes), Usage())
         self._job.journal.add(Slice(name, len(chosen), paid, tuple(usage)), number)
+
+    @property
+    def _lease_seconds(self) -> float:
+        return 4 * self._job.settings.call_deadline_ms / 1000
+
+    @contextlib.contextmanager
+    def _kept_lease(self) -> Iterator[None]:
+        """Renews the lease while calls are under way: where few of them are allowed at a time,
+        those of a slice may take longer than any term."""
+        has_ended, job = threading.Event(), self._job
+
+        def renew() -> None:
+            while not has_ended.wait(self._lease_seconds / 8):
+                with contextlib.suppress(Exception):  # of the store's: the next time may do
+                    job.context.leases.hold(job.name, self._lease_seconds)
+
+        thread = threading.Thread(target=renew, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            has_ended.set()
+            thread.join()
 
     def _end(self, slices: Sequence[Slice]) -> Done:
         """All slices as one: how the job ended."""

@@ -138,7 +138,7 @@ class RemoteWatch:
         end = JobEnd("lost", Failure(Kind.DOUBTFUL, reason, 1), final=may_be_paid)
         return collect(self._job, end)
 
-    def _past_deadline(self, remote: RemoteJob) -> Waiting | Done:
+    def _past_deadline(self, remote: RemoteJob) -> Waiting | Done | None:
         """Asks for cancellation, waits a little for what is finished, then ends with what there
         is."""
         job, now = self._job, self._job.time()
@@ -182,7 +182,7 @@ class RemoteWatch:
             return found
         raise Aborted(Kind.ABORTED, end.failure.message)
 
-    def _collect(self, remote: RemoteJob, end: JobEnd) -> Waiting | Done:
+    def _collect(self, remote: RemoteJob, end: JobEnd) -> Waiting | Done | None:
         """Ends the job with what its result files hold.
 
         Files that are denied, missing, or short of what the job counts as done hold answers that
@@ -190,7 +190,10 @@ class RemoteWatch:
         asks again by itself.
         """
         try:
-            return collect(self._job, end, remote, is_whole=True)
+            done = collect(self._job, end, remote, is_whole=True)
+            # Another process, which can't see the job, may have ended it in doubt meanwhile: then
+            # it is looked at once more, as by any later run.
+            return None if done.may_end_again and done.ended != end.word else done
         except CallError as error:
             if isinstance(error, Aborted) and self._job.settings.on_abort == "raise":
                 raise
