@@ -980,9 +980,31 @@ def test_cleanup_asks_first_says_what_it_removes_and_keeps_the_answers(
 def test_a_place_without_a_ledger_is_wrong_usage_and_stays_as_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], action: list[str]
 ) -> None:
-    assert main(["jobs", *action, "--staging", str(tmp_path / "nosuch")]) == 2
-    assert "there is no ledger in" in said(capsys)
+    for place in (str(tmp_path / "nosuch"), f"file://{tmp_path}/nosuch"):
+        assert main(["jobs", *action, "--staging", place]) == 2
+        assert "there is no ledger in" in said(capsys)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_place_is_named_to_look_at_its_jobs_as_it_was_named_to_make_them(
+    tmp_path: Path, submitted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for place in ("~/staging", f"file://{tmp_path}/staging/"):
+        assert main(["jobs", "show", "1", "--staging", place]) == 0
+
+
+def test_a_job_that_is_named_beside_its_follow_up_is_collected_once(
+    tmp_path: Path, emulator_with: Callable[..., Emulator]
+) -> None:
+    emulator_with(faults=[Fault("line_missing", times=3)], batch_seconds=0.05)
+    question = ["--model", MODEL, "--prompt", PROMPT, "--staging", str(tmp_path / "staging")]
+    batch = ["--mode", "batch_api", "--poll-seconds", "0.05", "--quiet"]
+    files = [reviews(tmp_path, 10), "--output", str(tmp_path / "out.jsonl")]
+    assert main(["predict", *files, *question, *batch]) == 0
+    again = tmp_path / "again.jsonl"
+    assert main(["jobs", "attach", "1", "1.f", "--output", str(again), "--quiet", *question]) == 0
+    assert rows(again) == rows(tmp_path / "out.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import sys
 import tempfile
 import time
@@ -15,9 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import orjson
 
-from beam_llm import config
+from beam_llm import config, stores
 from beam_llm.cli.exit_codes import ALL_ANSWERED, FAILED
-from beam_llm.cli.files.records import Answer, Row, absolute, is_remote
+from beam_llm.cli.files.records import Answer, Row, absolute
 from beam_llm.cli.files.target import Target, refuse_overwriting
 from beam_llm.cli.files.writers import write_json_lines
 from beam_llm.cli.flags import chosen_settings
@@ -197,8 +196,9 @@ def _job_ids(store: Store, given: Sequence[str], task: str) -> tuple[list[str], 
         tasks.
     """
     if given:
-        return list(dict.fromkeys(_job_id(admin.show(store, name)[0]) for name in given)), 0
-    # Follow-ups and halves are collected with the job that they belong to.
+        views = [admin.show(store, name)[0] for name in given]
+        # Follow-ups and halves are collected with the job that they belong to: once.
+        return list({view.number: _job_id(view) for view in views}.values()), 0
     jobs = [job for job in admin.list_jobs(store) if job.job_id is not None and job.kind == "job"]
     ids = [str(job.job_id) for job in jobs if job.task == task]
     if jobs and not ids:
@@ -302,11 +302,14 @@ def store_at(location: str) -> Store:
     Raises:
       UsageError: there is no ledger.
     """
-    if not is_remote(location) and not os.path.isfile(os.path.join(location, "ledger.json")):
+    local = stores.store_at(location).path_of("ledger.json")
+    # Opened only if it is there, for that makes a folder.
+    store = open_store(location) if local is None or local.is_file() else None
+    if store is None or store.get("ledger.json") is None:
         raise UsageError(
             f"there is no ledger in {location!r}: name the staging location of a batch_api run"
         )
-    return open_store(location)
+    return store
 
 
 def _provider(chosen: argparse.Namespace, job: JobView) -> BatchProvider:
