@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import pickle
@@ -233,3 +234,15 @@ def test_the_winner_whose_answer_was_lost_is_told_that_it_won(
     monkeypatch.setattr(Blob, "upload_from_string", upload_twice)
     assert store.create("log/1", b"mine")
     assert not store.create("log/1", b"another's")
+
+
+def test_a_folder_on_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(str(tmp_path / "staging"))
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    for write in (store.create, store.put):
+        with pytest.raises(LedgerError, match="staging' can't be written: No space left on device"):
+            write("a", b"a prompt")

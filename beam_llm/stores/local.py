@@ -104,9 +104,8 @@ class LocalStore:
 
     def put_file(self, name: str, path: str) -> None:
         target = self._path(name)
-        with self._file_aside() as (aside, file):
-            with open(path, "rb") as source:
-                shutil.copyfileobj(source, file, 1 << 20)
+        with open(path, "rb") as source, self._file_aside() as (aside, file):
+            shutil.copyfileobj(source, file, 1 << 20)
             _sync(file)
             _rename(aside, target)
 
@@ -119,14 +118,23 @@ class LocalStore:
 
     @contextlib.contextmanager
     def _file_aside(self) -> Iterator[tuple[str, IO[bytes]]]:
-        """A new private file, locked while it is written: `sweep` sees that its writer lives."""
-        path, descriptor = self._new_aside()
-        with open(descriptor, "wb") as file:  # closing it, last of all, lets go of the lock
-            try:
-                yield path, file
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
+        """A new private file, locked while it is written: `sweep` sees that its writer lives.
+
+        Raises:
+          LedgerError: it can't be written, as on a full disk.
+        """
+        try:
+            path, descriptor = self._new_aside()
+            with open(descriptor, "wb") as file:  # closing it, last of all, lets go of the lock
+                try:
+                    yield path, file
+                finally:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(path)
+        except OSError as error:
+            raise LedgerError(
+                f"staging location {self.location!r} can't be written: {error.strerror or error}"
+            ) from error
 
     def _new_aside(self) -> tuple[str, int]:
         """Path and descriptor of a new private file, locked where the file system has locks.
