@@ -1023,6 +1023,8 @@ def test_a_job_that_is_named_beside_its_follow_up_is_collected_once(
         pytest.param(
             ["--direct_num_workers=many"], "invalid int value: 'many'", id="a value that isn't one"
         ),
+        pytest.param(["--runner=Nobody"], "Unexpected pipeline runner: Nobody", id="no runner"),
+        pytest.param(["--runner=os.path"], "'module' object is not callable", id="no class"),
     ],
 )
 def test_what_beam_would_ignore_or_answer_with_all_its_options_is_wrong_usage_in_one_line(

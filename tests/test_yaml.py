@@ -200,6 +200,11 @@ def test_errors_go_to_their_own_output_with_the_columns_that_beam_s_have(
     assert failed["stack"] == ""
 
 
+def test_failed_rows_do_not_take_the_place_of_the_good_ones():
+    with pytest.raises(UsageError, match="'good' is where the other rows go"):
+        LLMPredict(model="openai:m", error_handling={"output": "good"})
+
+
 def test_without_error_handling_an_error_stands_beside_the_answer(
     folder: Path, start_emulator: Callable[..., Emulator], monkeypatch: pytest.MonkeyPatch
 ):
@@ -241,6 +246,10 @@ WRONG = {
     "a literal key": ("api_key: sk-123", r'file.yaml:6: "Label": .*literal value'),
     "error_handling without an output": ("error_handling: {}", None),
     "error_handling with more": ("error_handling: {output: a, b: c}", r"file.yaml:6"),
+    "words that YAML reads as others": (
+        "partial_output: [yes, no]",
+        r'file.yaml:6: "Label": partial_output is \[True, False\]: .*in quotes',
+    ),
 }
 
 
@@ -279,6 +288,18 @@ FILES = {
     "an unknown input": (
         STEP.replace("type: chain", "").replace("name: Label", "input: Nobody"),
         r"file\.yaml:\d+: .*Nobody",
+    ),
+    "an option beside the config": (
+        STEP.replace("name: Label", "model: it"),
+        r"file\.yaml:6: Additional .*'model' was unexpected\) \(at \['pipeline'.*\['transforms'\]\[1\]\)$",
+    ),
+    "a misspelt option of Beam's": (
+        STEP + "options: {runer: FlinkRunner}",
+        r"no option --runer \(options of file\.yaml\): did you mean --runner",
+    ),
+    "a value that one of Beam's can't have": (
+        STEP + "options: {direct_num_workers: many}",
+        r"\(options of file\.yaml\): .*invalid int value: 'many'",
     ),
 }
 

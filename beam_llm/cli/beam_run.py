@@ -22,18 +22,23 @@ def run_to_end(pipeline: beam.Pipeline) -> Measured:
     return read_metrics(result)
 
 
-def pipeline_options(beam_options: list[str]) -> PipelineOptions:
+def pipeline_options(beam_options: list[str], place: str = "after --") -> PipelineOptions:
     """What stood after `--`, for Beam; without `--runner` it is the FnApiRunner, in this process.
 
     Beam itself only logs an option that it doesn't know, and runs without it.
 
+    Args:
+      beam_options: `--name=value`.
+      place: where they stood, for messages.
+
     Raises:
-      UsageError: an option that this runner can't know.
+      UsageError: an unknown runner, or an option that this one can't know.
     """
     # Of an option given twice the last one counts.
     options = PipelineOptions([_DEFAULT_RUNNER, *beam_options])
-    with _refused_in_one_line():
+    with _refused_in_one_line(place):
         runner = options.view_as(StandardOptions).runner
+        _check_runner(options, place)
         if runner.rpartition(".")[2] in _KNOWN_BY_A_SERVER:
             return options
         given = options.get_all_options(retain_unknown_options=True)
@@ -43,12 +48,20 @@ def pipeline_options(beam_options: list[str]) -> PipelineOptions:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f": did you mean --{near[0]}?" if near else ""
-            raise UsageError(f"Beam has no option --{name} (after --){hint}")
+            raise UsageError(f"Beam has no option --{name} ({place}){hint}")
     return options
 
 
+def _check_runner(options: PipelineOptions, place: str) -> None:
+    """Raises UsageError where there is no runner of that name, or it can't be made."""
+    try:
+        beam.Pipeline(options=options)
+    except Exception as error:  # what stands before the last dot is imported
+        raise UsageError(f"Beam's options ({place}): {error}") from None
+
+
 @contextmanager
-def _refused_in_one_line() -> Iterator[None]:
+def _refused_in_one_line(place: str) -> Iterator[None]:
     """Beam answers a value that it can't read with its 150 options and the end of the process."""
     printed = io.StringIO()
     try:
@@ -56,7 +69,7 @@ def _refused_in_one_line() -> Iterator[None]:
             yield
     except SystemExit:
         reason = printed.getvalue().strip().rpartition("error: ")[2]
-        raise UsageError(f"Beam's options (after --): {reason or 'not taken by Beam'}") from None
+        raise UsageError(f"Beam's options ({place}): {reason or 'not taken by Beam'}") from None
 
 
 _DEFAULT_RUNNER = "--runner=FnApiRunner"

@@ -27,6 +27,8 @@ from beam_llm.transforms.reduce import LLMReduce as Groups
 PROVIDERS_FILE = str(Path(__file__).with_name("providers.yaml"))
 ANSWER, VECTOR = "answer", "vector"
 """The fields of what comes out, where nobody names them."""
+GOOD = "good"
+"""The output of rows with an answer beside that of failed rows, as Beam's own steps call it."""
 
 
 class Predict(beam.PTransform):
@@ -51,7 +53,7 @@ class Predict(beam.PTransform):
             return self._nested(rows | "Predict" >> transform)
         # What is good has no error: its column would be empty in every row.
         good, bad = rows | "Predict" >> transform.with_exception_handling()
-        return {"good": self._nested(good, drop_error=True), tag: self._bad(bad)}
+        return {GOOD: self._nested(good, drop_error=True), tag: self._bad(bad)}
 
     def _nested(self, rows: pvalue.PCollection, *, drop_error: bool = False) -> pvalue.PCollection:
         """The rows with an answer that is an object as a row, whose fields the next step can
@@ -139,11 +141,23 @@ def _step(config: dict[str, Any], field: str, **fixed: Any) -> Predict:
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     """YAML's own words as options take them: a list of words is an enum."""
-    output = config.get("output")
-    if isinstance(output, list) and all(isinstance(member, str) for member in output):
-        # Plain texts: those of Beam's loader are of a class of its own, which knows their line.
-        return {**config, "output": {"type": "string", "enum": [str(one) for one in output]}}
-    return dict(config)
+    return {
+        name: _enum(name, value) if isinstance(value, list) and name in _OUTPUTS else value
+        for name, value in config.items()
+    }
+
+
+_OUTPUTS = ("output", "partial_output", "partial.output", "partial-output")
+
+
+def _enum(name: str, words: list[Any]) -> dict[str, Any]:
+    if not all(isinstance(word, str) for word in words):
+        raise UsageError(
+            f"{name} is {words}: a list has words alone, and YAML takes yes, no, on, off and "
+            "numbers for other values: put each word in quotes, such as ['yes', 'no']"
+        )
+    # Plain texts: those of Beam's loader are of a class of its own, which knows their line.
+    return {"type": "string", "enum": [str(word) for word in words]}
 
 
 def _error_tag(error_handling: Any) -> str | None:
@@ -154,7 +168,12 @@ def _error_tag(error_handling: Any) -> str | None:
             f"error_handling is {error_handling!r}: it has the name of an output; write "
             "error_handling: {output: failed}"
         )
-    return str(error_handling["output"])
+    tag = str(error_handling["output"])
+    if tag == GOOD:
+        raise UsageError(
+            f"error_handling is {error_handling!r}: {GOOD!r} is where the other rows go"
+        )
+    return tag
 
 
 # What Beam makes its documentation and its check of a config of
@@ -229,14 +248,16 @@ prompt is a Jinja2 template over a row's fields that gives its text. Beam runs a
 through Jinja2 first, so it stands between {% raw %} and {% endraw %}. What comes out has the fields
 of `group_by`, `records`, `left_out` and the answer."""
 
+_ANSWER_TYPES = (
+    "the {}: string, integer, number, boolean, enum:a|b|c, a list of words, or a JSON schema "
+    "(default string)"
+)
+
 
 LLMPredict.__doc__ = _documentation(
     _PREDICTS,
     {
-        "output": (
-            "the answer: string, integer, number, boolean, enum:a|b|c, a list of words, or a JSON "
-            "schema (default string)"
-        ),
+        "output": _ANSWER_TYPES.format("answer"),
         "output_field": f"the answer's field; its error is in <field>_error (default {ANSWER})",
     },
 )
@@ -253,7 +274,7 @@ LLMEmbed.__signature__ = _signature("embed")  # type: ignore[attr-defined]
 LLMChat.__doc__ = _documentation(
     _CHATS,
     {
-        "output": "the reply: string, integer, number, boolean, enum:a|b|c, or a JSON schema",
+        "output": _ANSWER_TYPES.format("reply"),
         "output_field": f"the reply's field; its error is in <field>_error (default {ANSWER})",
     },
     "session",
@@ -262,7 +283,7 @@ LLMChat.__signature__ = _signature("session")  # type: ignore[attr-defined]
 LLMReduce.__doc__ = _documentation(
     _REDUCES,
     {
-        "output": "the answer: string, integer, number, boolean, enum:a|b|c, or a JSON schema",
+        "output": _ANSWER_TYPES.format("answer"),
         "output_field": f"the answer's field; its error is in <field>_error (default {ANSWER})",
         "batch_size": "most records in one prompt (default auto: as many as fit)",
     },

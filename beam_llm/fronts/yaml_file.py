@@ -211,6 +211,11 @@ _LINE = re.compile(r"\bline (\d+)")
 _WRAPPED = re.compile(
     r"^(?:Invalid transform specification at|Error applying transform) (.*?) ?at line \d+: "
 )
+# What jsonschema adds to a first sentence: the whole rule, and all that breaks it.
+_SCHEMA = re.compile(r" (?:around line \d+ )?Failed validating .*? On instance(\S*?): .*")
+
+# What Beam's loader puts into each mapping.
+_OWN_KEYS = re.compile(r"(?:, )?'__line__': \d+(?:, '__uuid__': '[^']*')?")
 
 
 def located(name: str, text: str, lines_before: int) -> str:
@@ -218,5 +223,6 @@ def located(name: str, text: str, lines_before: int) -> str:
     text = _LINE.sub(lambda found: f"line {int(found[1]) + lines_before}", text)
     found = _LINE.search(text)
     where = f"{name}:{found[1]}" if found else name
+    text = _OWN_KEYS.sub("", _SCHEMA.sub(r" (at \1)", text))
     short = _WRAPPED.sub(lambda match: f"{match[1]}: " if match[1] else "", text)
     return f"{where}: {short}"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from time import time
 from typing import Any
 
@@ -75,15 +76,16 @@ def _options(chosen: argparse.Namespace, read: Any) -> Any:
     from apache_beam.options.pipeline_options import PipelineOptions
 
     given = read.options
+    file_options = list(_flags(given))
     # Which options can be checked depends on the runner, so the file's has to be known here.
-    if not any(option.startswith("--runner") for option in chosen.beam_options):
-        beam_options = [*_flags(given, "runner"), *chosen.beam_options]
-    else:
-        beam_options = list(chosen.beam_options)
+    runners = [option for option in file_options if option.startswith("--runner=")]
+    beam_options = [*runners, *chosen.beam_options]
     # Without the defaults, which would else win over what the file says.
     given_here = pipeline_options(beam_options).get_all_options(
         drop_default=True, retain_unknown_options=True
     )
+    # Beam takes any name and value that a file says, and runs without it.
+    pipeline_options([*file_options, *beam_options], f"options of {os.path.basename(chosen.file)}")
     try:
         # Beam's own command for YAML takes cloudpickle, too.
         return PipelineOptions([], **{"pickle_library": "cloudpickle", **given, **given_here})
@@ -91,8 +93,14 @@ def _options(chosen: argparse.Namespace, read: Any) -> Any:
         raise UsageError(f"options of {os.path.basename(chosen.file)}: {error}") from None
 
 
-def _flags(given: dict[str, Any], name: str) -> list[str]:
-    return [f"--{name}={given[name]}"] if name in given else []
+def _flags(given: Mapping[str, Any]) -> Iterator[str]:
+    """Options of a file as a command line has them; what it switches off is left out."""
+    for name, value in given.items():
+        for one in value if isinstance(value, list) else [value]:
+            if one is True:
+                yield f"--{name}"
+            elif one is not None and one is not False:
+                yield f"--{name}={json.dumps(one) if isinstance(one, dict) else one}"
 
 
 def _report(
