@@ -287,13 +287,12 @@ class Completion(NamedTuple):
 class Reading(NamedTuple):
     """What one reply says about the 1…n records of its prompt.
 
-    Every index of 1…n is in `values`, in `failures` or in `missing`, exactly one of them; with
-    `reply_failure`, all are missing.
+    An index of 1…n that is neither in `values` nor in `failures` is not answered with certainty;
+    with `reply_failure`, all are.
 
     Attributes:
       values: index → typed, validated value.
       failures: index → why its answer is not a value; `attempts` is 0, for the caller to fill.
-      missing: indices that the reply does not answer with certainty, ascending.
       reply_failure: set where no answer could be read: the reply is unreadable, refused, truncated
         or empty.
       warnings: words for counters, sorted: `repaired`, `wrapped`, `truncated`, `zero_based`,
@@ -303,7 +302,6 @@ class Reading(NamedTuple):
 
     values: dict[int, Any]
     failures: dict[int, Failure]
-    missing: tuple[int, ...]
     reply_failure: Failure | None = None
     warnings: tuple[str, ...] = ()
     raws: Mapping[int, Any] = {}

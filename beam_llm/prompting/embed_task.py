@@ -143,11 +143,11 @@ class EmbedTask:
         """
         vectors = completion.vectors
         if vectors is None:
-            return _unreadable(count, "the reply holds no vectors")
+            return _unreadable("the reply holds no vectors")
         strangers = [v.place for v in vectors if v.place is not None and not 0 <= v.place < count]
         if strangers:
             reason = f"the reply has a vector of text {strangers[0]}, asked for 0 to {count - 1}"
-            return _unreadable(count, reason, "unknown_index")
+            return _unreadable(reason, "unknown_index")
         found, warnings = _by_index(vectors)
         expected = self.settings.dimensions or _usual_length(found)
         values: dict[int, list[float]] = {}
@@ -158,9 +158,8 @@ class EmbedTask:
                 failures[index] = Failure(Kind.INVALID, wrong)
             elif numbers is not None:
                 values[index] = unpack(numbers)
-        missing = tuple(index for index in range(1, count + 1) if index not in found)
         kept = {index: found[index] for index in values}
-        return Reading(values, failures, missing, None, tuple(sorted(warnings)), kept)
+        return Reading(values, failures, None, tuple(sorted(warnings)), kept)
 
     def _wrong(self, numbers: bytes | None, expected: int | None) -> str | None:
         """Why these are not the numbers of a vector; None where they are."""
@@ -235,9 +234,8 @@ def _usual_length(found: Mapping[int, bytes | None]) -> int | None:
     return length // 4 if 2 * times > lengths.total() else None
 
 
-def _unreadable(count: int, reason: str, *warnings: str) -> Reading:
-    failure = Failure(Kind.UNREADABLE, reason)
-    return Reading({}, {}, tuple(range(1, count + 1)), failure, warnings)
+def _unreadable(reason: str, *warnings: str) -> Reading:
+    return Reading({}, {}, Failure(Kind.UNREADABLE, reason), warnings)
 
 
 def _caps(settings: Settings, limits: EmbedLimits) -> Caps:

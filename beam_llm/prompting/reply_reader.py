@@ -64,12 +64,12 @@ class ReplyReader:
         except Exception as error:
             # One reply's trouble is its own records' alone: others wait for theirs.
             failure = Failure(Kind.UNREADABLE, f"the reply can't be read: {type(error).__name__}")
-            return _nothing(count, failure)
+            return _nothing(failure)
 
     def _read(self, count: int, completion: Completion, is_single: bool) -> Reading:
         failure = _failure_of(completion)
         if failure is not None:
-            return _nothing(count, failure)
+            return _nothing(failure)
         text, is_cut = _usable(completion.text or ""), completion.finish is Finish.LENGTH
         if is_single and not self._is_custom:
             return (
@@ -103,22 +103,22 @@ class ReplyReader:
     def _read_text(self, text: str, is_cut: bool) -> Reading:
         text = without_thoughts(text)
         if is_cut or not text or text.isspace():
-            return _nothing(1, _cut() if is_cut else _no_answer())
-        return Reading({1: text}, {}, (), raws={1: text})
+            return _nothing(_cut() if is_cut else _no_answer())
+        return Reading({1: text}, {}, raws={1: text})
 
     def _read_several(self, text: str, count: int, is_cut: bool) -> Reading:
         try:
             items, warnings = self._found(text, count, is_cut)
         except ValueError as error:
             return self._bare(text, count, is_cut) or _nothing(
-                count, self._unreadable(f"the reply can't be read: {error}", text, is_cut)
+                self._unreadable(f"the reply can't be read: {error}", text, is_cut)
             )
         answers = match(items, count, warnings, is_cut)
         values, failures, raws = self._validated(answers)
         if is_cut and len(answers) < count:
             warnings.add("truncated")
         if not items and count == 1 and not is_cut:
-            return _nothing(1, _no_answer(), warnings)
+            return _nothing(_no_answer(), warnings)
         if not answers:
             seen = (
                 f"{len(items)} answer{'s' if len(items) > 1 else ''}, none of them certain"
@@ -130,13 +130,8 @@ class ReplyReader:
                 text,
                 is_cut,
             )
-            return _nothing(count, failure, warnings)
-        missing = (
-            ()
-            if len(answers) == count
-            else tuple([index for index in range(1, count + 1) if index not in answers])
-        )
-        return Reading(values, failures, missing, None, tuple(sorted(warnings)), raws)
+            return _nothing(failure, warnings)
+        return Reading(values, failures, None, tuple(sorted(warnings)), raws)
 
     def _found(self, text: str, count: int, is_cut: bool) -> Found:
         # The other readers take thoughts out themselves, each as its format allows.
@@ -153,7 +148,7 @@ class ReplyReader:
             value, raw = self._output.parse_text(unfenced(without_thoughts(text)))
         except Exception:  # a user's validator may raise anything
             return None
-        return Reading({1: value}, {}, (), None, ("no_index",), {1: raw})
+        return Reading({1: value}, {}, None, ("no_index",), {1: raw})
 
     def _validated(
         self, answers: dict[int, Any]
@@ -218,24 +213,23 @@ class ReplyReader:
                 )
                 continue
             if found is None:
-                found = Reading({1: typed}, {}, (), None, (warning,) if warning else (), {1: raw})
+                found = Reading({1: typed}, {}, None, (warning,) if warning else (), {1: raw})
             elif not same(found.raws[1], raw):
                 return _nothing(
-                    1, self._unreadable("the reply holds two different answers", text, is_cut)
+                    self._unreadable("the reply holds two different answers", text, is_cut)
                 )
         if found is not None:
             return found
         if bare := self._bare(text, 1, is_cut):
             return bare._replace(warnings=("wrapped",))
         if is_blank:
-            return _nothing(1, _no_answer())
+            return _nothing(_no_answer())
         if invalid is not None:
-            return Reading({}, {1: invalid}, ())
+            return Reading({}, {1: invalid})
         return _nothing(
-            1,
             self._unreadable(
                 "the reply can't be read: there is no value of output in it", text, is_cut
-            ),
+            )
         )
 
     def _unwrapped(self, value: Any, text: str) -> tuple[Any, Any]:
@@ -397,5 +391,5 @@ def _cut() -> Failure:
     )
 
 
-def _nothing(count: int, failure: Failure, warnings: set[str] | None = None) -> Reading:
-    return Reading({}, {}, tuple(range(1, count + 1)), failure, tuple(sorted(warnings or ())))
+def _nothing(failure: Failure, warnings: set[str] | None = None) -> Reading:
+    return Reading({}, {}, failure, tuple(sorted(warnings or ())))

@@ -28,7 +28,6 @@ class FakeReading:
 
     values: dict[int, Any] = field(default_factory=dict)
     failures: dict[int, Failure] = field(default_factory=dict)
-    missing: tuple[int, ...] = ()
     reply_failure: Failure | None = None
     warnings: tuple[str, ...] = ()
 
@@ -80,7 +79,7 @@ class FakeTask:
             if not isinstance(value, str)
         }
         good = {i: value for i, value in answers.items() if i not in invalid}
-        return FakeReading(good, invalid, tuple(i for i in range(1, count + 1) if i not in answers))
+        return FakeReading(good, invalid)
 
 
 @dataclass
