@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from beam_llm.calls import Asked, Engine
 from beam_llm.calls import round as round_module
-from beam_llm.calls.policy import Next, Step, backoff_seconds, next_step, reminder
+from beam_llm.calls.policy import Next, Step, next_step, next_try, reminder
 from beam_llm.config import settings
 from beam_llm.errors import Aborted, Kind, PromptError, Rejected, Retryable
 from beam_llm.testing.fakes import FakeProvider, FakeReading, FakeTask, fake_record, run_virtually
@@ -194,18 +194,20 @@ def test_what_happens_to_the_records_left(members, answered, kind, on_unparseabl
 
 @given(st.integers(0, 30), st.none() | st.floats(0, 1e6), st.floats(0, 1e5), st.integers())
 def test_a_wait_is_honoured_capped_and_within_the_deadline(attempt, retry_after, left, seed):
-    wait = backoff_seconds(attempt, retry_after, left, random.Random(seed))
+    error = Retryable(Kind.UNAVAILABLE, "no", retry_after_seconds=retry_after)
+    times: Any = {"tries": attempt, "waits": 0, "max_retries": 31, "left_seconds": left}
+    again = next_try(error, **times, others_get_answers=True, rng=random.Random(seed))
     asked = 0.0 if retry_after is None or retry_after > 600 else min(retry_after, 30.0)
     longest = (
         1.1 * asked
         if retry_after is not None and retry_after <= 600
         else min(8.0, 0.5 * 2.0**attempt)
     )
-    if wait is None:
+    if again is None:
         assert left <= longest
     else:
-        assert asked <= wait <= longest
-        assert wait < left
+        assert asked <= again.seconds <= longest
+        assert again.seconds < left
 
 
 # Replies
@@ -543,6 +545,7 @@ def test_a_provider_is_told_of_replies_that_ignore_the_schema(text, has_schema, 
             return dataclasses.replace(request, schema={"type": "object"} if has_schema else None)
 
     provider, told = FakeProvider(script=[Completion(text)]), []
+    provider.enforces_schemas = True  # type: ignore[attr-defined]
     provider.note_ignored_schema = told.append  # type: ignore[attr-defined]
     assert values(ask(provider, ["a"], task=WithSchema(), max_output_tokens=50)) == ["A"]
     assert (told == [provider.sent[0]]) is is_told

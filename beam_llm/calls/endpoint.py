@@ -15,7 +15,7 @@ from beam_llm.calls.limiter import limiter_of
 from beam_llm.calls.packing import Agreement
 from beam_llm.config import Settings
 from beam_llm.errors import Aborted, CallError, Kind, LLMError
-from beam_llm.protocols import CompletionProvider, Limiter
+from beam_llm.protocols import CompletionProvider, LearnsSchemas, Limiter
 from beam_llm.values import Completion, Finish, Request
 
 _OUTPUT_MEMORY = 0.1  # weight of the newest reply in the mean of output tokens per record
@@ -67,6 +67,7 @@ class Endpoint:
         self.limiter = limiter or limiter_of(settings)
         self._connect = connect
         self._provider: CompletionProvider | None = None
+        self._learner: LearnsSchemas | None = None
         self._abort: Aborted | None = None
         self._guards: dict[bytes, Guard] = {}
         self._agreements: dict[bytes, Agreement] = {}
@@ -88,7 +89,7 @@ class Endpoint:
         """Whether the provider holds replies to their schema; taken for granted until it was seen
         not to.
         """
-        return bool(getattr(self._provider, "enforces_schemas", True))
+        return self._learner is None or self._learner.enforces_schemas
 
     def provider(self) -> CompletionProvider:
         """The provider, connected at the first call.
@@ -110,6 +111,8 @@ class Endpoint:
                     else type(error).__name__
                 )
                 raise Aborted(Kind.ABORTED, f"cannot connect to the provider: {what}") from error
+            if isinstance(self._provider, LearnsSchemas):
+                self._learner = self._provider
         return self._provider
 
     def abort(self, error: CallError) -> None:
@@ -128,13 +131,13 @@ class Endpoint:
         """A reply that is not JSON came to a request that had a schema: a provider that can ask in
         words does so from now on.
         """
-        tell = getattr(self._provider, "note_ignored_schema", None)
-        if tell is None or completion.finish is not Finish.STOP or not completion.text:
+        learner = self._learner
+        if learner is None or completion.finish is not Finish.STOP or not completion.text:
             return
         try:
             orjson.loads(completion.text)
         except ValueError:
-            tell(request)
+            learner.note_ignored_schema(request)
 
     def expected_tokens(
         self, input_tokens: int, max_output_tokens: int | None, records: int

@@ -157,16 +157,10 @@ def next_try(
     )
     if not is_wait and tries >= max_retries:
         return None
-    seconds = backoff_seconds(
-        waits if is_wait else tries, error.retry_after_seconds, left_seconds, rng
-    )
-    if seconds is not None and is_wait and waits >= PATIENT_WAITS:
-        least = min(
-            BACKOFF_MOST_SECONDS, BACKOFF_FIRST_SECONDS * 2.0 ** (waits - PATIENT_WAITS)
-        ) * rng.uniform(0.5, 1.0)
-        seconds = max(seconds, least)
-    # Compared once more: the longer wait of an impatient server may not fit any more.
-    return Again(seconds, is_wait) if seconds is not None and seconds < left_seconds else None
+    seconds = _seconds(waits if is_wait else tries, asked, rng)
+    if is_wait and waits >= PATIENT_WAITS:
+        seconds = max(seconds, _longest_backoff(waits - PATIENT_WAITS) * rng.uniform(0.5, 1.0))
+    return Again(seconds, is_wait) if seconds < left_seconds else None
 
 
 def sensible_retry_after(seconds: float | None) -> float | None:
@@ -176,19 +170,18 @@ def sensible_retry_after(seconds: float | None) -> float | None:
     return seconds if seconds is not None and seconds <= RETRY_AFTER_SENSIBLE_SECONDS else None
 
 
-def backoff_seconds(
-    attempt: int, retry_after_seconds: float | None, left_seconds: float, rng: random.Random
-) -> float | None:
-    """The wait before retry number `attempt` (from 0), or None where no time is left for it.
+def _seconds(attempt: int, retry_after_seconds: float | None, rng: random.Random) -> float:
+    """The wait before retry number `attempt` (from 0).
 
     Full jitter below 0.5·2^attempt s (at most 8 s). A `Retry-After` is honoured up to 30 s, with a
     tenth of jitter on top; one of more than ten minutes is passed over.
     """
     asked = sensible_retry_after(retry_after_seconds)
     if asked is None:
-        wait = rng.uniform(
-            0.0, min(BACKOFF_MOST_SECONDS, BACKOFF_FIRST_SECONDS * 2.0 ** min(attempt, 10))
-        )
-    else:
-        wait = min(max(asked, 0.0), RETRY_AFTER_MOST_SECONDS) * rng.uniform(1.0, 1.1)
-    return wait if wait < left_seconds else None
+        return rng.uniform(0.0, _longest_backoff(attempt))
+    return min(max(asked, 0.0), RETRY_AFTER_MOST_SECONDS) * rng.uniform(1.0, 1.1)
+
+
+def _longest_backoff(attempt: int) -> float:
+    # The exponent is bounded: after a thousand waits the power would overflow.
+    return min(BACKOFF_MOST_SECONDS, BACKOFF_FIRST_SECONDS * 2.0 ** min(attempt, 10))
