@@ -242,10 +242,6 @@ class Batcher(Generic[T]):
         """The prompt that is still open, if it holds anything."""
         return [self._close()] if self._members else []
 
-    def __len__(self) -> int:
-        """Records in the open prompt."""
-        return len(self._members)
-
     def too_large(self, record: Record) -> bool:
         """Whether the record alone passes a cap, so that no prompt can hold it."""
         most = self._most_of_record

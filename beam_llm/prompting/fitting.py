@@ -15,7 +15,7 @@ from beam_llm.prompting.schemas import resolved
 from beam_llm.values import Schema
 
 
-class Fit(enum.Enum):
+class Fit(enum.IntEnum):
     """How a value and a schema go together; the larger number is the better fit."""
 
     OTHER = 0
@@ -63,7 +63,7 @@ class _Fitting:
         schema = meant(schema, self._root)
         members = [member for word in ("anyOf", "oneOf") for member in schema.get(word, ())]
         if members:
-            return max((self.fit(raw, member) for member in members), key=_by_value)
+            return max(self.fit(raw, member) for member in members)
         if "const" in schema or "enum" in schema:
             return _fit_of_word(raw, words_of(schema))
         kinds = kinds_of(schema)
@@ -87,10 +87,6 @@ class _Fitting:
             (item, first[place] if place < len(first) else others) for place, item in enumerate(raw)
         ]
         return _worst(self.fit(item, member) for item, member in pairs if isinstance(member, dict))
-
-
-def _by_value(found: Fit) -> int:
-    return int(found.value)
 
 
 def _fit_of_word(raw: Any, words: Iterable[Any]) -> Fit:
