@@ -25,6 +25,7 @@ from beam_llm.prompting.readers.json_reader import (
 )
 from beam_llm.prompting.readers.matching import match, same
 from beam_llm.prompting.readers.thoughts import may_hold_thoughts, without_thoughts
+from beam_llm.prompting.text import clean
 from beam_llm.values import Completion, Finish, Reading
 
 SHOWN_CHARACTERS = 120
@@ -70,7 +71,7 @@ class ReplyReader:
         failure = _failure_of(completion)
         if failure is not None:
             return _nothing(failure)
-        text, is_cut = _usable(completion.text or ""), completion.finish is Finish.LENGTH
+        text, is_cut = clean(completion.text or ""), completion.finish is Finish.LENGTH
         if is_single and not self._is_custom:
             return (
                 self._read_text(text, is_cut)
@@ -352,17 +353,6 @@ def _failure_of(completion: Completion) -> Failure | None:
     if not completion.text or completion.text.isspace():
         return _cut() if finish is Finish.LENGTH else _no_answer()
     return None
-
-
-def _usable(text: str) -> str:
-    """The text without lone surrogates, which nothing that keeps or sends it can take."""
-    if text.isascii():
-        return text
-    try:
-        text.encode()
-        return text
-    except UnicodeEncodeError:
-        return str(without_surrogates(text))
 
 
 def _no_answer() -> Failure:

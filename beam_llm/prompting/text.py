@@ -127,7 +127,8 @@ def _bytes_text(data: bytes) -> str:
 
 
 def clean(text: str) -> str:
-    """The text as UTF-8 can carry it: a lone surrogate, which no provider takes, becomes U+FFFD."""
+    """The text as UTF-8 can carry it: half a character (a lone surrogate), which JSON has no way to
+    write, and no provider takes, becomes U+FFFD."""
     if text.isascii():
         return text
     try:

@@ -13,9 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from beam_llm.errors import CannotTell, plural
+from beam_llm.prompting.text import clean
 from beam_llm.protocols import RemoteJob
 from beam_llm.providers.ids import identifier_of
-from beam_llm.providers.typed import clean, word
+from beam_llm.providers.typed import word
 
 SLACK_SECONDS = 2 * 86_400.0
 """A job that is older than its marker by less may be ours: for two clocks of one provider, and for

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from beam_llm.providers.typed import without_surrogates
+from beam_llm.prompting.text import clean
 from beam_llm.values import Media, Message
 
 CHARACTERS_A_TOKEN = 2
@@ -38,15 +38,15 @@ def marked_parts(message: Message) -> list[str | Media] | None:
 
 def encodable(system: str, messages: list[Message]) -> tuple[str, list[Message]]:
     """The same without halves of characters, which JSON has no way to write."""
-    return without_surrogates(system), [_encodable(message) for message in messages]
+    return clean(system), [_encodable(message) for message in messages]
 
 
 def _encodable(message: Message) -> Message:
     # Piece by piece: a pair of halves becomes one character, and what is behind it moves.
     text, start, places = "", 0, []
     for end, media in message.media:
-        text += without_surrogates(message.content[start:end])
+        text += clean(message.content[start:end])
         places.append((len(text), media))
         start = end
-    text += without_surrogates(message.content[start:])
+    text += clean(message.content[start:])
     return Message(message.role, text, message.shared, tuple(places))

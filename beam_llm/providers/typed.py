@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from beam_llm.prompting.text import clean
 from beam_llm.redaction import Redactor
 from beam_llm.values import Usage
 
@@ -117,21 +118,6 @@ def _iso_seconds(moment: Any) -> float:
         return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
     except (TypeError, ValueError, OverflowError):
         return 0.0
-
-
-def clean(text: str) -> str:
-    """The text without lone surrogates, which only a lenient reading of JSON lets through."""
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            return without_surrogates(text)
-    return text
-
-
-def without_surrogates(text: str) -> str:
-    """JSON has no lone surrogates; they become U+FFFD."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def name_of(value: Any, redactor: Redactor) -> str | None:

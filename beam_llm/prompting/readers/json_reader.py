@@ -26,6 +26,7 @@ from beam_llm.prompting.readers.json_path import json_path, simple_path
 from beam_llm.prompting.readers.lenient import Damaged, LenientReader, Pairs
 from beam_llm.prompting.readers.matching import INDEX, same
 from beam_llm.prompting.readers.thoughts import without_thoughts
+from beam_llm.prompting.text import clean
 
 
 class JsonReader:
@@ -487,11 +488,7 @@ def _whole_number(digits: str) -> int | float:
 def without_surrogates(value: Any) -> Any:
     """The value with lone surrogates, which the standard library lets through, as U+FFFD."""
     if type(value) is str:
-        return (
-            value
-            if value.isascii()
-            else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        )
+        return clean(value)
     if type(value) is list:
         return [without_surrogates(item) for item in value]
     if type(value) is dict:

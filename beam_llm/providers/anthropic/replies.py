@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from beam_llm.errors import CallError
+from beam_llm.prompting.text import clean
 from beam_llm.providers.anthropic.dialect import TOOL_NAME
 from beam_llm.providers.anthropic.plain import plain_reply
 from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, error_of, unreadable
 from beam_llm.providers.finishes import finish_of
 from beam_llm.providers.reply_json import read_reply
-from beam_llm.providers.typed import clean, name_of, usage_beside_cache, word
+from beam_llm.providers.typed import name_of, usage_beside_cache, word
 from beam_llm.redaction import Redactor, redactor_of
 from beam_llm.values import Completion, Finish, Pace, Usage
 

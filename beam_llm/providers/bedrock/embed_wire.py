@@ -17,11 +17,12 @@ import orjson
 
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError
+from beam_llm.prompting.text import clean
 from beam_llm.prompting.vectors import pack
 from beam_llm.protocols import EmbedLimits
 from beam_llm.providers.checks import check_extra_body
 from beam_llm.providers.errors import ErrorContext, unreadable
-from beam_llm.providers.typed import name_of, token_count, without_surrogates
+from beam_llm.providers.typed import name_of, token_count
 from beam_llm.redaction import redactor_of
 from beam_llm.values import Completion, Finish, Request, Usage, Vector
 
@@ -155,7 +156,7 @@ def _encoded(body: Callable[[str, int | None], dict[str, Any]], request: Request
     try:
         return orjson.dumps({**body(text, request.dimensions), **extra})
     except TypeError:  # half a character, which JSON has no way to write
-        return orjson.dumps({**body(without_surrogates(text), request.dimensions), **extra})
+        return orjson.dumps({**body(clean(text), request.dimensions), **extra})
 
 
 def _titan_body(options: Mapping[str, Any], text: str, dimensions: int | None) -> dict[str, Any]:

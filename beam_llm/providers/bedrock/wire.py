@@ -11,13 +11,14 @@ from typing import Any
 
 import orjson
 
+from beam_llm.prompting.text import clean
 from beam_llm.providers.anthropic.schema import closed_schema
 from beam_llm.providers.bedrock.forms import SCHEMA, TOOL, Form
 from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, unreadable
 from beam_llm.providers.finishes import finish_of
 from beam_llm.providers.reply_json import read_reply
 from beam_llm.providers.shared_prefix import CHARACTERS_A_TOKEN, encodable, marked_parts, parted
-from beam_llm.providers.typed import clean, name_of, usage_beside_cache, word
+from beam_llm.providers.typed import name_of, usage_beside_cache, word
 from beam_llm.redaction import redactor_of
 from beam_llm.values import Completion, Finish, Media, Message, Request, Usage
 

@@ -21,6 +21,7 @@ import orjson
 
 from beam_llm.config import Settings
 from beam_llm.errors import Kind, Rejected, UsageError
+from beam_llm.prompting.text import clean
 from beam_llm.prompting.vectors import pack
 from beam_llm.protocols import WRITTEN_OUT, EmbedLimits
 from beam_llm.providers.checks import check_extra_body, refuse_api_version
@@ -28,7 +29,7 @@ from beam_llm.providers.errors import ErrorContext, unreadable
 from beam_llm.providers.gemini.job_objects import object_in
 from beam_llm.providers.gemini.lines import JobWire
 from beam_llm.providers.gemini.wire import raise_error_in, usage_of
-from beam_llm.providers.typed import token_count, without_surrogates
+from beam_llm.providers.typed import token_count
 from beam_llm.values import Completion, Finish, Request, Usage, Vector
 
 OPTIONS = ("task_type", "title")
@@ -194,7 +195,7 @@ def encoded(
     try:
         return orjson.dumps({**around(text), **rest})
     except TypeError:  # half a character, which JSON has no way to write
-        return orjson.dumps({**around(without_surrogates(text)), **rest})
+        return orjson.dumps({**around(clean(text)), **rest})
 
 
 def read_embedding(payload: Any, model: str, context: ErrorContext) -> Completion:

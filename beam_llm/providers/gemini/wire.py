@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from beam_llm.prompting.text import clean
 from beam_llm.providers.errors import (
     NO_CONTEXT,
     ErrorContext,
@@ -23,7 +24,7 @@ from beam_llm.providers.finishes import finish_of
 from beam_llm.providers.gemini.plain import plain_reply, tier_of
 from beam_llm.providers.gemini.schema import gemini_schema, open_api_schema
 from beam_llm.providers.reply_json import read_reply
-from beam_llm.providers.typed import clean, name_of, token_count, without_surrogates
+from beam_llm.providers.typed import name_of, token_count
 from beam_llm.redaction import Redactor, redactor_of
 from beam_llm.values import Completion, Finish, Media, Request, Usage
 
@@ -64,7 +65,7 @@ def encode_body(
         for content in (*body["contents"], body.get("systemInstruction", {"parts": []})):
             for part in content["parts"]:
                 if "text" in part:
-                    part["text"] = without_surrogates(part["text"])
+                    part["text"] = clean(part["text"])
         return orjson.dumps(body)
 
 

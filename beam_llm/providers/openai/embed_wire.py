@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from beam_llm.prompting.text import clean
 from beam_llm.prompting.vectors import pack
 from beam_llm.protocols import EmbedLimits
 from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, unreadable
@@ -28,7 +29,7 @@ from beam_llm.providers.openai.wire import (
     raise_error_in,
     usage_of,
 )
-from beam_llm.providers.typed import name_of, without_surrogates
+from beam_llm.providers.typed import name_of
 from beam_llm.redaction import redactor_of
 from beam_llm.values import Completion, Finish, Pace, Request, Vector
 
@@ -83,7 +84,7 @@ def encode_inputs(api: EmbedApi, request: Request, dialect: Dialect | None = Non
         return orjson.dumps(body)
     # Half a character (a lone surrogate), which JSON has no way to write.
     except TypeError:
-        body["input"] = [without_surrogates(text) for text in request.inputs]
+        body["input"] = [clean(text) for text in request.inputs]
         return orjson.dumps(body)
 
 

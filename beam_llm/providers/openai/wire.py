@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from beam_llm.prompting.text import clean
 from beam_llm.providers.errors import (
     NO_CONTEXT,
     ErrorContext,
@@ -25,14 +26,7 @@ from beam_llm.providers.openai.plain import billed_of, plain_reply
 from beam_llm.providers.openai.servers import JSON_OBJECT, JSON_SCHEMA
 from beam_llm.providers.reply_json import read_reply
 from beam_llm.providers.strict_schema import strict_schema
-from beam_llm.providers.typed import (
-    clean,
-    name_of,
-    token_count,
-    usd_of,
-    without_surrogates,
-    word,
-)
+from beam_llm.providers.typed import name_of, token_count, usd_of, word
 from beam_llm.redaction import redactor_of
 from beam_llm.values import Completion, Finish, Media, Message, Pace, Request, Usage
 
@@ -83,7 +77,7 @@ def _without_halves(body: Any) -> Any:
 
 def _cleaned(found: Any) -> Any:
     if isinstance(found, str):
-        return without_surrogates(found)
+        return clean(found)
     if isinstance(found, list):
         return [_cleaned(part) for part in found]
     return {name: _cleaned(part) for name, part in found.items()}
