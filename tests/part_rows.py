@@ -25,5 +25,5 @@ def write_part(store: Store, rows: Iterable[PartRow], min_timestamp: int) -> Par
     """Writes `rows` as one part."""
     with closing(PartWriter(store)) as part:
         for row in rows:
-            part.add(*row)
+            part.add(row.key, row.failure or row.record, row.envelope)
         return part.finish(min_timestamp)

@@ -71,14 +71,15 @@ class PartWriter:
         self.rows = self.size_bytes = 0
         """So far."""
 
-    def add(
-        self, key: bytes, record: Record | None, envelope: bytes, failure: Failure | None = None
-    ) -> None:
-        """One element: what it asks, or why it can't be asked, and what is needed to give it
-        back."""
+    def add(self, key: bytes, record: Record | Failure, envelope: bytes) -> None:
+        """One element: what it asks, or why it can't be asked, and what is needed to give it back.
+
+        Args:
+          key: of the record; of a failure nobody's.
+        """
         at = self.size_bytes
-        if record is None or failure is not None:
-            question = orjson.dumps(tuple(failure or Failure("prompt", "there is no record")))
+        if isinstance(record, Failure):
+            question = orjson.dumps(tuple(record))
             row = _pack_row(_NO_KEY, 0, 0, _FAILED, at, len(question))
         elif len(key) != RECORD_KEY_BYTES:
             raise ValueError(f"a record's key has {RECORD_KEY_BYTES} bytes, not {len(key)}")

@@ -100,10 +100,8 @@ class WriteParts(beam.DoFn):
         `in_one_window`).
         """
         record, envelope = self._reader.record(element), self._envelopes.encode(arrived)
-        if isinstance(record, Failure):
-            self._part.add(b"", None, envelope, record)
-        else:
-            self._part.add(self._reader.task.key(record), record, envelope)
+        key = b"" if isinstance(record, Failure) else self._reader.task.key(record)
+        self._part.add(key, record, envelope)
         if arrived.timestamp_micros < self._oldest_micros:
             self._oldest_micros = arrived.timestamp_micros
         if self._part.rows >= self._most_rows or self._part.size_bytes >= PART_BYTES:
