@@ -30,18 +30,13 @@ class XmlReader:
       schema: of one answer; says which fields are lists and numbers.
 
     Raises:
-      UsageError: where `path` is not an XPath, or defusedxml is not installed.
+      UsageError: where `path` is not an XPath.
     """
 
     def __init__(self, shape: Shape, path: str | None, schema: Mapping[str, Any]):
-        try:
-            from defusedxml import ElementTree as safe
-        except ImportError:
-            raise UsageError(
-                "response_format is 'xml', which needs the package defusedxml: "
-                "pip install 'beam-llm[xml]'"
-            ) from None
-        self._parse = safe.fromstring
+        from defusedxml.ElementTree import fromstring
+
+        self._parse = fromstring
         self._shape = shape
         index = re.escape(shape.index_field)
         some = r"\s{0,20}"
