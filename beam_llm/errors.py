@@ -328,6 +328,12 @@ def _run(first: int, last: int) -> str:
     return f"{first}, {last}" if last == first + 1 else f"{first}–{last}"
 
 
+def lacks_field(option: str, name: str, fields: Iterable[object], what: str = "element") -> str:
+    """`record_id names the field 'id', which this element does not have; it has 'text'`."""
+    has = ", ".join(map(repr, fields)) or "no fields"
+    return f"{option} names the field {name!r}, which this {what} does not have; it has {has}"
+
+
 def missing_message(index: int, count: int, got: Iterable[int]) -> str:
     """`answer 3 of 5 missing (asked for 1–5, got 1, 2, 4, 5)`."""
     return (

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from beam_llm.config import Settings
-from beam_llm.errors import PromptError, UsageError
+from beam_llm.errors import PromptError, UsageError, lacks_field
 from beam_llm.prompting.batching import AUTO_RECORDS, Caps
 from beam_llm.prompting.image_files import ENDINGS, WORDS, kind_of, size_of
 from beam_llm.prompting.templates import ELEMENT
@@ -43,11 +43,11 @@ Placed = tuple[str, tuple[tuple[int, Media], ...]]
 class MediaFields:
     """The option `media`, compiled: what one record's images are, and how many a prompt may hold.
 
-    Attributes:
-      most_records: of one prompt, by the images that a request may have; None where nobody says.
-
         fields = MediaFields(settings("openai:gpt-4.1-mini", media=["photo"]), limits)
         fields.read({"photo": open("cat.png", "rb").read()}, None)  # (Media("photo", "image/png"),)
+
+    Attributes:
+      most_records: of one prompt, by the images that a request may have; None where nobody says.
 
     Args:
       limits: what the provider takes.
@@ -74,11 +74,7 @@ class MediaFields:
         for name in self._names:
             value = element if name == ELEMENT else fields.get(name, _MISSING)
             if value is _MISSING:
-                has = ", ".join(map(repr, fields)) or "no fields"
-                raise PromptError(
-                    f"media names the field {name!r}, which this element does not have; it has "
-                    f"{has}"
-                )
+                raise PromptError(lacks_field("media", name, fields))
             found += [self._image(name, one) for one in _several(value)]
         if self._most_images is not None and len(found) > self._most_images:
             raise PromptError(

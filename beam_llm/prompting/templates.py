@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import jinja2
 from jinja2 import nodes
 
-from beam_llm.errors import USER_CODE_ERRORS, PromptError, UsageError
+from beam_llm.errors import USER_CODE_ERRORS, PromptError, UsageError, lacks_field
 from beam_llm.prompting.sandbox import BoundedEnvironment, bounded, value_place
 from beam_llm.prompting.text import NotAValue, clean, is_missing, plain, show
 
@@ -365,8 +365,7 @@ def _missing(name: str, fields: Mapping[str, Any]) -> str:
             f"the prompt names the field {name!r}, but the element has no fields; "
             "use {{ element }} for the whole of it"
         )
-    has = ", ".join(map(repr, fields))
-    return f"the prompt names the field {name!r}, which this element does not have; it has {has}"
+    return lacks_field("the prompt", name, fields)
 
 
 def record_id_of(name: str | None, fields: Mapping[str, Any]) -> str | None:
@@ -378,10 +377,7 @@ def record_id_of(name: str | None, fields: Mapping[str, Any]) -> str | None:
     if name is None:
         return None
     if name not in fields:
-        has = ", ".join(map(repr, fields)) or "none"
-        raise PromptError(
-            f"record_id names the field {name!r}, which this element does not have; it has {has}"
-        )
+        raise PromptError(lacks_field("record_id", name, fields))
     return clean(str(show(fields[name])))
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from apache_beam.typehints import typehints
 
 from beam_llm.config import Settings
-from beam_llm.errors import Failure, Kind
+from beam_llm.errors import Failure, Kind, lacks_field
 from beam_llm.transforms.beam_internals import new_row
 from beam_llm.transforms.coders import STATE_CODER
 from beam_llm.transforms.fields import declared_fields, is_keyed, readable_fields, split_type
@@ -55,11 +55,7 @@ class KeyReader:
         missing = next((name for name in self._names if name not in fields), None)
         if missing is None:
             return None
-        has = ", ".join(map(repr, fields)) or "no fields"
-        return Failure(
-            Kind.PROMPT,
-            f"group_by names the field {missing!r}, which this element does not have; it has {has}",
-        )
+        return Failure(Kind.PROMPT, lacks_field("group_by", missing, fields))
 
     def key_type(self, element_type: Any) -> Any:
         """The type of the keys, as far as the elements' type declares it."""

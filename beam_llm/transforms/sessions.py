@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from apache_beam.transforms.window import WindowedValue
 from apache_beam.utils.timestamp import Timestamp
 
-from beam_llm.errors import Failure, Kind
+from beam_llm.errors import Failure, Kind, lacks_field
 from beam_llm.prompting.batching import Caps, tokens_of
 from beam_llm.prompting.session_task import Exchange, SessionTask, recent
 from beam_llm.transforms.fields import is_keyed, readable_fields
@@ -256,11 +256,7 @@ def field_of(message: Any, field: str, option: str) -> Any | Failure:
         return fields
     if field in fields:
         return fields[field]
-    has = ", ".join(map(repr, fields)) or "none"
-    return Failure(
-        Kind.PROMPT,
-        f"{option} names the field {field!r}, which this message does not have; it has {has}",
-    )
+    return Failure(Kind.PROMPT, lacks_field(option, field, fields, "message"))
 
 
 def _rank(value: Any) -> tuple[int, Any] | None:
