@@ -392,10 +392,8 @@ def _parser(declared: Any) -> Parser:
 
 
 def _shape(settings: Settings, output: Output) -> Shape:
-    index_field, value_field = (
-        settings.response_index_field,
-        settings.response_value_field or "value",
-    )
+    index_field = settings.response_index_field
+    value_field = settings.response_value_field or "value"
     if index_field == value_field:
         raise UsageError(
             f"response_value_field is {value_field!r}, like response_index_field: "

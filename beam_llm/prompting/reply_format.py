@@ -79,12 +79,8 @@ class ReplyFormat:
         self, settings: Settings, output: Output, shape: Shape, reader: Reader, kind: str,
         template: PromptTemplate, enforced: SchemaDialect, answer: Schema | None,
     ):  # fmt: skip
-        self._settings, self._output, self._shape, self._enforced = (
-            settings,
-            output,
-            shape,
-            enforced,
-        )
+        self._settings, self._output = settings, output
+        self._shape, self._enforced = shape, enforced
         self._keys = (_keys_to_answers(settings) if kind == "json" else None) or [ANSWERS]
         is_built_in = _finds_built_in(reader, kind, settings.response_path, shape)
         is_enforced = answer is not None

@@ -33,12 +33,8 @@ class ReplyWords:
     """
 
     def __init__(self, output: Output, answer: Schema, shape: Shape, is_enforced: bool):
-        self._output, self._answer, self._shape, self._is_enforced = (
-            output,
-            answer,
-            shape,
-            is_enforced,
-        )
+        self._output, self._answer = output, answer
+        self._shape, self._is_enforced = shape, is_enforced
 
     def single(self) -> str:
         """To one record, in JSON, where no schema can say it."""

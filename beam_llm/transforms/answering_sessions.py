@@ -137,11 +137,8 @@ class KeyTurns(beam.DoFn):
         self._by_window = by_window
 
     def setup(self) -> None:
-        window_coder = self._coder.window_coder.get_impl()
-        self._encode_key, self._encode_window = (
-            self._key_coder.get_impl().encode,
-            window_coder.encode,
-        )
+        self._encode_key = self._key_coder.get_impl().encode
+        self._encode_window = self._coder.window_coder.get_impl().encode
         self._encode, self.decode = self._coder.get_impl().encode, self._coder.get_impl().decode
 
     def process(

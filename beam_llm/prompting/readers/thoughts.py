@@ -112,10 +112,8 @@ def _behind_lone_closing(text: str) -> str:
     elsewhere the text speaks of it."""
     answer_from = 0
     for found in _CLOSING.finditer(text):
-        before, after = (
-            text[max(0, found.start() - _LOOK_BACK) : found.start()],
-            text[found.end() : found.end() + 1],
-        )
+        before = text[max(0, found.start() - _LOOK_BACK) : found.start()]
+        after = text[found.end() : found.end() + 1]
         if (
             not before.rpartition("\n")[2].strip()
             or before.endswith((".", "!", "?", "…"))
