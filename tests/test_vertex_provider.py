@@ -242,6 +242,15 @@ def test_without_credentials_it_is_said_how_to_get_some(monkeypatch):
         Tokens().renewed()
 
 
+@pytest.mark.parametrize("content", [None, "", "[]", "{}"], ids=["a folder", "empty", "list", "{}"])
+def test_a_file_without_credentials_is_named(tmp_path, monkeypatch, content):
+    path = tmp_path / "account.json"
+    path.mkdir() if content is None else path.write_text(content)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
+    with pytest.raises(Aborted, match=r"account\.json"):
+        Tokens().renewed()
+
+
 def test_a_service_account_gets_its_token_and_the_call_goes_with_it(
     start_emulator, tmp_path, monkeypatch
 ):
@@ -487,6 +496,9 @@ class Refusing(FolderBuckets):
     ("error", "kind"),
     [
         (api_errors.Forbidden("ya29.secret"), Kind.ABORTED),
+        (api_errors.NotFound("ya29.secret"), Kind.ABORTED),
+        (google_errors.DefaultCredentialsError("ya29.secret"), Kind.ABORTED),
+        (google_errors.TransportError("ya29.secret"), Kind.UNAVAILABLE),
         (api_errors.ServiceUnavailable("ya29.secret"), Kind.UNAVAILABLE),
         (OSError("ya29.secret"), Kind.UNAVAILABLE),
     ],

@@ -8,6 +8,7 @@ tokens.forget(token)                             # the server says that it has e
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -68,15 +69,43 @@ def default_credentials() -> Any:
     """The application-default credentials.
 
     Raises:
-      Aborted: there are none.
+      CallError: there are none, or none that can be used.
     """
     import google.auth
-    from google.auth.exceptions import DefaultCredentialsError
 
     try:
         return google.auth.default(scopes=SCOPES)[0]
-    except DefaultCredentialsError:
-        raise Aborted(Kind.ABORTED, f"no Google credentials on this worker: {_FIX}") from None
+    # Not only google-auth's own: a folder in place of the file, or another JSON, raises as it may.
+    except Exception as error:
+        failed = error_of(error) or _unusable(error)
+    raise failed
+
+
+def error_of(error: Exception) -> CallError | None:
+    """google-auth's error in our words, without its own, which may hold what was sent; None for an
+    error of something else.
+    """
+    from google.auth import exceptions as known
+
+    if not isinstance(error, known.GoogleAuthError):
+        return None
+    name = type(error).__name__
+    if isinstance(error, known.TransportError):
+        return Retryable(Kind.UNAVAILABLE, f"Google's tokens can't be reached ({name})")
+    # google-auth's word for it: the token server's 5xx, and not a revoked grant.
+    if isinstance(error, known.RefreshError) and error.retryable:
+        return Retryable(Kind.UNAVAILABLE, f"Google gives no token now ({name})")
+    return _unusable(error)
+
+
+def _unusable(error: Exception) -> Aborted:
+    file = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
+    place = f" in {file!r}, as GOOGLE_APPLICATION_CREDENTIALS says" if file else ""
+    return Aborted(
+        Kind.ABORTED,
+        f"no Google credentials that can be used on this worker{place} ({type(error).__name__}): "
+        f"{_FIX}",
+    )
 
 
 class Tokens:
@@ -153,25 +182,13 @@ class Tokens:
 
 
 def _refresh(credentials: Any) -> None:
-    """Raises CallError in place of google-auth's errors, whose texts may hold what they sent."""
-    from google.auth.exceptions import GoogleAuthError, RefreshError, TransportError
+    """Raises CallError in place of google-auth's errors."""
+    from google.auth.exceptions import GoogleAuthError
     from google.auth.transport.requests import Request
 
-    failed: CallError
     try:
         credentials.refresh(Request())
         return
-    except RefreshError as error:
-        name = type(error).__name__
-        failed = Aborted(Kind.ABORTED, f"Google's credentials are refused ({name}): {_FIX}")
-        # google-auth's word for it: the token server's 5xx, and not a revoked grant.
-        if error.retryable:
-            failed = Retryable(Kind.UNAVAILABLE, f"Google gives no token now ({name})")
-    except TransportError as error:
-        failed = Retryable(
-            Kind.UNAVAILABLE, f"Google's tokens can't be reached ({type(error).__name__})"
-        )
     except GoogleAuthError as error:
-        name = type(error).__name__
-        failed = Aborted(Kind.ABORTED, f"Google's credentials can't be used ({name}): {_FIX}")
-    raise failed from None
+        failed = error_of(error) or _unusable(error)
+    raise failed

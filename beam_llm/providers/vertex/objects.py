@@ -28,6 +28,7 @@ from beam_llm.providers.gemini.job_objects import object_in
 from beam_llm.providers.reply_json import loads_answer
 from beam_llm.providers.result_files import is_whole
 from beam_llm.providers.typed import loads
+from beam_llm.providers.vertex.credentials import error_of
 from beam_llm.providers.vertex.forms import LABEL, REQUESTS, TEXTS, Form
 from beam_llm.stores import store_at, temporary_file
 
@@ -62,9 +63,12 @@ def in_storage(location: str, work: Callable[[], T]) -> T:
     except Exception as error:  # of a client library, of its credentials, of the network
         # Only its class is kept: the text of such an error may quote headers, and a token in them.
         status, name = getattr(error, "code", None), type(error).__name__
+        refused = error_of(error)
     # Out here, so that it is not the new error's context.
-    if status in (401, 403):
-        raise Aborted(Kind.ABORTED, f"no access to {location} ({name})")
+    if refused is not None:
+        raise refused
+    if status in (400, 401, 403, 404):  # an object that is gone is no error of a store's
+        raise Aborted(Kind.ABORTED, f"there is no bucket for {location}, or no access ({name})")
     raise Retryable(Kind.UNAVAILABLE, f"the objects at {location} can't be reached ({name})")
 
 
