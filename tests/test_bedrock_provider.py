@@ -409,6 +409,16 @@ def test_a_result_file_that_is_larger_than_its_bound_is_refused(
     client.close()
 
 
+def test_a_bucket_that_is_not_there_ends_all_jobs(
+    emulator: Emulator, s3_location: str, tmp_path: Path
+) -> None:
+    lines = tmp_path / "lines"
+    lines.write_bytes(b"{}\n")
+    client = providers.connect_batch(batch_settings("s3://there-is-none/x"))
+    with closing(client), pytest.raises(Aborted, match="NoSuchBucket"):
+        client.stage(lines, "job-0")
+
+
 @pytest.mark.parametrize(("hours", "asked"), [(None, 24), (2.5, 24), (30.2, 31), (1_000, 168)])
 def test_a_job_may_take_as_long_as_it_is_waited_for_within_bedrocks_bounds(
     hours: float | None, asked: int

@@ -539,6 +539,7 @@ BATCH = {
         ({"extra_body": {"modelId": "x"}}, "decides itself"),
         ({"provider_options": {"regoin": "x"}}, "did you mean 'region'"),
         ({"provider_options": {"region": 3}}, "it has to be a string"),
+        ({"provider_options": {"region": "US East"}}, "a name such as 'us-east-1'"),
         ({"provider_options": {"region": "r", "min_records": 0}}, "whole number from 1 on"),
         ({"provider_options": {"region": "r", "prompt_cache": "1h"}}, "'on' or 'off'"),
         (

@@ -112,8 +112,12 @@ def _check_options(settings: Settings) -> None:
             raise UsageError(f"provider_options has {name} {value!r}: it has to be a string")
     if (cache := _options(settings).get("prompt_cache", "on")) not in ("on", "off"):
         raise UsageError(f"provider_options has prompt_cache {cache!r}: it has to be 'on' or 'off'")
-    if known_region(settings) is None:
+    region = known_region(settings)
+    if region is None:
         raise UsageError(NO_REGION)
+    # It becomes a part of a host's name.
+    if not re.fullmatch(r"[a-z0-9-]{1,30}", region):
+        raise UsageError(f"region is {region!r}: it has to be a name such as 'us-east-1'")
 
 
 def _check_invocation(settings: Settings) -> None:

@@ -62,7 +62,7 @@ class Clients:
             with open(path, "rb") as file:
                 self._client("s3").put_object(Bucket=bucket, Key=key, Body=file)
 
-        self._call(once, Rejected)
+        self._call(once, Aborted)  # where a put finds nothing, there is no bucket
 
     def get_file(self, uri: str, file: IO[bytes], start: int) -> None:
         """Writes an object behind `start`, streamed; its last line ends with a newline.

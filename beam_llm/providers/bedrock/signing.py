@@ -156,5 +156,6 @@ def no_credentials(reason: str | None = None) -> Aborted:
     return Aborted(
         Kind.ABORTED,
         f"no AWS credentials are found on this worker{because}: give it a role, export "
-        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile in provider_options",
+        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile in provider_options; live "
+        "calls also take a Bedrock API key: api_key='env:AWS_BEARER_TOKEN_BEDROCK'",
     )
