@@ -53,12 +53,13 @@ FORMS: dict[str, tuple[str, str, list[list[Any]]]] = {
         [["kettle", "(3)"], ["lamp", "(1)"], ["pan", None], [None, "(1)"]],
     ),
     "over all rows, beside aggregates": (
-        "n BIGINT, texts BIGINT, stars DOUBLE, best INT, found STRING, error STRING",
+        "n BIGINT, texts BIGINT, stars DOUBLE, whole INT, best INT, found STRING, error STRING",
         (
             "SELECT COUNT(*) AS n, COUNT(text) AS texts, AVG(CAST(stars AS DOUBLE)) AS stars, "
-            "MAX(stars) AS best, AI_SUMMARIZE_AGG('m', text) AS found FROM reviews WHERE stars < 5"
+            "AVG(stars) AS whole, MAX(stars) AS best, AI_SUMMARIZE_AGG('m', text) AS found "
+            "FROM reviews WHERE stars < 5"
         ),
-        [[6, 4, 2.5, 4, "(4)", None]],
+        [[6, 4, 2.5, 2, 4, "(4)", None]],
     ),
     "over no rows": (
         "n BIGINT, found STRING, error STRING",

@@ -408,7 +408,10 @@ REFUSED = {
         "'partial.output' is 'intger'",
     ),
     "a sum of texts": ("SELECT SUM(title) FROM t", 8, "SUM is of numbers, and this is STRING"),
-    "a mean of whole numbers": ("SELECT AVG(n) FROM t", 8, r"AVG\(CAST\(… AS DOUBLE\)\)"),
+    "a mean of texts": ("SELECT AVG(title) FROM t", 8, r"AVG\(CAST\(… AS DOUBLE\)\)"),
+    "JSON's ON ERROR": ("SELECT JSON_VALUE(text, '$.a' ERROR ON ERROR) FROM t", 37, "ON ERROR.*COALESCE"),
+    "JSON's RETURNING": ("SELECT JSON_VALUE(text, '$.a' RETURNING INT) FROM t", 31, "RETURNING.*CAST"),
+    "JSON's paths of many": ("SELECT JSON_VALUE(text, '$.a[*]') FROM t", 19, "'[$].a.{3}' is of several"),
     "FILTER": ("SELECT COUNT(*) FILTER (WHERE n > 1) FROM t", 17, "CASE WHEN"),
     "an aggregate over a window": ("SELECT COUNT(*) OVER (ORDER BY id) FROM t", 17, "window func"),
     **{
@@ -743,7 +746,8 @@ def test_an_answer_over_a_group_has_the_model_s_output_and_a_summary_is_text():
     {
         "COUNT(*)": "BIGINT", "COUNT(DISTINCT tags)": "BIGINT", "SUM(n)": "BIGINT",
         "SUM(x)": "DOUBLE", "SUM(CAST(n AS DECIMAL(9, 2)))": "DECIMAL(38, 2)", "MIN(day)": "DATE",
-        "MAX(title)": "STRING", "AVG(x)": "DOUBLE", "MAX(n) - MIN(n)": "INT",
+        "MAX(title)": "STRING", "AVG(x)": "DOUBLE", "AVG(DISTINCT n)": "INT",
+        "MAX(n) - MIN(n)": "INT",
     }.items(),
 )  # fmt: skip
 def test_an_aggregate_has_its_type(aggregate: str, kind: str):
@@ -857,7 +861,7 @@ VALUES = {
     "SHA256('')": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
     "TO_BASE64('a')": "YQ==", "FROM_BASE64('YQ==')": "a", "REGEXP('abc', 'b')": True,
     "REGEXP_LIKE('abc', 'x')": False, "REGEXP_REPLACE('aba', 'a', 'x')": "xbx",
-    "REGEXP_REPLACE('ab', '(a)', '$1-$1')": "a-ab",
+    r"REGEXP_REPLACE('ab', '(a)', '$1\1')": r"$1\1b",
     "REGEXP_EXTRACT('abc', 'a(b)', 1)": "b", "REGEXP_EXTRACT('abc', 'x')": None,
     "SPLIT('a,b', ',')": ["a", "b"], "SPLIT_INDEX('a,b', ',', 1)": "b",
     "STARTSWITH('abc', 'a')": True, "ENDSWITH('abc', 'a')": False,
@@ -888,6 +892,25 @@ VALUES = {
     "EXTRACT(DOW FROM DATE '2026-11-30')": 2, "1 IS DISTINCT FROM NULL": True,
     "JSON_QUERY('{\"a\": [1]}', 'lax $.a')": "[1]", "JSON_EXISTS('{\"a\": 1}', 'lax $.a')": True,
     "JSON_VALUE('{\"a\": [1]}', '$.a')": None, "JSON_VALUE('{\"a\": 1}', 'lax $.a')": "1",
+    "JSON_VALUE('{\"a\": 1}', 'strict $.a')": "1", "JSON_VALUE('{\"a b\": 1}', '$[''a b'']')": "1",
+    "JSON_VALUE('{bad', '$.a')": None, "JSON_QUERY('', '$')": None, "JSON_EXISTS('{bad', '$')": False,
+    "JSON_QUERY('{\"a\": \"x\"}', '$.a')": None, "JSON_EXISTS(CAST(NULL AS STRING), '$')": None,
+    "SUBSTRING('abc', 0, 2)": "ab", "SUBSTRING('abc' FROM 0)": "abc", "SUBSTR('abc', -2, 1)": "b",
+    "SUBSTR('abc', -5, 4)": "", "SUBSTRING('abc', -5)": "", "SUBSTR('abc', 2, -1)": None,
+    "LEFT('abc', -1)": "", "RIGHT('abc', -1)": "", "LEFT('abc', CAST(NULL AS INT))": None,
+    "LPAD('ab', -1, 'x')": None, "RPAD('abc', 5, '')": None, "LPAD('ab', CHAR_LENGTH('abc'), 'x')": "xab",
+    "CHR(-9)": "", "CHR(353)": "a", "SPLIT_INDEX('a,b', ',', -2)": None,
+    "SPLIT_INDEX('a,b', CAST(NULL AS STRING), 0)": None, "ARRAY_CONCAT(ARRAY[1], NULL)": None,
+    "CARDINALITY(MAP['a', 1])": 1, "FLOOR(9007199254740993)": 9007199254740993,
+    "TRUNCATE(1.29, 1)": 1.2, "TO_DATE('no')": None, "TO_TIMESTAMP('2026-13-01')": None,
+    "CAST(TRUE AS STRING)": "TRUE", "CAST(1 > 2 AS VARCHAR(3))": "FAL",
+    "CAST(CAST('-inf' AS DOUBLE) AS STRING)": "-Infinity", "CAST(SQRT(-1) AS STRING)": "NaN",
+    "CAST(CAST('né' AS BYTES) AS STRING)": "né", "7 / 2": 3, "-7 / 2": -3, "7.0 / 2": 3.5,
+    "CAST(1 AS DOUBLE) / 0 > 9": True, "DATE '2026-01-31' + INTERVAL '1' MONTH": "2026-02-28",
+    "DATE '2026-03-01' - INTERVAL '1' DAY": "2026-02-28",
+    "EXTRACT(MILLISECOND FROM TIMESTAMP '2026-05-04 03:02:01.5')": 500,
+    "EXTRACT(MICROSECOND FROM TIMESTAMP '2026-05-04 03:02:01.5')": 500000,
+    "EXTRACT(EPOCH FROM TIMESTAMP '1970-01-01 00:01:00')": 60,
 }  # fmt: skip
 
 
@@ -1009,13 +1032,16 @@ def test_a_statement_with_a_mistake_is_planned_or_refused_with_its_place(
         "CREATE TABLE a (b " + "ARRAY<" * 3000 + "INT" + ">" * 3000 + ") WITH ()",
         "SELECT " + "NOT " * 5000 + "TRUE",
         "SELECT " + "CASE WHEN TRUE THEN " * 2000 + "1" + " END" * 2000,
+        "SELECT " + "/".join(["1"] * 3000),
+        "SELECT " + "SUBSTRING(" * 40 + "text" + ", 1, 2)" * 40 + " FROM t",
         "".join(
             f"CREATE VIEW v{k} AS SELECT a || a AS a FROM {f'v{k - 1}' if k else '(SELECT id AS a FROM t)'};"
             for k in range(40)
         ),
     ],
     ids=[
-        "parentheses", "signs", "a sum", "queries", "arrays", "NOT", "CASE", "views that double",
+        "parentheses", "signs", "a sum", "queries", "arrays", "NOT", "CASE", "quotients",
+        "functions that double", "views that double",
     ],
 )  # fmt: skip
 def test_what_is_deep_or_grows_is_planned_or_refused_in_no_time(sql: str):

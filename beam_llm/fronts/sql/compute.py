@@ -64,9 +64,8 @@ def connect() -> Any:
             "memory_limit": "1GB",
         },
     )
-    # Flink divides integers to integers, and every worker has to reckon in one time zone. The lock
-    # comes last: nothing can be set behind it.
-    for setting in ("integer_division = true", "TimeZone = 'UTC'", "lock_configuration = true"):
+    # Every worker has to reckon in one time zone. The lock comes last: nothing is set behind it.
+    for setting in ("TimeZone = 'UTC'", "lock_configuration = true"):
         connection.execute(f"SET {setting}")
     return connection
 
@@ -118,6 +117,8 @@ def reason_of(error: BaseException) -> str:
     text = str(error).split("\n\nLINE ")[0].split("\nLINE ")[0]
     if "expression depth limit" in text:  # it goes on to name a setting of its own
         return "this is nested too deeply, or has too many parts"
+    if "Division by zero" in text:  # it names settings here as well
+        return "division by zero (write NULLIF(…, 0) for what is divided by)"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     kept = " ".join(line for line in lines if not line.startswith(("Candidate", "Did you mean")))
     return kept[:300] or type(error).__name__

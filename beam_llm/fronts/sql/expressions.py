@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
@@ -29,6 +28,19 @@ _ALLOWED = words(
 
 
 _SIZED = (exp.DataType.Type.CHAR, exp.DataType.Type.VARCHAR)
+# What is otherwise in DuckDB: its text of a value, its names of days and parts of a second.
+_AS_TEXT = {"BOOLEAN": "upper(CAST({} AS VARCHAR))", "BYTES": "decode({})"}
+_AS_TEXT |= dict.fromkeys(
+    ("FLOAT", "DOUBLE"),
+    "regexp_replace(replace(CAST({} AS VARCHAR), 'inf', 'Infinity'), '-?nan', 'NaN')",
+)
+_EXTRACTED = {
+    "DOW": "({} + 1)",  # from Sunday as 1, not 0
+    "MILLISECOND": "({} % 1000)",
+    "MICROSECOND": "({} % 1000000)",
+    "EPOCH": "CAST(floor({}) AS BIGINT)",
+}
+_OF_DAYS = ("DAY", "WEEK", "MONTH", "QUARTER", "YEAR")
 _INSTEAD = {"SimilarTo": "write LIKE, or REGEXP(text, '^a.*$')"}
 
 
@@ -75,17 +87,17 @@ def cast(value: Value, kind: SqlType) -> Value:
     """The value as one of the type."""
     if value.type.duckdb == kind.duckdb and value.type.kind != "NULL":
         return value._replace(type=kind)
-    sql = _whole(value.sql, value.type) if kind.kind in INTEGERS else value.sql
+    sql = _whole(value.sql, value.type.kind) if kind.kind in INTEGERS else value.sql
     return Value(f"CAST({sql} AS {kind.duckdb})", value.uses, kind)
 
 
-def _whole(sql: str, kind: SqlType) -> str:
+def _whole(sql: str, kind: str) -> str:
     """The text of a number without what is behind its point: Flink's casts to integers cut it, and
     DuckDB's round.
     """
-    if kind.kind in ("FLOAT", "DOUBLE", "DECIMAL"):
+    if kind in ("FLOAT", "DOUBLE", "DECIMAL"):
         return f"trunc({sql})"
-    return rf"regexp_replace({sql}, '[.]\d*\s*$', '')" if kind.kind == "STRING" else sql
+    return rf"regexp_replace({sql}, '[.]\d*\s*$', '')" if kind == "STRING" else sql
 
 
 @dataclass
@@ -155,7 +167,6 @@ class Translator:
             self._fail(
                 expression, f"this can't be run ({type(error).__name__})", "write it simpler"
             )
-        # A view's text stands in its name's place, so that views of views may double it each time.
         if len(sql) > MOST_TEXT:
             self._fail(expression, "this is too large, views and all", "write it simpler")
         value = Value(sql, frozenset(translation.uses), SqlType("NULL"))
@@ -200,15 +211,23 @@ class _Translation:
         self._mark = next(mark for mark in _marks() if mark not in text)
 
     def text(self, tree: Any) -> str:
-        """DuckDB's text of a part of the tree."""
+        """DuckDB's text of the tree."""
         # A copy: a view's expressions are translated anew at each of its uses.
-        copied = tree.copy().transform(self._replaced, copy=False)
-        return self._filled(copied.sql(dialect="duckdb", comments=False))
+        return self._part(tree.copy())
+
+    def _part(self, tree: Any) -> str:
+        """DuckDB's text of a part of the copy, which is used up."""
+        made = tree.transform(self._replaced, copy=False)
+        return self._filled(made.sql(dialect="duckdb", comments=False))
 
     def _filled(self, sql: str) -> str:
         return re.sub(rf'"{self._mark}(\d+)"', lambda found: self._texts[int(found[1])], sql)
 
     def _marked(self, text: str) -> Any:
+        # A view's text stands in its name's place, and a function's arguments may stand in its own
+        # text twice, so that each of them around may double it.
+        if len(text) > MOST_TEXT:
+            self._fail(exp.Null(), "this is too large, views and all", "write it simpler")
         self._texts.append(text)
         name = f"{self._mark}{len(self._texts) - 1}"
         return exp.Column(this=exp.Identifier(this=name, quoted=True))
@@ -225,14 +244,25 @@ class _Translation:
             if parts:
                 return self._column(node, parts)
         if isinstance(node, exp.Anonymous):
-            return self._marked(self._function(node))
+            name = str(node.this).upper()
+            return self._marked(self._call(name, node, node.expressions))
         if isinstance(node, exp.Cast) and node.to.this in exp.DataType.SIGNED_INTEGER_TYPES:
             return self._marked(self._whole_cast(node))
-        if isinstance(node, exp.Cast) and node.to.this in _SIZED and node.to.expressions:
-            return self._marked(self._sized_cast(node))
-        if isinstance(node, exp.Extract) and node.name.upper() == "DOW":
-            # Flink counts from Sunday as 1, DuckDB as 0.
-            return self._marked(f"(extract('dow' FROM {self.text(node.expression)}) + 1)")
+        if isinstance(node, exp.Cast) and node.to.this in exp.DataType.TEXT_TYPES:
+            return self._marked(self._text_cast(node))
+        if isinstance(node, exp.Cast) and node.to.this == exp.DataType.Type.VARBINARY:
+            return self._marked(self._bytes_cast(node))
+        if isinstance(node, exp.Substring):
+            given = [node.args.get(name) for name in ("this", "start", "length")]
+            return self._marked(self._call("SUBSTR", node, [one for one in given if one]))
+        if isinstance(node, exp.Extract) and node.name.upper() in _EXTRACTED:
+            unit = node.name.upper()
+            text = f"extract('{unit.lower()}' FROM {self._part(node.expression)})"
+            return self._marked(_EXTRACTED[unit].replace("{}", text))
+        if isinstance(node, exp.Div):
+            return self._marked(self._quotient(node))
+        if isinstance(node, (exp.Add, exp.Sub)) and isinstance(node.expression, exp.Interval):
+            return self._marked(self._moved(node))
         if isinstance(node, exp.Bracket) and _is_map(node):
             return self._marked(self._map(node))
         if isinstance(node, exp.In) and (node.args.get("query") or node.args.get("unnest")):
@@ -283,14 +313,13 @@ class _Translation:
         # What a view's column stands for may be any expression, which the one around must not cut.
         return text if value.column is not None and not path else f"({text})"
 
-    def _function(self, node: Any) -> str:
-        name = str(node.this).upper()
+    def _call(self, name: str, node: Any, given: list[Any]) -> str:
         function = FUNCTIONS.get(name)
         if function is None:
             self._fail(
                 node, f"the function {name} is not known here", nearest(name, FUNCTIONS, "known")
             )
-        count = len(node.expressions)
+        count = len(given)
         if not function.least <= count <= function.most:
             needs = f"{function.least} to {function.most}"
             self._fail(
@@ -298,8 +327,14 @@ class _Translation:
                 f"{name} has {count} arguments",
                 f"give {function.least if function.least == function.most else needs}",
             )
-        arguments = [f"({self.text(argument)})" for argument in node.expressions]
+        if name.startswith("JSON_") and count == 2 and "*" in str(given[1].name):
+            self._fail(
+                node, f"the path {given[1].name!r} is of several values", "write '$.a[0]' for one"
+            )
+        arguments = [f"({self._part(argument)})" for argument in given]
         template = function.text(count)
+        if function.of:
+            template = function.of.get(self._kind_of(arguments[0]), template)
         if template == "{||}":
             return "(" + " || ".join(f"CAST({one} AS VARCHAR)" for one in arguments) + ")"
         nulls = " OR ".join(f"{one} IS NULL" for one in arguments)
@@ -317,21 +352,53 @@ class _Translation:
         )
         return f"({filled})"
 
-    def _whole_cast(self, node: Any) -> str:
-        text = self.text(node.this)
-        with suppress(ExpressionError):  # the whole expression's error has the place
-            text = _whole(text, self._type_of(text, self.uses))
-        verb = "TRY_CAST" if isinstance(node, exp.TryCast) else "CAST"
-        return f"{verb}({text} AS {self.text(node.to)})"
+    def _kind_of(self, text: str) -> str:
+        """The type's name of a part that is translated; empty where it has none: then the whole
+        expression's error has the place.
+        """
+        try:
+            return self._type_of(text, self.uses).kind
+        except ExpressionError:
+            return ""
 
-    def _sized_cast(self, node: Any) -> str:
+    def _whole_cast(self, node: Any) -> str:
+        text = self._part(node.this)
+        verb = "TRY_CAST" if isinstance(node, exp.TryCast) else "CAST"
+        return f"{verb}({_whole(text, self._kind_of(text))} AS {self._part(node.to)})"
+
+    def _text_cast(self, node: Any) -> str:
         """Flink cuts a text that is longer, and pads a CHAR; DuckDB knows no lengths."""
-        length = self.text(node.to.expressions[0])
-        cut = f"left(CAST({self.text(node.this)} AS VARCHAR), {length})"
+        text = f"({self._part(node.this)})"
+        made = _AS_TEXT.get(self._kind_of(text), "CAST({} AS VARCHAR)").replace("{}", text)
+        if node.to.this not in _SIZED or not node.to.expressions:
+            return made
+        length = self._part(node.to.expressions[0])
+        cut = f"left({made}, {length})"
         return f"rpad({cut}, {length}, ' ')" if node.to.this == exp.DataType.Type.CHAR else cut
 
+    def _bytes_cast(self, node: Any) -> str:
+        text = f"({self._part(node.this)})"
+        return f"encode({text})" if self._kind_of(text) == "STRING" else f"CAST({text} AS BLOB)"
+
+    def _quotient(self, node: Any) -> str:
+        """Flink gives an infinity where a DOUBLE is divided by 0, as DuckDB's `/` does, and an
+        error for other numbers, of which whole ones stay whole: as `//` does.
+        """
+        sides = [f"({self._part(side)})" for side in (node.this, node.expression)]
+        is_double = any(self._kind_of(side) in ("FLOAT", "DOUBLE") for side in sides)
+        return f"({sides[0]} {'/' if is_double else '//'} {sides[1]})"
+
+    def _moved(self, node: Any) -> str:
+        """A date that is moved by days stays a date; DuckDB makes it a TIMESTAMP."""
+        text = f"({self._part(node.this)})"
+        sign = "+" if isinstance(node, exp.Add) else "-"
+        moved = f"({text} {sign} {self._part(node.expression)})"
+        unit = str(node.expression.args.get("unit") or "").upper()
+        is_date = unit in _OF_DAYS and self._kind_of(text) == "DATE"
+        return f"CAST({moved} AS DATE)" if is_date else moved
+
     def _map(self, node: Any) -> str:
-        texts = [self.text(member) for member in node.expressions]
+        texts = [self._part(member) for member in node.expressions]
         if len(texts) % 2:
             self._fail(node, "MAP has a key without a value", "write MAP['key', 'value']")
         pairs = zip(texts[::2], texts[1::2], strict=True)

@@ -7,7 +7,10 @@ Source: Flink 2.1 documentation, system functions, read 2026-11.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
+
+from beam_llm.fronts.sql.types import INTEGERS
 
 
 def words(text: str) -> frozenset[str]:
@@ -16,11 +19,18 @@ def words(text: str) -> frozenset[str]:
 
 
 class Function(NamedTuple):
-    """A function's fewest and most arguments, and its templates by their number, or one for all."""
+    """What a function is in DuckDB.
+
+    Attributes:
+      least, most: numbers of its arguments.
+      template: one for all numbers of arguments, or one for each.
+      of: templates that go before, by the type of the first argument.
+    """
 
     least: int
     most: int
     template: str | dict[int, str]
+    of: Mapping[str, str] = {}
 
     def text(self, count: int) -> str:
         """The template for so many arguments."""
@@ -30,12 +40,25 @@ class Function(NamedTuple):
 _MANY = 100
 
 
-def _same(name: str, least: int, most: int | None = None) -> Function:
-    return Function(least, least if most is None else most, f"{name}({{*}})")
+def _same(
+    name: str, least: int, most: int | None = None, of: Mapping[str, str] | None = None
+) -> Function:
+    return Function(least, least if most is None else most, f"{name}({{*}})", of or {})
 
 
-# A path may begin with `lax`, which is how DuckDB reads them all.
-_PATH = "regexp_replace({1}, '^ *lax +', '')"
+# DuckDB makes a DOUBLE of whole numbers, which rounds those beyond 53 bits.
+_AS_IT_IS = dict.fromkeys(INTEGERS, "{0}")
+
+# DuckDB knows no `lax` and no `strict`, which differ by errors alone, and these are NULL; and it
+# writes `$."a b"` for `$['a b']`.
+_PATH = (
+    "regexp_replace(regexp_replace({1}, '^ *(lax|strict) +', ''), "
+    """'[.]?\\[[''"]([^''"]*)[''"]\\]', '."\\1"', 'g')"""
+)
+
+# Before the first character is where the text begins, for DuckDB where it has none.
+_FROM = "CASE {1} WHEN 0 THEN 1 ELSE {1} END"
+_PADDED = "CASE WHEN {{1}} >= 0 AND {{2}} <> '' THEN {}({{0}}, CAST({{1}} AS INT), {{2}}) END"
 
 
 FUNCTIONS: dict[str, Function] = {
@@ -52,11 +75,21 @@ FUNCTIONS: dict[str, Function] = {
     "BTRIM": _same("trim", 1, 2),
     "CONCAT": Function(1, _MANY, "{||}"),  # NULL where an argument is: DuckDB's own leaves it out
     "CONCAT_WS": _same("concat_ws", 2, _MANY),
-    "SUBSTR": _same("substring", 2, 3),
-    "LEFT": _same("left", 2),
-    "RIGHT": _same("right", 2),
-    "LPAD": _same("lpad", 3),
-    "RPAD": _same("rpad", 3),
+    # What begins too far before the end is empty, and has no length below 0.
+    "SUBSTR": Function(
+        2,
+        3,
+        {
+            2: f"CASE WHEN {{1}} < -length({{0}}) THEN '' ELSE substring({{0}}, {_FROM}) END",
+            3: "CASE WHEN {2} < 0 THEN NULL WHEN {1} < -length({0}) THEN '' "
+            f"ELSE substring({{0}}, {_FROM}, {{2}}) END",
+        },
+    ),
+    # DuckDB counts a number below 0 from the other end.
+    "LEFT": Function(2, 2, "left({0}, CASE WHEN {1} < 0 THEN 0 ELSE {1} END)"),
+    "RIGHT": Function(2, 2, "right({0}, CASE WHEN {1} < 0 THEN 0 ELSE {1} END)"),
+    "LPAD": Function(3, 3, _PADDED.format("lpad")),
+    "RPAD": Function(3, 3, _PADDED.format("rpad")),
     "REPEAT": _same("repeat", 2),
     "REPLACE": _same("replace", 3),
     "REVERSE": _same("reverse", 1),
@@ -64,19 +97,16 @@ FUNCTIONS: dict[str, Function] = {
     # What is looked for stands first in LOCATE, and second in INSTR.
     "LOCATE": Function(2, 2, "instr({1}, {0})"),
     "ASCII": _same("ascii", 1),
-    "CHR": _same("chr", 1),
+    "CHR": Function(1, 1, "CASE WHEN {0} < 0 THEN '' ELSE chr(CAST({0} % 256 AS INT)) END"),
     "MD5": _same("md5", 1),
     "SHA256": _same("sha256", 1),
     "TO_BASE64": Function(1, 1, "to_base64(encode({0}))"),
     "FROM_BASE64": Function(1, 1, "decode(from_base64({0}))"),
     "REGEXP": _same("regexp_matches", 2),
     "REGEXP_LIKE": _same("regexp_matches", 2),
-    # Flink replaces every match; DuckDB does so with `g` only. A group is `$1` there, `\\1` here.
-    "REGEXP_REPLACE": Function(
-        3,
-        3,
-        "regexp_replace({0}, {1}, regexp_replace({2}, '[$](\\d)', '\\\\\\1', 'g'), 'g')",
-    ),
+    # Flink replaces every match, by the text as it stands: no `$1` and no `\\1` in it is a group.
+    # Source: Flink's SqlFunctionUtils.regexpReplace, read 2026-11.
+    "REGEXP_REPLACE": Function(3, 3, r"regexp_replace({0}, {1}, replace({2}, '\', '\\'), 'g')"),
     # Flink gives NULL where nothing matches, DuckDB an empty text.
     "REGEXP_EXTRACT": Function(
         2,
@@ -88,26 +118,42 @@ FUNCTIONS: dict[str, Function] = {
     ),
     "SPLIT": _same("string_split", 2),
     # Flink counts the parts from 0, DuckDB's lists from 1.
-    "SPLIT_INDEX": Function(3, 3, "string_split({0}, {1})[CAST({2} AS BIGINT) + 1]"),
+    "SPLIT_INDEX": Function(
+        3,
+        3,
+        "CASE WHEN {2} >= 0 AND {1} IS NOT NULL "
+        "THEN string_split({0}, {1})[CAST({2} AS BIGINT) + 1] END",
+    ),
     "STARTSWITH": _same("starts_with", 2),
     "ENDSWITH": _same("ends_with", 2),
-    # Flink gives NULL where no single value stands.
+    # Flink gives NULL where no single value stands, where nothing but one does, and for what is no
+    # JSON: the inner CASE is not looked at then.
     "JSON_VALUE": Function(
         2,
         2,
-        f"CASE WHEN json_value({{0}}, {_PATH}) IS NOT NULL "
-        f"THEN json_extract_string({{0}}, {_PATH}) END",
+        f"CASE WHEN json_valid({{0}}) THEN CASE WHEN json_value({{0}}, {_PATH}) IS NOT NULL "
+        f"THEN json_extract_string({{0}}, {_PATH}) END END",
     ),
-    "JSON_QUERY": Function(2, 2, f"CAST(json_extract({{0}}, {_PATH}) AS VARCHAR)"),
-    "JSON_EXISTS": Function(2, 2, f"json_exists({{0}}, {_PATH})"),
+    "JSON_QUERY": Function(
+        2,
+        2,
+        f"CASE WHEN json_valid({{0}}) THEN CASE WHEN json_type({{0}}, {_PATH}) IN "
+        f"('ARRAY', 'OBJECT') THEN CAST(json_extract({{0}}, {_PATH}) AS VARCHAR) END END",
+    ),
+    "JSON_EXISTS": Function(
+        2,
+        2,
+        f"CASE WHEN json_valid({{0}}) THEN json_exists({{0}}, {_PATH}) "
+        "WHEN {0} IS NOT NULL THEN FALSE END",
+    ),
     "JSON_STRING": Function(1, 1, "CAST(to_json({0}) AS VARCHAR)"),
     # numbers
     "ABS": _same("abs", 1),
-    "CEIL": _same("ceil", 1),
-    "CEILING": _same("ceil", 1),
-    "FLOOR": _same("floor", 1),
+    "CEIL": _same("ceil", 1, of=_AS_IT_IS),
+    "CEILING": _same("ceil", 1, of=_AS_IT_IS),
+    "FLOOR": _same("floor", 1, of=_AS_IT_IS),
     "ROUND": _same("round", 1, 2),
-    "TRUNCATE": _same("trunc", 1),
+    "TRUNCATE": _same("trunc", 1, 2),
     "MOD": Function(2, 2, "({0} % {1})"),
     "POWER": _same("pow", 2),
     "SQRT": _same("sqrt", 1),
@@ -125,7 +171,7 @@ FUNCTIONS: dict[str, Function] = {
     "NULLIF": _same("nullif", 2),
     "IF": Function(3, 3, "CASE WHEN {0} THEN {1} ELSE {2} END"),
     # collections
-    "CARDINALITY": _same("len", 1),
+    "CARDINALITY": _same("len", 1, of={"MAP": "cardinality({0})"}),
     "ARRAY_CONTAINS": _same("list_contains", 2),
     # Flink gives 0 where there is none, DuckDB NULL.
     "ARRAY_POSITION": Function(
@@ -135,7 +181,7 @@ FUNCTIONS: dict[str, Function] = {
     "ARRAY_DISTINCT": Function(
         1, 1, "list_filter({0}, lambda item, place: list_position({0}, item) = place)"
     ),
-    "ARRAY_CONCAT": _same("list_concat", 1, 2),
+    "ARRAY_CONCAT": Function(1, 2, "CASE WHEN {null} THEN NULL ELSE list_concat({*}) END"),
     "ARRAY_JOIN": _same("array_to_string", 2),
     "MAP_KEYS": _same("map_keys", 1),
     "MAP_VALUES": _same("map_values", 1),
@@ -148,8 +194,9 @@ FUNCTIONS: dict[str, Function] = {
     "HOUR": _same("hour", 1),
     "MINUTE": _same("minute", 1),
     "SECOND": _same("second", 1),
-    "TO_DATE": Function(1, 1, "CAST({0} AS DATE)"),
-    "TO_TIMESTAMP": Function(1, 1, "CAST({0} AS TIMESTAMP)"),
+    # Flink gives NULL for what is none.
+    "TO_DATE": Function(1, 1, "TRY_CAST({0} AS DATE)"),
+    "TO_TIMESTAMP": Function(1, 1, "TRY_CAST({0} AS TIMESTAMP)"),
 }
 
 WITH_A_SYNTAX = frozenset({"CAST", "TRY_CAST", "EXTRACT", "POSITION", "SUBSTRING", "TRIM"})

@@ -159,6 +159,7 @@ def _check_function(cursor: Cursor, token: Token) -> None:
             "a query inside an expression is not run here",
             "join the tables before, with a database",
         )
+    _check_json_clause(cursor, word)
     if cursor.ahead().value != "(" or token.kind != "name" or word in _OPERATORS | _TYPES:
         return
     if cursor.at and cursor.tokens[cursor.at - 1].value == ".":
@@ -174,6 +175,17 @@ def _check_function(cursor: Cursor, token: Token) -> None:
     if word not in FUNCTIONS and word not in WITH_A_SYNTAX:
         known = [*FUNCTIONS, *WITH_A_SYNTAX, *CALLS, *AGGREGATE_FUNCTIONS]
         cursor.fail(f"the function {token.value} is not known here", nearest(word, known, "known"))
+
+
+def _check_json_clause(cursor: Cursor, word: str) -> None:
+    """What may stand behind the path of JSON_VALUE and its like, where DuckDB knows nothing."""
+    if word == "RETURNING" and cursor.tokens[cursor.at - 1].kind == "string":
+        cursor.fail("RETURNING is not run here", "write CAST(JSON_VALUE(text, '$.a') AS INT)")
+    if word == "ON" and cursor.ahead().word in ("ERROR", "EMPTY"):
+        cursor.fail(
+            f"ON {cursor.ahead().word} is not run here",
+            "take it out: there is NULL then, and with COALESCE(JSON_VALUE(…), 'x') another value",
+        )
 
 
 def _tree(cursor: Cursor, text: str, first: Token, end: int) -> Any:

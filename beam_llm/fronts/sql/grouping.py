@@ -138,13 +138,12 @@ class Grouping:
     def _text(self, aggregate: Aggregate, scope: Scope) -> Value:
         """DuckDB's text of an aggregate, over columns of rows."""
         argument = aggregate.argument
-        text, uses = "*", frozenset[str]()
+        sql, uses = f"{AGGREGATE_FUNCTIONS[aggregate.function]}(*)", frozenset[str]()
         if argument is not None:
             self._check_arguments(aggregate, (argument,))
             value = self._value(argument, scope)
             self._check_type(aggregate, value.type)
-            text, uses = f"{'DISTINCT ' * aggregate.distinct}({value.sql})", value.uses
-        sql = f"{AGGREGATE_FUNCTIONS[aggregate.function]}({text})"
+            sql, uses = _over(aggregate, value), value.uses
         inputs = [(name, self._layers.types[name]) for name in sorted(uses)]
         try:
             (kind,) = types_of(self._connection, sql, inputs)
@@ -156,15 +155,12 @@ class Grouping:
 
     def _check_type(self, aggregate: Aggregate, kind: SqlType) -> None:
         name = aggregate.function
-        why = ""
         if name in ("SUM", "AVG") and kind.kind not in (*INTEGERS, *_FRACTIONS):
-            why = f"{name} is of numbers, and this is {kind}"
-        # Flink cuts the mean of whole numbers to one, and others don't.
-        elif name == "AVG" and kind.kind in INTEGERS:
-            why = f"AVG of {kind} differs from engine to engine"
-        if why:
             self._source.fail(
-                aggregate.start, why, f"write {name}(CAST(… AS DOUBLE))", aggregate.end
+                aggregate.start,
+                f"{name} is of numbers, and this is {kind}",
+                f"write {name}(CAST(… AS DOUBLE))",
+                aggregate.end,
             )
 
     def _check_arguments(self, outer: AnyAggregate, arguments: tuple[Expression, ...]) -> None:
@@ -177,6 +173,15 @@ class Grouping:
                 "insert the groups into a table, and aggregate what is in that",
                 inner.end,
             )
+
+
+def _over(aggregate: Aggregate, value: Value) -> str:
+    """DuckDB's text of an aggregate over a value."""
+    text = f"({'DISTINCT ' * aggregate.distinct}({value.sql}))"
+    # As Flink has it: the mean of whole numbers is one of them.
+    if aggregate.function == "AVG" and value.type.kind in INTEGERS:
+        return f"CAST(sum{text} // count{text} AS {value.type.duckdb})"
+    return f"{AGGREGATE_FUNCTIONS[aggregate.function]}{text}"
 
 
 def _aggregates_of(query: Query) -> list[AnyAggregate]:
