@@ -163,3 +163,43 @@ def test_a_key_that_is_revoked_while_a_create_is_in_doubt_raises_and_the_doubt_s
     world.fake.find = find  # type: ignore[method-assign]
     assert not wrong(gathered(driven(driver, refs, world.clock.sleep, lambda waiting: None)), TEXTS)
     assert len(world.fake.jobs) == 1
+
+
+def test_a_job_that_gave_nothing_is_not_taken_over_for_ever(world: World) -> None:
+    """Its create was answered late, when the attempt was given up; then the queue refused it."""
+    refs, job, waits = world.plan(TEXTS), job_of(world), 0
+    world.fake.create_faults = ["queue"]
+    remote = made(job, 0)
+    job.claim(0, remote.staged)
+    job.close(0, CloseReason.NOT_FOUND)
+    job.acknowledge(0, remote)
+
+    def sleep(seconds: float) -> None:
+        nonlocal waits
+        waits += 1
+        assert waits < 500
+        world.clock.sleep(seconds)
+
+    assert not wrong(gathered(driven(world.driver(), refs, sleep, lambda waiting: None)), TEXTS)
+    assert len(world.fake.jobs) == 2
+
+
+def test_who_sleeps_while_it_looks_for_its_job_does_not_cancel_that_of_the_next_attempt(
+    world: World,
+) -> None:
+    refs, job, find = world.plan(TEXTS), job_of(world), world.fake.find
+    world.fake.create_faults = ["500"]
+
+    def asleep(*arguments: Any) -> Any:
+        world.fake.find = find  # type: ignore[method-assign]
+        world.clock.now += 1_000.0
+        job.close(0, CloseReason.NOT_FOUND)
+        job.claim(1, None)
+        made(job, 1)
+        return find(*arguments)
+
+    world.fake.find = asleep  # type: ignore[method-assign]
+    found = gathered(driven(world.driver(), refs, world.clock.sleep, lambda waiting: None))
+    assert not wrong(found, TEXTS)
+    assert not any(outcome.failure for outcomes in found.values() for outcome in outcomes)
+    assert states(world) == [True]

@@ -123,7 +123,7 @@ class Submission:
         """Makes a remote job that exists already this attempt's, unless another process has the
         attempt."""
         if self._job.claim(attempt, remote.staged, adopts=remote.job_id):
-            self._acknowledge(attempt, remote, remote.staged)
+            self._acknowledge(attempt, remote, remote.staged, is_own=False)
 
     def _too_small(self) -> JobEnd:
         end = too_small(self._job.intent.line_count, self._job.provider.traits)
@@ -188,7 +188,7 @@ class Submission:
         except CallError as error:
             return self._unclear(attempt, error)
         failpoint("create.after")
-        self._acknowledge(attempt, remote, staged.file_id)
+        self._acknowledge(attempt, remote, staged.file_id, is_own=True)
         return None
 
     def _unclear(self, attempt: int, error: CallError) -> Waiting | JobEnd | None:
@@ -227,10 +227,13 @@ class Submission:
     def _later(self, error: CallError, status: str) -> Waiting:
         return self._job.wait(self._job.pause_after(error), status)
 
-    def _acknowledge(self, attempt: int, remote: RemoteJob, file_id: str | None) -> None:
+    def _acknowledge(
+        self, attempt: int, remote: RemoteJob, file_id: str | None, *, is_own: bool
+    ) -> None:
         self._job.acknowledge(attempt, remote)
-        # Another process may have given the attempt up while this one slept in its create.
-        if self._job.journal.read(Closed, attempt) is not None:
+        # Another process may have given the attempt up while this one slept in its create. What was
+        # merely found may be that one's: its doubles are looked for at every poll.
+        if is_own and self._job.journal.read(Closed, attempt) is not None:
             rejoin(self._job, attempt, remote, file_id)
         self._job.tries = 0
 
@@ -254,7 +257,9 @@ class Submission:
             message = f"a batch job may have been created, but can't be looked for: {error.message}"
             return JobEnd("doubtful", Failure(Kind.DOUBTFUL, message, 1))
         if isinstance(found, RemoteJob):
-            self._acknowledge(attempt, found, found.staged)
+            own_name = self._job.create_name(attempt)
+            is_own = found.name == own_name or (not found.name and self._job.may_repeat_create)
+            self._acknowledge(attempt, found, found.staged, is_own=is_own)
             return None
         # 0.0: there certainly is no job, and the next step begins the next attempt.
         return self._job.wait(min(found, self._job.soon()), "doubt" if found > 0 else "planned")
