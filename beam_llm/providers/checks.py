@@ -3,15 +3,16 @@ a few of these.
 
     def check(settings):
         refuse_api_version(settings)
-        check_names(settings, ("project", "region"))  # of options.py
+        check_names(settings, ("project", "region"))
         check_temperature(settings, 2.0)
         check_extra_body(settings, ("model", "messages"))
 """
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from urllib.parse import urlsplit
 
 import orjson
@@ -40,6 +41,25 @@ def refuse_plain_http(settings: Settings) -> None:
         raise UsageError(
             f"base_url is {settings.base_url!r}: {settings.provider}: doesn't send its cloud's "
             "credentials over plain http; write https://…"
+        )
+
+
+def check_names(settings: Settings, known: Sequence[str]) -> None:
+    """Raises UsageError for a name in `provider_options` that the provider doesn't know, with the
+    nearest that it does.
+    """
+    for name in settings.provider_options or {}:
+        if name in known:
+            continue
+        if not known:
+            raise UsageError(
+                f"provider_options has {name!r}: {settings.provider}: has no options of its own; "
+                "leave it out"
+            )
+        near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
+        raise UsageError(
+            f"provider_options has {name!r}: {settings.provider}: knows {', '.join(known)}; "
+            f"did you mean {near!r}?"
         )
 
 

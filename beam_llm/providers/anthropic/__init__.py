@@ -21,9 +21,13 @@ from beam_llm.providers.anthropic import models
 from beam_llm.providers.anthropic.place import Place, dialect_of
 from beam_llm.providers.anthropic.requests import encode_body
 from beam_llm.providers.anthropic.schema import closed_schema
-from beam_llm.providers.checks import check_extra_body, check_temperature, refuse_api_version
+from beam_llm.providers.checks import (
+    check_extra_body,
+    check_names,
+    check_temperature,
+    refuse_api_version,
+)
 from beam_llm.providers.keys import resolve_key
-from beam_llm.providers.options import check_names
 from beam_llm.values import Request, Schema
 
 if TYPE_CHECKING:

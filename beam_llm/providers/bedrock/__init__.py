@@ -28,12 +28,12 @@ from beam_llm.providers.bedrock.place import NO_REGION, Place, bucket_of, known_
 from beam_llm.providers.bedrock.wire import encode_body
 from beam_llm.providers.checks import (
     check_extra_body,
+    check_names,
     check_temperature,
     refuse_api_version,
     refuse_plain_http,
 )
 from beam_llm.providers.keys import resolve_key
-from beam_llm.providers.options import check_names
 from beam_llm.values import Request, Schema
 
 if TYPE_CHECKING:

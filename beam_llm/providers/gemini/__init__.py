@@ -18,12 +18,16 @@ from beam_llm.config import Settings
 from beam_llm.errors import UsageError
 from beam_llm.protocols import EmbedLimits, MediaLimits
 from beam_llm.providers import images
-from beam_llm.providers.checks import check_extra_body, check_temperature, refuse_api_version
+from beam_llm.providers.checks import (
+    check_extra_body,
+    check_names,
+    check_temperature,
+    refuse_api_version,
+)
 from beam_llm.providers.gemini.place import Place, headers, model_path
 from beam_llm.providers.gemini.schema import gemini_schema
 from beam_llm.providers.gemini.wire import CONFIG, encode_body
 from beam_llm.providers.keys import resolve_key
-from beam_llm.providers.options import check_names
 from beam_llm.values import Request, Schema
 
 if TYPE_CHECKING:

@@ -22,12 +22,16 @@ from beam_llm.errors import UsageError
 from beam_llm.protocols import EmbedLimits, MediaLimits
 from beam_llm.provider_table import PROVIDERS
 from beam_llm.providers import images
-from beam_llm.providers.checks import check_extra_body, check_temperature, refuse_api_version
+from beam_llm.providers.checks import (
+    check_extra_body,
+    check_names,
+    check_temperature,
+    refuse_api_version,
+)
 from beam_llm.providers.keys import resolve_key
 from beam_llm.providers.openai.place import Place, dialect_of
 from beam_llm.providers.openai.servers import ANY, OPENAI, WINDOW_OPTION, Server
 from beam_llm.providers.openai.wire import encode_body
-from beam_llm.providers.options import check_names
 from beam_llm.providers.strict_schema import strict_schema
 from beam_llm.values import Request, Schema
 

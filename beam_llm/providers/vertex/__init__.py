@@ -27,12 +27,11 @@ from beam_llm.config import Settings
 from beam_llm.errors import UsageError
 from beam_llm.protocols import EmbedLimits, MediaLimits
 from beam_llm.providers import images
-from beam_llm.providers.checks import refuse_plain_http
+from beam_llm.providers.checks import check_names, refuse_plain_http
 from beam_llm.providers.gemini import check_request
 from beam_llm.providers.gemini.schema import gemini_schema
 from beam_llm.providers.gemini.wire import encode_body
 from beam_llm.providers.keys import resolve_key
-from beam_llm.providers.options import check_names
 from beam_llm.providers.vertex.place import Place
 from beam_llm.values import Request, Schema
 
