@@ -252,11 +252,7 @@ async def _call(
                 return Answer(response.status, response.headers, b"")
     except TimeoutError as error:
         raise Retryable(Kind.TIMED_OUT, f"no whole answer within {seconds:g} s") from error
-    except (
-        aiohttp.ClientError,
-        ConnectionError,
-        ssl.SSLError,
-    ) as error:
+    except (aiohttp.ClientError, ConnectionError, ssl.SSLError) as error:
         # Not every OSError: the disk may be full.
         raise broken(error, url) from None
 

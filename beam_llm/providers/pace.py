@@ -69,12 +69,9 @@ def pace_of(headers: Mapping[str, str]) -> Pace | None:
     """The `x-ratelimit-*` headers; None where there are none. Mistral's have a minute in their
     names.
     """
-    requests, tokens = (
-        headers.get("x-ratelimit-remaining-requests")
-        or headers.get("x-ratelimit-remaining-req-minute"),
-        headers.get("x-ratelimit-remaining-tokens")
-        or headers.get("x-ratelimit-remaining-tokens-minute"),
-    )
+    name = "x-ratelimit-remaining"
+    requests = headers.get(f"{name}-requests") or headers.get(f"{name}-req-minute")
+    tokens = headers.get(f"{name}-tokens") or headers.get(f"{name}-tokens-minute")
     if requests is None and tokens is None:
         return None
     return Pace(

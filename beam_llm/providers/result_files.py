@@ -57,10 +57,8 @@ def _fetch_file(
         file.seek(start)
         file.truncate()
         answer = control.call("GET", url, seconds, missing=Rejected, into=file)
-        length, encoded = (
-            answer.headers.get("content-length"),
-            answer.headers.get("content-encoding", "identity"),
-        )
+        length = answer.headers.get("content-length")
+        encoded = answer.headers.get("content-encoding", "identity")
         written = file.tell() - start
         # Of a compressed body the header counts the compressed bytes, which can't be compared.
         if length is not None and encoded == "identity" and length != str(written):

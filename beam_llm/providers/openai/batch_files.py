@@ -262,24 +262,6 @@ class DialectBatches:
 
     def stage(self, lines: Path, name: str) -> str | None:
         """Uploads a job's lines, streamed; returns the provider's file id."""
-        return self._upload(lines, name)
-
-    def fetch(self, job: RemoteJob, path: Path) -> None:
-        """Streams the output file and the error file of a job into one.
-
-        Raises:
-          CallError: a file can't be read, or is not whole; what can be read is at `path`.
-        """
-        self._fetch_files(job.result_files, path)
-
-    def forget(self, job: RemoteJob | None, staged: str | None) -> None:
-        """Removes a job's result files, and an input file; harmless where they are gone."""
-        files = job.result_files if job is not None else ()
-        for file_id in files if staged is None else (*files, staged):
-            self._delete_file(file_id)
-
-    def _upload(self, lines: Path, name: str) -> str:
-        """Uploads a job's lines, streamed; returns the provider's file id."""
         api, filename = self._api, f"{name}.jsonl"
         fields = {"purpose": api.purpose} if api.purpose else {}
         for field, value in api.upload_fields.items():
@@ -302,16 +284,24 @@ class DialectBatches:
 
         return self._control.harmless(once, self._bounds.transfer_seconds)
 
-    def _fetch_files(self, file_ids: Sequence[str], path: Path) -> None:
-        """Streams result files into one, and checks their lengths where the server told them.
+    def fetch(self, job: RemoteJob, path: Path) -> None:
+        """Streams the output file and the error file of a job into one, and checks their lengths
+        where the server told them.
 
         Raises:
           CallError: a file can't be read, or is not whole; what can be read is at `path`.
         """
         files = [
-            (file_id, self._place.url(f"/files/{in_path(file_id)}/content")) for file_id in file_ids
+            (file_id, self._place.url(f"/files/{in_path(file_id)}/content"))
+            for file_id in job.result_files
         ]
         fetch_files(self._control, files, self._bounds.transfer_seconds, path)
+
+    def forget(self, job: RemoteJob | None, staged: str | None) -> None:
+        """Removes a job's result files, and an input file; harmless where they are gone."""
+        files = job.result_files if job is not None else ()
+        for file_id in files if staged is None else (*files, staged):
+            self._delete_file(file_id)
 
     def _delete_file(self, file_id: str) -> None:
         """Harmless where it is gone."""

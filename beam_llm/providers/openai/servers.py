@@ -65,7 +65,6 @@ class BatchApi:
       keeps_metadata: jobs are shown with the metadata that they were created with.
       keeps_inputs: jobs are shown with the id of their input file, so that a list without it proves
         that there is no such job.
-      cancels: a job can be cancelled.
     """
 
     traits: BatchTraits
@@ -79,7 +78,6 @@ class BatchApi:
     longest_hours: int = 0
     keeps_metadata: bool = True
     keeps_inputs: bool = False
-    cancels: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -234,7 +232,6 @@ OPENROUTER = Server(
                 "a job may take 96 hours, where it runs at Vertex AI",
             ),
         ),
-        cancels=False,
     ),
     source="openrouter.ai/docs (batch quickstart, provider routing), SDK 1.3.84, 2026-11",
 )
@@ -290,7 +287,6 @@ FIREWORKS = Server(
         kind="datasets",
         names_url=False,
         options=("account_id",),
-        cancels=False,
         traits=_like_openai(
             max_bytes=140_000_000,
             recovery=Recovery.TOKEN,
