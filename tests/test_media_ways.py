@@ -32,7 +32,7 @@ from beam_llm import LLMPredict
 from beam_llm.cli.main import main
 from beam_llm.config import settings
 from beam_llm.providers import compile_task, connect_batch, encode
-from beam_llm.providers.errors import error_of
+from beam_llm.providers.errors import ErrorContext, error_of
 from beam_llm.testing import Emulator, Fault, plugin
 from beam_llm.transforms import forming_streams, runners
 from beam_llm.transforms.runners import Gathering
@@ -158,7 +158,7 @@ def test_no_log_shows_an_image(caplog, llm_emulator):
 def test_an_image_that_a_server_quotes_is_not_in_its_error():
     quoted = {"error": {"message": f"Invalid input: {data_url(png((9, 9, 9), 40, 40) * 3)}"}}
     for log_data in (False, True):
-        error = error_of(400, {}, quoted, log_data=log_data)
+        error = error_of(400, {}, quoted, ErrorContext(log_data=log_data))
         assert "data:image/png;base64,…" in error.message
 
 
@@ -188,7 +188,7 @@ def test_what_gives_access_in_an_address_that_a_server_quotes_is_not_in_its_erro
     address, shown, log_data
 ):
     quoted = {"error": {"message": f"Error while downloading {address}."}}
-    error = error_of(400, {}, quoted, log_data=log_data)
+    error = error_of(400, {}, quoted, ErrorContext(log_data=log_data))
     assert f"Error while downloading {shown}" in error.message
 
 

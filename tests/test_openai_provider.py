@@ -36,7 +36,7 @@ from beam_llm.errors import (
     UsageError,
 )
 from beam_llm.protocols import BatchProvider, CompletionProvider, LineEnd, RemoteJob
-from beam_llm.providers.errors import error_of
+from beam_llm.providers.errors import ErrorContext, error_of
 from beam_llm.providers.keys import resolve_key
 from beam_llm.providers.openai import place as provider
 from beam_llm.providers.openai.batches import OpenAIBatches
@@ -518,9 +518,8 @@ def test_a_key_is_never_repeated(server, sentence, log_data):
 
 
 def test_a_key_of_another_form_is_not_repeated_either(monkeypatch):
-    error = error_of(
-        401, {}, wrong(None, "token hunter2hunter2 is unknown"), secret="hunter2hunter2"
-    )
+    said = wrong(None, "token hunter2hunter2 is unknown")
+    error = error_of(401, {}, said, ErrorContext("hunter2hunter2"))
     assert "hunter2" not in str(error)
 
 
@@ -534,7 +533,7 @@ def test_a_record_quoted_by_the_provider_is_left_out_unless_data_may_be_logged()
     assert text not in str(error_of(400, {}, body))
     assert len(str(error_of(400, {}, body))) < 300
     assert "invalid_value (messages.0)" in str(error_of(400, {}, body))
-    assert text in str(error_of(400, {}, body, log_data=True))
+    assert text in str(error_of(400, {}, body, ErrorContext(log_data=True)))
 
 
 def test_a_slow_server_is_a_time_out_within_the_time_given(server):

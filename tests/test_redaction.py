@@ -102,9 +102,7 @@ def test_no_field_of_an_error_brings_the_key_along(key, field, log_data):
     for writing in WRITINGS.values():
         body = {"error": {"message": "No.", "code": "bad", field: f"it was {writing(key)}"}}
         for status in (400, 401, 404, 429, 500):
-            error = error_of(
-                status, {}, body, secret=key, key_reference="env:MY_KEY", log_data=log_data
-            )
+            error = error_of(status, {}, body, ErrorContext(key, "env:MY_KEY", log_data))
             assert writing(key) not in str(error)
             assert left_of(key, str(error).replace("env:MY_KEY", "")) < max(6, len(key) // 2 - 1)
 
@@ -291,7 +289,7 @@ def test_redaction_takes_no_longer_for_five_megabytes_than_for_fifty_kilobytes(s
     def seconds(size: int) -> float:
         body = {"error": {"message": SHAPES[shape](size), "code": SHAPES[shape](size)}}
         started = time.process_time()
-        error_of(400, {}, body, secret=KEYS[1])
+        error_of(400, {}, body, ErrorContext(KEYS[1]))
         return time.process_time() - started
 
     seconds(1_000)

@@ -258,13 +258,7 @@ class ControlCalls:
         # Before the status is looked at: a refusal tells the time just as well.
         self._note_time(answer.headers.get("date"))
         if answer.status >= 300:
-            raise error_of(
-                answer.status,
-                answer.headers,
-                answer.body,
-                **self._context._asdict(),
-                missing=missing,
-            )
+            raise error_of(*answer, self._context, missing=missing)
         return answer
 
     def first_line(self, url: str, seconds: float) -> bytes:

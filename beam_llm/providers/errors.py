@@ -23,9 +23,7 @@ from beam_llm.redaction import MOST_READ, redactor_of, without_access
 MOST_SHOWN = 200
 """Characters of a provider's message that are kept, unless data may be logged."""
 
-
 _MOST_NAME = 80
-
 
 _MOST_READ_NAME = 400
 
@@ -51,10 +49,8 @@ def error_of(
     status: int,
     headers: Mapping[str, str],
     body: Any,
+    context: ErrorContext = NO_CONTEXT,
     *,
-    secret: str | None = None,
-    key_reference: str | None = None,
-    log_data: bool = False,
     missing: type[CallError] = Aborted,
 ) -> CallError:
     """Translates an HTTP error once, for everybody.
@@ -62,7 +58,6 @@ def error_of(
     Args:
       status: a redirect counts as a wrong address: following it would carry the key elsewhere.
       body: the error's body, parsed or as bytes.
-      secret, key_reference, log_data: see `ErrorContext`.
       missing: what a 404 means: for a chat call that the model or the address is wrong (Aborted),
         for a job that it is unknown (Rejected).
     """
@@ -80,7 +75,7 @@ def error_of(
     named = " ".join(
         filter(None, (f"HTTP {status}", name, f"({param[:_MOST_NAME]})" if param else ""))
     )
-    message = shown(f"{named}: {sentence}" if sentence else named, secret, log_data)
+    message = shown(f"{named}: {sentence}" if sentence else named, context.secret, context.log_data)
     # Before the look at the key: these are about one input, and must not end the pipeline.
     if status in (400, 403) and _FLAGGED_WORDS.search(sentence):
         return Rejected(Kind.REFUSED, message, status=status)
@@ -91,8 +86,8 @@ def error_of(
         or bool(words & _WRONG_KEY)
         or (status == 400 and _BAD_KEY_WORDS.match(sentence) is not None)
     )
-    if is_bad_key and key_reference:
-        message = f"{message} (api_key is {key_reference!r})"
+    if is_bad_key and context.key_reference:
+        message = f"{message} (api_key is {context.key_reference!r})"
     # Words go before the status: a spent quota comes as 429, like a rate limit, but no wait mends
     # it.
     if (
@@ -146,10 +141,8 @@ def _by_status(
 _NOT_THERE = (404, 405, 410)
 """405: a web server at an address that is no API's. 410: a model that is served no more."""
 
-
 _WRONG_KEY = {"api_key_invalid", "api_key_expired", "api_key_service_blocked"}
 """Gemini's words for one, which come with a 400."""
-
 
 _SPENT = {
     "insufficient_quota",
@@ -177,7 +170,6 @@ without billing; `blocked_api_access` is Groq's, `budget_exceeded` LiteLLM's, th
 2.14, `types/shared`, read 2026-11).
 """
 
-
 _ABORTING_WORDS = re.compile(
     r"your credit balance is too low|you have reached your specified (workspace )?api usage limits"
     r"|this organization has been disabled|your prepayment credits are depleted"
@@ -195,13 +187,11 @@ on it may be quoting a record. Source: errors in public issues (anthropics/claud
 continuedev/continue#10373, #10758, Ivy-Interactive/Ivy-Tendril#1756) and code, read 2026-11.
 """
 
-
 _NO_MODEL = {
     *("model_not_found", "deploymentnotfound", "invalid_model", "model_not_available"),
     *("model_not_supported", "unknown_model", "operationnotsupported"),
 }
 """The last three are Hugging Face's, GitHub's, and Azure's of a model that has no chat."""
-
 
 _FILTERED = {
     "content_filter",
@@ -211,7 +201,6 @@ _FILTERED = {
     "moderation_blocked",
 }
 
-
 _FLAGGED_WORDS = re.compile(
     r"requires moderation|was flagged|usage guidelines|blocked by content filtering", re.IGNORECASE
 )
@@ -219,18 +208,15 @@ _FLAGGED_WORDS = re.compile(
 xAI, Anthropic. Source: openrouter.ai/docs (errors), docs.x.ai (debugging), 2026-11.
 """
 
-
 _BAD_KEY_WORDS = re.compile(r"(incorrect|invalid) api key", re.IGNORECASE)
 """What the sentence begins with where xAI refuses a key, with a 400; further on it may be quoting a
 record. Source: recorded traffic, 2026-08.
 """
 
-
 _MISSHAPEN = {"json_validate_failed"}
 """The model's reply did not fit the schema, and the server keeps it to itself: Groq's word. Source:
 console.groq.com/docs (structured outputs), 2026-11.
 """
-
 
 _TOO_LONG = {
     "context_length_exceeded",
@@ -239,7 +225,6 @@ _TOO_LONG = {
     "tokens_limit_reached",
     "exceed_context_size_error",
 }
-
 
 _TOO_LONG_WORDS = re.compile(
     r"maximum context length|context.{0,20}(exceed|too long|too large)|request too large"
@@ -256,10 +241,8 @@ _TOO_LONG_WORDS = re.compile(
 Inference; Groq, Moonshot; Poolside, GitHub. Source: errors in public code, read 2026-11.
 """
 
-
 _MAY_BE_TOO_LONG = frozenset({400, 422, 429, 500, 502})
 """500: of servers that people run themselves. 502: also an error in place of a reply."""
-
 
 _RETRYABLE = {
     408: Kind.TIMED_OUT,
@@ -274,7 +257,6 @@ _RETRYABLE = {
 }
 """424: Bedrock's `ModelErrorException`.
 498: Groq's flex capacity. 499: Google's `CANCELLED`. 529, overloaded, goes with all 5xx."""
-
 
 _BUSY = frozenset({429, 498, 503, 529})
 """Statuses of a server that takes this request, only not now."""
@@ -326,7 +308,6 @@ def _what_came(body: bytes) -> str:
 
 
 _PAGE = re.compile(r"[\s\ufeff]{0,100}<(!doctype html|html|head)\b", re.IGNORECASE)
-
 
 _FIREWALL = ": a firewall in front of the API may have taken the prompt for an attack"
 """Such as Cloudflare's or AWS's, which read SQL or HTML in a prompt so. Source: public issues
@@ -405,12 +386,9 @@ def _parts_of(body: Any, error: Any) -> tuple[str, str, str, str]:
 _PYTHON_DICT = re.compile(r"\A\{'error': '(.*)'\}\Z", re.DOTALL)
 """LiteLLM's sentences of its own: what would look like one long quotation, and be left out."""
 
-
 _MOST_DETAILS = 20
 
-
 _DEEPEST = 4
-
 
 _SENTENCES = ("message", "detail", "msg", "error", "errors")
 """Fields that an error's words stand in, at any depth: `{"detail": {"error": "…"}}`."""
@@ -448,7 +426,6 @@ def _sentence_behind(metadata: Any) -> str:
 
 _QUOTED = re.compile(r"'[^']{25,}'|\"[^\"]{25,}\"|`[^`]*`")
 """Of backticks the short ones, too, or what stands between `a` and `b` would count as quoted."""
-
 
 _IMAGE = re.compile(r"[A-Za-z0-9+/]{120,}={0,2}")
 """Base64, as a server quotes a request that it doesn't understand; no word is so long."""

@@ -81,7 +81,7 @@ class AnthropicChat:
         self._beyond.add(schema)
 
     def _error_of(self, answer: Answer) -> CallError:
-        return error_of(*answer, **self._context._asdict())
+        return error_of(*answer, self._context)
 
     def _announce(self, error: CallError) -> None:
         _log.warning(

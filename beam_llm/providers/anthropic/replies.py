@@ -159,4 +159,4 @@ def error_in(payload: Mapping[str, Any], context: ErrorContext) -> CallError:
     """The error that a body of `type: error` names."""
     kind = word(_field(payload, "error", "type"))
     # An unknown type counts as the server's own failure, which may be tried again.
-    return error_of(STATUSES.get(kind, 500), {}, dict(payload), **context._asdict())
+    return error_of(STATUSES.get(kind, 500), {}, dict(payload), context)

@@ -65,7 +65,7 @@ def named_error(
 ) -> CallError:
     """An error by its name and sentence; see `providers.errors.error_of`."""
     said = {"error": {"code": code, "message": message}}
-    found = error_of(status, headers, said, **context._asdict(), missing=missing)
+    found = error_of(status, headers, said, context, missing=missing)
     if isinstance(found, Rejected):
         if code.lower() == _QUOTA:
             return Retryable(Kind.RATE_LIMITED, found.message, status=status)

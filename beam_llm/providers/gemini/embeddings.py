@@ -24,7 +24,7 @@ class GoogleEmbeddings:
         body = self._wire.encode(request)
         answer, context = await self._calls.post(request.model, body, timeout_seconds)
         if answer.status >= 300:
-            raise error_of(*answer, **context._asdict())
+            raise error_of(*answer, context)
         return read_reply(
             answer.body,
             lambda found: self._wire.read(found, request.model, context),

@@ -105,7 +105,7 @@ def failure_in(
         word(fields.get("status") or fields.get("code"))[:80]
     )
     sentence = shown(word(fields.get("message") or error), context.secret, context.log_data)
-    found = error_of(status_of_error(error), {}, {"error": error}, **context._asdict())
+    found = error_of(status_of_error(error), {}, {"error": error}, context)
     # A bare refusal has no remedy for the whole job: its lines are judged one by one.
     cause = reason_of(found)
     return ((code, sentence, None),), None if isinstance(

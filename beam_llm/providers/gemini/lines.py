@@ -115,7 +115,7 @@ def _line_error(error: Any, context: ErrorContext) -> CallError:
     if isinstance(error, str):
         error = _error_in_words(error)
     status = status_of_error(error)
-    found = error_of(status, {}, {"error": error}, **context._asdict())
+    found = error_of(status, {}, {"error": error}, context)
     if status == 499:
         return Retryable(Kind.CANCELLED, found.message)
     is_for_its_form = status == 400 and refuses_schema(found.message)

@@ -126,7 +126,7 @@ class GeminiChat:
             return answer
 
         def error_of_answer(answer: Answer) -> CallError:
-            return error_of(*answer, **context._asdict())
+            return error_of(*answer, context)
 
         _, headers, reply = await ask_in_form(
             known, request, send, error_of_answer, partial(self._remember, request)

@@ -243,7 +243,7 @@ def raise_error_in(payload: Any, context: ErrorContext) -> None:
     error = payload.get("error") if isinstance(payload, dict) else None
     if error:
         status = status_in(error)
-        raise error_of(status or 502, {}, {"error": error}, **context._asdict())
+        raise error_of(status or 502, {}, {"error": error}, context)
 
 
 def usage_of(usage: Any) -> Usage:

@@ -69,7 +69,7 @@ class OpenAIChat:
         return await self._calls.post(self._place.live_url, body, timeout_seconds)
 
     def _error_of(self, answer: Answer) -> CallError:
-        return error_of(*answer, **self._context._asdict())
+        return error_of(*answer, self._context)
 
     def _decoded(self, answer: Answer) -> Completion:
         _, headers, reply = answer

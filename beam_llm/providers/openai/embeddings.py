@@ -42,7 +42,7 @@ class OpenAIEmbeddings:
             self._place.live_url, encode_inputs(self._api, request), timeout_seconds
         )
         if status >= 300:
-            raise error_of(status, headers, reply, **self._context._asdict())
+            raise error_of(status, headers, reply, self._context)
         named = request_id_of(headers)
         request_id = redactor_of(self._context.secret).identifier(named) if named else None
         return read_reply(

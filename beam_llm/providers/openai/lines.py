@@ -63,7 +63,7 @@ def _answer(response: dict[str, Any], context: ErrorContext, read: ReadReply) ->
             body = loads(body)
     status = status_of(response.get("status_code")) or 200
     if status >= 400 or isinstance(body, str):
-        found = error_of(status if status >= 400 else 502, {}, body, **context._asdict())
+        found = error_of(status if status >= 400 else 502, {}, body, context)
         is_for_its_form = status in (400, 422) and refuses_form(found.message)
         raise left_for_live(found, is_for_its_form=is_for_its_form)
     return read(body, response.get("request_id"), None, context)
@@ -78,7 +78,7 @@ def _line_error(response: Any, error: Any, context: ErrorContext) -> CallError:
     if error is None and status is None:
         return no_answer()
     named = status if status is not None and status >= 400 else None
-    found = error_of(named or 502, {}, {"error": error}, **context._asdict())
+    found = error_of(named or 502, {}, {"error": error}, context)
     names = ("code", "type", "error_type")  # OpenRouter has no code
     words = [error.get(name) for name in names] if isinstance(error, dict) else [error]
     code = " ".join(map(word, words)).lower()

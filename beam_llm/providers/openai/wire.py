@@ -228,7 +228,7 @@ def raise_error_in(payload: Mapping[str, Any], context: ErrorContext) -> None:
             return
         error = payload
     status = status_in(error)
-    found = error_of(status or 502, {}, {"error": error}, **context._asdict())
+    found = error_of(status or 502, {}, {"error": error}, context)
     # As a server's own failure, which it is, but without a status that nobody sent.
     if status is None:
         found.message = found.message.replace("HTTP 502", "an error in place of a reply", 1)
