@@ -279,9 +279,11 @@ def _removal(would: Cleanup) -> str:
     head = f"{orphans} of killed processes go. " if would.leftovers else ""
     still_open = plural(len(would.kept), "job")
     if not would.names and not would.provider_files:
-        kept = f" ({still_open} still open)" if would.kept else ""
+        kept = f" ({still_open} still open, or in doubt)" if would.kept else ""
         return f"{head}there is nothing to remove{kept}"
-    kept = f"\nNothing of the {still_open} still open is touched." if would.kept else ""
+    kept = (
+        f"\nNothing of the {still_open} still open, or in doubt, is touched." if would.kept else ""
+    )
     return f"{head}Of {plural(len(would.jobs), 'finished job')} this removes {would.texts}.{kept}"
 
 

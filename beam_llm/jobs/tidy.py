@@ -4,7 +4,8 @@ goes    parts that only finished jobs needed (the records' texts and elements), 
         files, what live calls kept slice by slice, their files at the provider, and what killed
         processes left half-written
 stays   the log, its manifests of keys, and the answers: they keep a re-run, which brings its
-        own records, from paying again; at the provider all of a job that ended in doubt
+        own records, from paying again; all of a job that ended in doubt, for a later run may
+        collect it, and ask again for what it has left over
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Cleanup:
 
     Attributes:
       jobs: log numbers of jobs that are finished, with all that follows from them.
-      kept: those that are not: nothing of theirs is touched.
+      kept: those that are not, or ended in doubt: nothing of theirs is touched.
       names: staging objects.
       records: whose texts and elements are in these.
       remote: what goes at providers: host, and as `BatchProvider.forget` takes it: (job, staged
@@ -81,18 +82,16 @@ def cleanup(store: Store, providers: Mapping[str, BatchProvider], dry_run: bool 
     ledger, found = Ledger(store), Cleanup()
     trees = [JobTree(ledger, intent.number) for intent in ledger.intents()]
     for tree in trees:
-        (found.jobs if tree.is_finished() else found.kept).append(tree.number)
+        (found.jobs if _has_ended(tree) else found.kept).append(tree.number)
     _find_parts(ledger, trees, found)
     for tree in trees:
-        for intent, done in tree.nodes if tree.is_finished() else ():
+        for intent, _ in tree.nodes if tree.number in found.jobs else ():
             journal = Journal(store, intent.job)
             found.names += store.list(journal.folder + "input.jsonl")
             # A finished job of live calls has them all in one.
             for each in journal.all(Slice):
                 found.names += store.list(each.outcomes)
-            # What ended in doubt may have answers there, for a later run to collect.
-            in_doubt = done is None or done.may_end_again
-            if intent.host in providers and not in_doubt:
+            if intent.host in providers:
                 _find_remote(journal, intent.host, providers[intent.host], found)
     found.leftovers = list(store.sweep(dry_run=dry_run))
     if not dry_run:
@@ -100,6 +99,12 @@ def cleanup(store: Store, providers: Mapping[str, BatchProvider], dry_run: bool 
         for name in found.names:
             store.delete(name)
     return found
+
+
+def _has_ended(tree: JobTree) -> bool:
+    """Whether it is finished for good."""
+    in_doubt = any(done is not None and done.may_end_again for _, done in tree.nodes)
+    return tree.is_finished() and not in_doubt
 
 
 def _find_parts(ledger: Ledger, trees: Sequence[JobTree], found: Cleanup) -> None:
