@@ -176,7 +176,9 @@ def test_csv_and_parquet_are_read_and_written(folder: Path, model: str):
 KEPT = {
     "id": "1",
     "day": "2026-01-02",
-    "at": "2026-01-02 03:04:05",
+    "at": "2026-01-02 03:04:05.5",
+    "huge": "-Infinity",
+    "odd": "NaN",
     "price": 12.5,
     "exact": "12345678901234567.89",
     "counts": {"a": 1},
@@ -189,10 +191,12 @@ KEPT = {
 @pytest.mark.parametrize("kind", ["json", "csv", "parquet"])
 def test_values_of_all_types_come_back_from_a_file_of_every_format(folder: Path, kind: str):
     columns = (
-        "id STRING, day DATE, `at` TIMESTAMP(3), price DECIMAL(10, 2), exact DECIMAL(20, 2), counts MAP<STRING, INT>, "
+        "id STRING, day DATE, `at` TIMESTAMP(3), huge DOUBLE, odd DOUBLE, price DECIMAL(10, 2), "
+        "exact DECIMAL(20, 2), counts MAP<STRING, INT>, "
         "pair ROW<a INT, b STRING>, tags ARRAY<STRING>, `it's` STRING"
     )
-    (folder / "in.jsonl").write_text(json.dumps(KEPT) + "\n" + '{"id": "2"}\n')
+    line = json.dumps(KEPT).replace(f'"{KEPT["exact"]}"', KEPT["exact"])  # a number there
+    (folder / "in.jsonl").write_text(line + "\n" + '{"id": "2"}\n')
     sql = (
         MODEL.replace("<more>", "")
         + table("i", columns, "in.jsonl", "json")
@@ -206,7 +210,8 @@ def test_values_of_all_types_come_back_from_a_file_of_every_format(folder: Path,
     assert full == {**KEPT, "mood": "positive", "y": 2027}
     assert empty["mood"] == "negative"
     assert {
-        empty[name] for name in ("day", "at", "price", "exact", "counts", "pair", "tags", "y")
+        empty[name]
+        for name in ("day", "at", "huge", "price", "exact", "counts", "pair", "tags", "y")
     } == {None}
 
 

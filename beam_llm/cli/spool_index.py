@@ -7,11 +7,9 @@ from array import array
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 
-import orjson
-
 from beam_llm.cli.files.records import DIGEST_BYTES
 from beam_llm.cli.files.survey import each_digest
-from beam_llm.cli.stored import Check, StoredAnswer, parse_line, stored_line
+from beam_llm.cli.stored import Check, StoredAnswer, answer_of, parse_line, stored_line
 
 _NOWHERE = -1
 
@@ -123,4 +121,4 @@ class SpoolIndex:
 
     def _answer(self, ordinal: int) -> StoredAnswer:
         self._file.seek(self._offset_of[ordinal])
-        return StoredAnswer(*orjson.loads(self._file.readline()))._replace(ordinal=ordinal)
+        return answer_of(self._file.readline())._replace(ordinal=ordinal)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import orjson
 
-from beam_llm.cli.files.records import json_bytes
+from beam_llm.cli.files.records import has_non_finite, json_bytes
 
 Check = Callable[[Any], Any]
 """Makes of an answer's JSON what it has to be by now, or raises ValueError."""
@@ -53,12 +54,27 @@ def stored_line(answer: StoredAnswer, fields: Mapping[str, Any] | None = None) -
     """
     if fields is not None:
         return json_bytes([*answer, fields]) + b"\n"
+    # orjson writes an infinity as null. Python's words for it are read again as what they were.
+    if has_non_finite(answer.value):
+        return json.dumps(list(answer), default=str).encode() + b"\n"
     try:
         return orjson.dumps(
             list(answer), default=str, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE
         )
     except TypeError:  # half a character, which orjson refuses
         return json_bytes(list(answer)) + b"\n"
+
+
+def answer_of(line: bytes) -> StoredAnswer:
+    """The answer of a complete line.
+
+    Raises:
+      ValueError, TypeError, RecursionError: it isn't one.
+    """
+    try:
+        return StoredAnswer(*orjson.loads(line))
+    except orjson.JSONDecodeError:
+        return StoredAnswer(*json.loads(line))
 
 
 def parse_line(line: bytes) -> StoredAnswer | None:
@@ -68,8 +84,8 @@ def parse_line(line: bytes) -> StoredAnswer | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        answer = StoredAnswer(*orjson.loads(line))
+        answer = answer_of(line)
         bytes.fromhex(answer.digest)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None
     return answer if type(answer.ordinal) is int else None

@@ -115,7 +115,7 @@ def digest_of(fields: Any) -> bytes:
             fields, default=plain_value, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SORT_KEYS
         )
         # orjson writes NaN and the infinities as null: different records would have one digest.
-        if b"null" in data and _has_non_finite(fields):
+        if b"null" in data and has_non_finite(fields):
             data = _spelled_out(fields)
     except TypeError:
         data = _spelled_out(fields)
@@ -139,7 +139,7 @@ def json_bytes(value: Any) -> bytes:
         data = orjson.dumps(value, default=plain_value, option=orjson.OPT_NON_STR_KEYS)
     except TypeError:  # an integer beyond 64 bits, or half a character
         return _slow_json(value)
-    return _slow_json(value) if b"null" in data and _has_non_finite(value) else data
+    return _slow_json(value) if b"null" in data and has_non_finite(value) else data
 
 
 def _slow_json(value: Any) -> bytes:
@@ -166,12 +166,13 @@ def text_of(value: bytes) -> str | bytes:
         return value
 
 
-def _has_non_finite(value: Any) -> bool:
+def has_non_finite(value: Any) -> bool:
+    """Whether NaN or an infinity is in a JSON value."""
     if isinstance(value, float):
         return not math.isfinite(value)
     if isinstance(value, dict):
-        return any(map(_has_non_finite, value.values()))
-    return isinstance(value, (list, tuple)) and any(map(_has_non_finite, value))
+        return any(map(has_non_finite, value.values()))
+    return isinstance(value, (list, tuple)) and any(map(has_non_finite, value))
 
 
 def _named_non_finite(value: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from decimal import Decimal
 from typing import IO, Any
 
 from beam_llm.cli.files.csv_cells import ALL_CELLS, NO_CELLS, cell, safe_cell
@@ -144,6 +143,4 @@ def print_rows(plan: Plan, rows: Iterator[Values]) -> None:
 
 def _printed(kind: SqlType, value: Any) -> str:
     plain = to_json(kind, value)
-    if plain is None:
-        return "NULL"
-    return str(plain) if isinstance(plain, (str, Decimal)) else json_bytes(plain).decode()
+    return "NULL" if plain is None else str(cell(plain))

@@ -5,12 +5,15 @@ itself.
 from __future__ import annotations
 
 import glob
+import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
+from decimal import Decimal, InvalidOperation
 from typing import Any, NamedTuple
 
 from beam_llm.cli.files.parquet_writer import chunks
-from beam_llm.cli.files.records import DataError, Source, digest_of, is_remote
+from beam_llm.cli.files.records import DataError, Row, Source, digest_of, is_remote
 from beam_llm.cli.files.sources import find_sources, header_of, read_rows
 from beam_llm.errors import UsageError
 from beam_llm.fronts.sql.compute import CHUNK_ROWS, Evaluator, ExpressionError
@@ -18,10 +21,13 @@ from beam_llm.fronts.sql.in_flight import cleaned, kept
 from beam_llm.fronts.sql.places import nearest
 from beam_llm.fronts.sql.plan import Plan, Rows
 from beam_llm.fronts.sql.tables import Table
-from beam_llm.fronts.sql.types import value_of
+from beam_llm.fronts.sql.types import SqlType, value_of
 
 INLINE = Source("", "inline")
 """In place of a file: the rows stand in the plan."""
+
+# Fifteen digits come back from 64 bits as they were.
+_MANY_DIGITS = re.compile(rb"[\d.]{17}")
 
 
 class InputRow(NamedTuple):
@@ -110,8 +116,29 @@ def _typed_rows(plan: Plan, source: Source) -> Iterator[tuple[int, dict[str, Any
             by_name = dict(zip(names, values, strict=True))
             yield number, {column: by_name[name] for name, column, _ in plan.columns}
         return
+    decimals = [name for name, _, kind in plan.columns if _holds_decimals(kind)]
     for row in read_rows(source):
-        yield row.line, typed_fields(plan, row.fields, f"{source}:{row.line}")
+        fields = _with_exact(row, decimals) if decimals else row.fields
+        yield row.line, typed_fields(plan, fields, f"{source}:{row.line}")
+
+
+def _holds_decimals(kind: SqlType) -> bool:
+    return kind.kind == "DECIMAL" or any(_holds_decimals(inner) for _, inner in kind.fields)
+
+
+def _with_exact(row: Row, decimals: Sequence[str]) -> dict[str, Any]:
+    """A record whose DECIMAL columns are as they stand in its JSON line, beyond 64 bits, too."""
+    if row.raw is None or not _MANY_DIGITS.search(row.raw):
+        return row.fields
+    exact = json.loads(row.raw, parse_float=_exact)
+    return {**row.fields, **{name: exact[name] for name in decimals if name in exact}}
+
+
+def _exact(number: str) -> Decimal | float:
+    try:
+        return Decimal(number)
+    except InvalidOperation:  # an exponent of twenty digits
+        return float(number)
 
 
 def typed_fields(plan: Plan, fields: Any, place: str) -> dict[str, Any]:

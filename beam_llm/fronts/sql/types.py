@@ -10,7 +10,7 @@ import base64
 import datetime
 import decimal
 import json
-import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -252,7 +252,7 @@ def _date(kind: SqlType, value: Any) -> str:
 
 def _time(kind: SqlType, value: Any) -> str:
     time = value if isinstance(value, datetime.time) else datetime.time.fromisoformat(value.strip())
-    return time.isoformat()
+    return _without_zeros(time.isoformat())
 
 
 def _timestamp(kind: SqlType, value: Any) -> str:
@@ -261,7 +261,12 @@ def _timestamp(kind: SqlType, value: Any) -> str:
     # In UTC, as DuckDB reckons on every worker (`compute.connect`).
     if kind.kind == "TIMESTAMP" and value.tzinfo is not None:
         value = value.astimezone(datetime.UTC).replace(tzinfo=None)
-    return str(value.isoformat(sep=" "))
+    return _without_zeros(value.isoformat(sep=" "))
+
+
+def _without_zeros(text: str) -> str:
+    """A time as Flink and DuckDB write it: `00:00:00.5`, not `.500000`."""
+    return re.sub(r"(\.\d+?)0+(?!\d)", r"\1", text)
 
 
 def _bytes(kind: SqlType, value: Any) -> str:
@@ -349,6 +354,4 @@ def to_json(kind: SqlType, value: Any) -> Any:
         return {str(key): to_json(kind.fields[1][1], member) for key, member in value.items()}
     if kind.kind == "ROW":
         return {name: to_json(inner, value.get(name)) for name, inner in kind.fields}
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else value
     return value
