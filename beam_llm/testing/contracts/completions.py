@@ -216,6 +216,7 @@ class CompletionProviderContract:
         ):
             assert text is None or type(text) is str
         assert type(completion.model) is type(completion.finish_reason) is str
+        assert completion.billed_usd is None or type(completion.billed_usd) is float
         assert completion.pace is None or type(completion.pace) is Pace
 
     def test_an_answer_is_paid_for(self) -> None:
@@ -370,6 +371,7 @@ class CompletionProviderContract:
         self._arrange(situation)
         with pytest.raises(CallError) as caught:
             asyncio.run(self._ask(self.request(), timeout_seconds))
+        assert caught.value.kind in Kind.ALL
         return caught.value
 
     async def _ask(self, request: Request, timeout_seconds: float = TIMEOUT_SECONDS) -> Completion:
