@@ -202,9 +202,10 @@ LIMIT_PARAMETERS = frozenset({"max_tokens", "max_completion_tokens"})
 """Request parameters by which `extra_body` may limit a reply's length."""
 
 THINKING_MODELS = (
-    r"(^|/)o\d|gpt-5|gpt-oss|reason|think|-r1|qwq|magistral|grok-[34]|gemini-(2\.5|[3-9])"
-    r"|claude-(opus|sonnet|haiku|fable|mythos)-[5-9]"
-    r"|qwen-?3(?!.*instruct)|glm-(4\.[5-9]|[5-9])|minimax-m\d|kimi-k[3-9]|deepseek-v(3[.p][1-9]|[4-9])"
+    r"(^|/)o\d|gpt-[5-9]|gpt-oss|reason|think|-r1|qwq|magistral|grok-[3-9]|grok-code"
+    r"|gemini-(2\.5|[3-9]|.*latest)|claude-(opus|sonnet|haiku|fable|mythos)-[5-9]"
+    r"|qwen-?3(?!.*instruct)|glm-(4\.[5-9]|[5-9])|minimax-m\d|deepseek-v(3[.p][1-9]|[4-9])"
+    r"|kimi-k(2[.p][5-9]|[3-9])|nemotron-3|seed-oss"
 )
 """Names of models that think before they answer, and need room for that in the length of a reply.
 Source: the models' cards, 2026-11. One too many only makes a limit larger.

@@ -179,6 +179,10 @@ def test_a_model_that_runs_on_without_end_is_let_run_once():
     ("model", "thinks"),
     [
         ("gpt-5-mini", True),
+        ("gpt-6-luna", True),
+        ("openai.gpt-6.1-sol", True),
+        ("gemini-flash-latest", True),
+        ("kimi-k2.6", True),
         ("openai/o4-mini", True),
         ("openai/gpt-oss-20b", True),
         ("magistral-small-latest", True),
