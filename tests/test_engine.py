@@ -376,9 +376,15 @@ def test_after_the_last_retry_every_record_is_an_error(error, kind):
     provider = FakeProvider(always=error)
     asked = ask(provider, ["a", "b"], max_retries=2)
     assert kinds(asked) == [kind, kind]
-    tries = 1 + 3 if kind == Kind.TIMED_OUT else 3  # together once, then each alone
+    # Together once, or with all its retries; then each alone.
+    together, alone = {
+        Kind.TIMED_OUT: (1, 3),
+        Kind.UNAVAILABLE: (3, 3),
+        Kind.RATE_LIMITED: (3, 0),
+    }[kind]
+    tries = together + alone
     assert [outcome.failure.attempts for outcome in asked.outcomes] == [tries, tries]
-    assert len(provider.requests) == (1 + 2 * 3 if kind == Kind.TIMED_OUT else 3)
+    assert len(provider.requests) == together + 2 * alone
 
 
 def test_retry_after_is_waited_for():
@@ -796,9 +802,41 @@ class FailsAt(FakeProvider):
 def test_a_record_at_which_the_server_fails_costs_the_others_of_its_prompt_nothing(status):
     provider = FailsAt()
     provider.status = status
-    asked = ask_all(provider, [["a"], texts(16, bad=3)], together=False)
-    assert [index for index, kind in enumerate(kinds(asked[1])) if kind] == [3]
-    assert kinds(asked[1])[3] == Kind.UNAVAILABLE
+    first, asked = ask_all(provider, [texts(16, bad=3), texts(16, bad=3)], together=False)
+    assert [index for index, kind in enumerate(kinds(asked)) if kind] == [3]
+    assert kinds(asked)[3] == Kind.UNAVAILABLE
+    assert kinds(first) == kinds(asked)
+
+
+class Dies(FakeProvider):
+    """Answers so many calls, then fails for so many seconds."""
+
+    calls = 20
+    until = math.inf
+
+    async def complete(self, request, timeout_seconds):
+        self.calls -= 1
+        now = asyncio.get_running_loop().time()
+        if self.calls < 0 and now < self.until:
+            raise unavailable()
+        return await super().complete(request, timeout_seconds)
+
+
+@pytest.mark.parametrize("calls", [0, 20])
+def test_a_server_that_fails_for_all_gets_few_calls_beyond_the_retries(calls):
+    provider = Dies()
+    provider.calls = calls
+    asked = ask_all(provider, [texts(20)] * 100)
+    made = sum(one.tally.requests for one in asked)
+    assert (100 - calls) * 4 + calls < made <= (100 - calls) * 4 + calls + 3 * 2 * 20 * 4
+
+
+@pytest.mark.parametrize(("calls", "seconds"), [(0, 3.0), (20, 15.0)])
+def test_an_outage_of_seconds_costs_no_more_than_the_prompts_that_try(calls, seconds):
+    provider = Dies(seconds=0.5)
+    provider.calls, provider.until = calls, 1_000.0 + seconds
+    asked = ask_all(provider, [texts(20)] * 100, max_concurrency=16)
+    assert sum(None in values(one) for one in asked) <= 3
 
 
 class SmallWindow(FakeProvider):
@@ -838,10 +876,10 @@ def test_a_good_first_reply_closes_an_open_breaker():
     assert values(asked[-1]) == ["A", None]
 
 
-def test_an_outage_is_no_matter_of_the_breaker():
+def test_an_outage_opens_the_breaker_and_first_requests_go_out_all_the_same():
     provider = FakeProvider(always=unavailable)
     asked = ask_all(provider, [["a", "b"]] * 20, together=False, max_retries=1)
-    assert {one.tally.requests for one in asked} == {2}
+    assert [one.tally.requests for one in asked] == [6] + [2] * 19
 
 
 # Cancellation, totals

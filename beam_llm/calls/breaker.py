@@ -2,9 +2,8 @@
 per prompt batch.
 
 What it guards is only the fallback (halving, single calls, re-asks) of prompt batches that have had
-*no* good answer yet. The first request of a batch always goes out, and retries after refusals,
-failures of the server and lost connections are not its business: failing those fast would turn a
-short outage into thousands of failed records.
+*no* good answer yet. The first request of a batch always goes out, and its retries are not the
+breaker's business: failing those fast would turn a short outage into thousands of failed records.
 
     closed ── `threshold` prompt batches in a row fell back, not one good answer ──► open
       ▲                                                                       no fallback
@@ -20,6 +19,10 @@ With many calls in flight a count of finished batches comes too late: all of the
 back by then. So only `threshold` fallbacks may begin after the last good answer to anyone; the next
 one waits for their verdict. While good answers keep coming, a few bad replies among many wait for
 nothing.
+
+A server that fails at a prompt each time may do so because of one of its records, or for all. Until
+somebody gets a good answer, such prompts are halved one after the other: an outage costs few calls,
+and is waited for.
 """
 
 from __future__ import annotations
@@ -29,6 +32,9 @@ import enum
 
 THRESHOLD = 8
 COOLDOWN_SECONDS = 30.0
+OUTAGE_SECONDS = 20.0
+"""So long a server that fails is tried by one prompt after another, before it is taken to fail for
+all: an outage of moments is waited for."""
 LEAST_CALLS, MOST_CALLS = 5, 8
 """Of a fallback before the first good answer: enough to halve twice and ask one record alone."""
 
@@ -54,21 +60,31 @@ class Breaker:
         self._begun = 0  # fallbacks since the last good answer, or since the breaker opened
         self._fruitless = 0  # fallbacks that ended in vain since the last good answer
         self._opened_at: float | None = None
+        self._failing_since: float | None = None  # a server that nobody has got an answer from
 
     @property
     def state(self) -> str:
         """`closed` or `open`; an open one lets a probe through once its cool-down is over."""
         return "closed" if self._opened_at is None else "open"
 
-    def ask(self, now: float) -> Verdict:
+    def ask(self, now: float, is_of_server: bool = False) -> Verdict:
         """May a prompt batch without a good answer fall back now? After a YES report `good`,
         `fruitless` or `forget`.
+
+        Args:
+          is_of_server: it has no reply at all, as the server fails.
         """
         if self._opened_at is not None and now < self._opened_at + self._cooldown_seconds:
             return Verdict.NO
         # Half-open, or before the first good answer ever, one goes ahead and the others wait.
-        if self._begun >= (self._threshold if self._opened_at is None and self.is_proven else 1):
+        is_closed = self._opened_at is None and self.is_proven
+        if self._begun >= (self._threshold if is_closed else 1):
             return Verdict.WAIT
+        # So they do where a server fails: it may do so for all, and not at one of the records.
+        if is_of_server and is_closed:
+            if self._begun > self._fruitless:
+                return Verdict.WAIT
+            self._failing_since = now if self._failing_since is None else self._failing_since
         self._begun += 1
         return Verdict.YES
 
@@ -77,12 +93,14 @@ class Breaker:
         self.is_proven = True
         self._begun = 0
         self._fruitless = 0
-        self._opened_at = None
+        self._opened_at = self._failing_since = None
 
     def fruitless(self, now: float) -> None:
         """A fallback is spent and nothing good came of it."""
         self._fruitless += 1
-        if self._opened_at is not None or not self.is_proven or self._fruitless >= self._threshold:
+        is_outage = self._failing_since is not None and now >= self._failing_since + OUTAGE_SECONDS
+        is_known = self._opened_at is not None or not self.is_proven
+        if is_outage or is_known or self._fruitless >= self._threshold:
             self._opened_at = now
             # Room for a probe, once the cool-down is over.
             self._begun = 0
@@ -108,22 +126,23 @@ class Guard:
     def __init__(self, breaker: Breaker):
         self.breaker = breaker
         self.prompts = 0  # prompt batches begun
-        self._waiters: list[asyncio.Future[None]] = []
+        self._waiters: list[asyncio.Future[bool]] = []  # whether a good answer came
 
-    async def may_fall_back(self) -> bool:
+    async def may_fall_back(self, is_of_server: bool = False) -> bool:
         """After True, `good`, `fruitless` or `forget` has to follow."""
         loop = asyncio.get_running_loop()
         # Asked again after every wake-up: all waiters wake, and there may be room for one only.
-        while (verdict := self.breaker.ask(loop.time())) is Verdict.WAIT:
+        while (verdict := self.breaker.ask(loop.time(), is_of_server)) is Verdict.WAIT:
             waiter = loop.create_future()
             self._waiters.append(waiter)
-            await waiter
+            # A server that has answered meanwhile doesn't fail for all.
+            is_of_server &= not await waiter
         return verdict is Verdict.YES
 
     def good(self) -> None:
         """A good answer came, to whomever."""
         self.breaker.good()
-        self._wake()
+        self._wake(is_good=True)
 
     def fruitless(self) -> None:
         """A fallback is spent and nothing good came of it."""
@@ -135,12 +154,12 @@ class Guard:
         self.breaker.forget()
         self._wake()
 
-    def _wake(self) -> None:
+    def _wake(self, *, is_good: bool = False) -> None:
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             # Asks that were cancelled leave their waiters behind.
             if not waiter.done():
-                waiter.set_result(None)
+                waiter.set_result(is_good)
 
 
 class Fallback:
@@ -148,10 +167,14 @@ class Fallback:
     answer yet.
 
     Its parts share it: a good answer to one of them frees all.
+
+    Attributes:
+      is_of_server: the server fails each time, which may be because of one of the records.
     """
 
     def __init__(self, guard: Guard):
         guard.prompts += 1
+        self.is_of_server = False
         self._guard = guard
         self._has_answer = False
         self._is_let_through = False  # by the breaker, which waits for a verdict
@@ -184,7 +207,7 @@ class Fallback:
         Waits where it wants to see first how others fare.
         """
         if not (self._has_answer or self._is_let_through):
-            self._is_let_through = await self._guard.may_fall_back()
+            self._is_let_through = await self._guard.may_fall_back(self.is_of_server)
             self._calls_left = self._guard.breaker.calls_before_proof(self._guard.prompts)
         return self._has_answer or self._is_let_through
 

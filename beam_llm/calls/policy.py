@@ -10,8 +10,8 @@ nothing usable, `retry`             the same again                  ask it again
 unreadable, `fail`                  an error each                   an error
 refused, cut, rejected, no prompt   halve, to find the culprit      an error
 timed out                           halve: fewer answers take less  an error, after `max_retries`
-a server that fails, but for others halve, to find the culprit      an error, after `max_retries`
-rate limited, unreachable, …        an error each: retries or time are used up
+a server that fails each time       halve, to find the culprit      an error, after `max_retries`
+rate limited, no key, …             an error each: retries or time are used up
 
 A failed call is sent again by `next_try`: as a try, of which there are `max_retries`, or as a wait,
 which only the call's deadline bounds. A server that says when to come back is not failing; it is

@@ -129,15 +129,10 @@ class Round:
         if not way.has_limit and error.kind == Kind.TIMED_OUT:
             # Without the limit the model ran on until its time was up: the limit was not to blame.
             self._context.reply_limits.is_right = True
-        may_be_smaller = is_too_slow(error, len(members), 1) or self._may_be_a_record(error)
+        # Or a firewall drops the connection: one of the records may be why.
+        self._ask.fallback.is_of_server = error.kind == Kind.UNAVAILABLE and not error.is_throttle
+        may_be_smaller = is_too_slow(error, len(members), 1) or self._ask.fallback.is_of_server
         return Kind.REJECTED if error.remedy is Remedy.SPLIT or may_be_smaller else Kind.UNAVAILABLE
-
-    def _may_be_a_record(self, error: CallError) -> bool:
-        """Whether one record may be why the server fails each time, or a firewall drops the
-        connection: others are answered.
-        """
-        is_failure = error.kind == Kind.UNAVAILABLE and not error.is_throttle
-        return is_failure and self._context.endpoint.answers_lately()
 
     def _learn_from(self, completion: Completion, way: Way) -> None:
         """Whether our own limit fits this model: one that thinks before it answers needs more, and
