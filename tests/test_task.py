@@ -217,6 +217,21 @@ def test_a_keyed_reply_is_read_by_its_keys_alone(reply, values):
     assert (reading.values, reading.failures) == (values, {})
 
 
+class Heard(pydantic.BaseModel):
+    mood: Literal["up", "Down"]
+    tags: list[Literal["x", "X", "Y"]] = []
+    before: Literal["up", "Down"] | None = None
+
+
+def test_labels_in_another_case_are_labels_in_fields_and_lists_too():
+    task = task_of(Heard)
+    keyed = '{"1": {"mood": "UP", "tags": ["y", "x", "X"], "before": "down"}, "2": {"mood": "u"}}'
+    reading = task.read(2, stop(keyed))
+    assert reading.values == {1: Heard(mood="up", tags=["Y", "x", "X"], before="Down")}
+    assert reading.missing == ()
+    assert task.read(1, stop('{"mood": "DOWN"}')).values == {1: Heard(mood="Down")}
+
+
 def test_an_answer_with_a_field_called_like_the_index_is_nested():
     task = task_of(Indexed)
     items = task.render(records_of(task, "a", "b"), enforced=False).schema["properties"]["answers"][

@@ -1,5 +1,5 @@
 """Whether JSON can be what a schema says, as far as its shape and its fixed words tell: for unions,
-and for booleans in a number's place.
+for booleans in a number's place, and for fixed words in another case.
 
 A validator says whether a value fits; this says of which member of a union it is one, before
 anything is converted.
@@ -10,6 +10,8 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+import orjson
 
 from beam_llm.prompting.schemas import resolved
 from beam_llm.values import Schema
@@ -124,3 +126,44 @@ def kinds_of(schema: Mapping[str, Any]) -> tuple[str, ...]:
     """The JSON types that the schema names; empty where it names none."""
     kinds = schema.get("type", ())
     return (kinds,) if isinstance(kinds, str) else tuple(kinds)
+
+
+def respelled(raw: Any, schema: Any, root: Schema) -> Any:
+    """`raw` with its fixed words as the schema spells them, where they differ in case alone.
+
+    Args:
+      root: where the schema's references lead.
+    """
+    if not isinstance(schema, Mapping):
+        return raw
+    schema = meant(schema, root)
+    # Of a union, as of `Mood | None`, the one member that isn't null.
+    members = [part for part in schema.get("anyOf", ()) if part != {"type": "null"}]
+    if len(members) == 1:
+        return respelled(raw, members[0], root)
+    if isinstance(raw, dict):
+        fields, others = schema.get("properties", {}), schema.get("additionalProperties")
+        return {
+            name: respelled(value, fields.get(name, others), root) for name, value in raw.items()
+        }
+    if isinstance(raw, list):
+        return [respelled(item, schema.get("items"), root) for item in raw]
+    return choice_of(raw, choices(schema), raw) if isinstance(raw, str) else raw
+
+
+def choice_of(text: str, known: Mapping[str, Any], otherwise: Any) -> Any:
+    """What `text` spells of these `choices`, perhaps in another case."""
+    text = text.strip()
+    return known.get(text, known.get(text.casefold(), otherwise))
+
+
+def choices(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Spelling → raw value for a schema that is a closed list of scalars; the exact spelling goes
+    before the folded."""
+    exact: dict[str, Any] = {}
+    folded: dict[str, list[Any]] = {}
+    for member in words_of(schema):
+        spelling = member if isinstance(member, str) else orjson.dumps(member).decode()
+        exact.setdefault(spelling, member)
+        folded.setdefault(spelling.casefold(), []).append(member)
+    return {spelling: found[0] for spelling, found in folded.items() if len(found) == 1} | exact

@@ -16,6 +16,7 @@ from typing import Any
 
 import orjson
 
+from beam_llm.prompting.fitting import choice_of, choices, respelled
 from beam_llm.prompting.readers.doubles import DOUBLED, contradicts_itself
 from beam_llm.prompting.schema_checker import SchemaChecker
 from beam_llm.prompting.schemas import every_field_asked_for, may_be_object
@@ -71,7 +72,7 @@ class Output:
         self.dump: Callable[[Any], Any] = checker.dump
         self.keeps_replies = checker.keeps_replies
         self.load: Callable[[Any], Any] = checker.load
-        self._choices = _choices(self.schema)
+        self._choices = choices(self.schema)
 
     def parse_text(self, text: str) -> tuple[Any, Any]:
         """The typed value that `text` spells, and the JSON that it was made of: `3`, `positive`,
@@ -96,16 +97,30 @@ class Output:
         if contradicts_itself(text, raw):
             raise ValueError(DOUBLED.reason)
         try:
-            return self.validate(raw), raw
+            return self.typed(raw)
         except ValueError as error:
             return self._plain_text(text, error), text
+
+    def typed(self, raw: Any) -> tuple[Any, Any]:
+        """The typed value of an answer, and the answer: in its fields and lists, too, a member of
+        a Literal or Enum may differ in case.
+
+        Raises:
+          ValueError: with a short reason that does not hold the answer.
+        """
+        try:
+            return self.validate(raw), raw
+        except ValueError:
+            spelled = raw if isinstance(raw, str) else respelled(raw, self.schema, self.schema)
+            if spelled == raw:
+                raise
+        return self.validate(spelled), spelled
 
     def choice_of(self, text: str, otherwise: Any) -> Any:
         """The member of a closed list that `text` spells, perhaps in another case; `otherwise`,
         where it spells none.
         """
-        text = text.strip()
-        return self._choices.get(text, self._choices.get(text.casefold(), otherwise))
+        return choice_of(text, self._choices, otherwise)
 
     def _plain_text(self, text: str, error: ValueError) -> Any:
         """The text as a string value: a date, say, or a member of a union. The reason is that of
@@ -117,19 +132,3 @@ class Output:
 
 
 _NOTHING = object()
-
-
-def _choices(schema: Schema) -> dict[str, Any]:
-    """Spelling → raw value for a schema that is a closed list of scalars; the exact spelling goes
-    before the folded."""
-    members = schema.get("enum", [schema["const"]] if "const" in schema else [])
-    exact: dict[str, Any] = {}
-    folded: dict[str, Any] = {}
-    for member in members:
-        spelling = member if isinstance(member, str) else orjson.dumps(member).decode()
-        exact.setdefault(spelling, member)
-        folded[spelling.casefold()] = _NOTHING if spelling.casefold() in folded else member
-    return {
-        **{spelling: member for spelling, member in folded.items() if member is not _NOTHING},
-        **exact,
-    }

@@ -158,7 +158,7 @@ class ReplyReader:
         values: dict[int, Any] = {}
         failures: dict[int, Failure] = {}
         raws: dict[int, Any] = {}
-        is_json, validate, typed = self._is_json, self._output.validate, self._typed
+        is_json, typed_parts, typed = self._is_json, self._output.typed, self._typed
         for index, answer in answers.items():
             try:
                 if type(answer) is Unusable:
@@ -168,7 +168,7 @@ class ReplyReader:
                 elif is_json and type(answer) is str:
                     values[index], answers[index] = typed(answer)
                 elif is_json:
-                    values[index] = validate(answer)
+                    values[index], answers[index] = typed_parts(answer)
                 elif type(answer) is str and may_be_deep(answer) and not self._output.is_text:
                     failures[index] = self._invalid(
                         f"answer {index} is not a value of output: {TOO_DEEP.reason}", answer
@@ -272,7 +272,7 @@ class ReplyReader:
 
     def _typed_json(self, answer: Any) -> tuple[Any, Any]:
         try:
-            return self._output.validate(answer), answer
+            return self._output.typed(answer)
         except ValueError:
             if not isinstance(answer, str):
                 raise
