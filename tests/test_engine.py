@@ -855,6 +855,31 @@ def test_prompts_that_are_all_much_too_long_are_answered_in_small_ones(prompts):
     assert all(None not in values(one) for one in asked)
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_what_a_server_finds_too_long_is_seldom_sent_to_it_again(together):
+    provider = SmallWindow(seconds=0.3)
+    asked = ask_all(provider, [texts(20)] * 100, together)
+    refused = sum(one.tally.requests for one in asked) - len(provider.requests)
+    assert refused < 150  # 700 where nothing is learnt
+    assert all(None not in values(one) for one in asked)
+
+
+class Narrow(FakeProvider):
+    """Finds each prompt with a bad record too long."""
+
+    async def complete(self, request, timeout_seconds):
+        if any(map(is_bad, json.loads(request.messages[-1].content))):
+            raise Rejected(Kind.TOO_LARGE, "HTTP 400: the prompt is too long", status=400)
+        return await super().complete(request, timeout_seconds)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_one_record_that_is_too_long_leaves_the_prompts_of_others_as_they_are(together):
+    provider = Narrow(seconds=0.3)
+    ask_all(provider, [texts(20, bad=3), *[texts(20)] * 20], together)
+    assert sum(len(asked_for) == 20 for _, asked_for in provider.requests) == 20
+
+
 def test_after_the_cool_down_a_probe_finds_the_endpoint_well_again():
     provider = FakeProvider(poison="unreadable", poisoned=is_bad)
 

@@ -6,6 +6,7 @@ round.py     one request and its reply      state.py        what is known meanwh
 call.py      one request with its retries   breaker.py      what may be spent on bad replies
 policy.py    what is done about failures    reply_limit.py  how long a reply can be
 endpoint.py  what calls to one place share  billing.py      what replies cost
+prompt_size.py  how long a prompt may be
 packing.py   the guard: some asked alone as well, prompts made smaller
 sharing.py   lends endpoints to engines     loop_thread.py  the event loop of a process
 tally.py     what one ask did, to be counted

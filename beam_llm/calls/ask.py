@@ -71,6 +71,10 @@ class Ask:
             fail([member for member in members if not member.is_answered], failure, keep_known=True)
 
     async def _rounds(self, members: Sequence[Member], left: int, deadline: Deadline) -> None:
+        is_packed = len(members) > 1 and not self._context.asks_once
+        if is_packed and self._context.size.is_too_long([member.record for member in members]):
+            await self._part(members, Step(Next.HALVE, left), deadline)
+            return
         way = Way()
         while True:
             count = len(members)

@@ -13,6 +13,7 @@ import orjson
 from beam_llm.calls.breaker import Breaker, Guard
 from beam_llm.calls.limiter import limiter_of
 from beam_llm.calls.packing import Agreement
+from beam_llm.calls.prompt_size import PromptSize
 from beam_llm.config import Settings
 from beam_llm.errors import Aborted, CallError, Kind, LLMError
 from beam_llm.protocols import CompletionProvider, LearnsSchemas, Limiter
@@ -71,6 +72,7 @@ class Endpoint:
         self._abort: Aborted | None = None
         self._guards: dict[bytes, Guard] = {}
         self._agreements: dict[bytes, Agreement] = {}
+        self._sizes: dict[bytes, PromptSize] = {}
         self._output_per_record = 0.0
         self._answered_at = -math.inf
 
@@ -83,6 +85,10 @@ class Endpoint:
     def agreement(self, fingerprint: bytes) -> Agreement:
         """What is known of one task's answers, packed and alone."""
         return self._agreements.setdefault(fingerprint, Agreement())
+
+    def prompt_size(self, fingerprint: bytes) -> PromptSize:
+        """What is known of how long one task's prompts may be."""
+        return self._sizes.setdefault(fingerprint, PromptSize())
 
     @property
     def enforces_schemas(self) -> bool:

@@ -116,6 +116,7 @@ class Engine:
             self.endpoint,
             guard=self.endpoint.guard(task.fingerprint),
             reply_limits=ReplyLimits(settings),
+            size=self.endpoint.prompt_size(task.fingerprint),
             billing=Billing(cost, prepare, takes_bills=not settings.prices),
             storing=storing,
             rng=rng or random.Random(),

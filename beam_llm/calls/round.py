@@ -79,12 +79,16 @@ class Round:
             fail(members, Failure(Kind.TIMED_OUT, message), keep_known=True)
             return members, Kind.TIMED_OUT
         call = Call(self._context, members, request, deadline, self._ask.tally)
+        records, size = [member.record for member in members], self._context.size
         try:
             completion = await call.completion()
         except CallError as error:
             # A refusal after waits says nothing about time: only what still puts us off does.
             was_put_off = call.waits > 0 and error.is_throttle
+            if error.kind == Kind.TOO_LARGE and len(members) > 1:
+                size.refused(records)
             return members, self._on_error(members, error, way, was_put_off=was_put_off)
+        size.taken(records)
         self._learn_from(completion, way)
         self._note(members, completion)
         return await self._keep(members, request, completion)

@@ -13,6 +13,7 @@ from typing import Any
 from beam_llm.calls.billing import Billing
 from beam_llm.calls.breaker import Fallback, Guard
 from beam_llm.calls.endpoint import Endpoint
+from beam_llm.calls.prompt_size import PromptSize
 from beam_llm.calls.reply_limit import ReplyLimits
 from beam_llm.calls.tally import Tally
 from beam_llm.config import Settings
@@ -28,6 +29,7 @@ class AskContext:
     Attributes:
       guard: the breaker of this task's fallback.
       storing: outcomes hold answers as the ledger keeps them, and not typed.
+      size: how long its prompts may be.
       rng: for jitter.
       asks_once: what a reply leaves unanswered is not asked again here: the caller does it.
     """
@@ -37,6 +39,7 @@ class AskContext:
     endpoint: Endpoint
     guard: Guard
     reply_limits: ReplyLimits
+    size: PromptSize
     billing: Billing
     storing: bool
     rng: random.Random
