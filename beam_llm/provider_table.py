@@ -9,6 +9,8 @@ A new provider is a row in here and a module in `providers/`:
     LLMPredict("acme:large", "Is it spam? {{ text }}")
 
 Only the process that builds a pipeline has to put it in: the row goes to workers with the settings.
+Where nobody imports the module that does so, as on the command line, an entry point of the group
+`beam_llm.providers` names it: `acme = "acme_llm"`.
 """
 
 from __future__ import annotations

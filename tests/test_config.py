@@ -255,6 +255,24 @@ def test_a_provider_of_another_package_is_known_to_workers_that_have_not_importe
     assert PROVIDERS["acme"] == spec
 
 
+def test_a_provider_of_another_package_is_found_by_its_entry_point(tmp_path, monkeypatch):
+    package = tmp_path / "acme-1.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1\n")
+    points = "[beam_llm.providers]\nacme = acme_entry\nbroken = no_such_module\n"
+    (package / "entry_points.txt").write_text(points)
+    (tmp_path / "acme_entry.py").write_text(
+        "from beam_llm.provider_table import PROVIDERS, ProviderSpec\n"
+        "PROVIDERS['acme'] = ProviderSpec('acme_entry', base_url='https://api.acme.example')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(PROVIDERS, "acme", None)  # what is put in is taken away again
+    monkeypatch.delitem(PROVIDERS, "acme")
+    assert settings("acme:large", api_key="none").base_url == "https://api.acme.example"
+    with pytest.raises(UsageError, match="'no_such_module', which can't be imported"):
+        settings("broken:large", api_key="none")
+
+
 # What options given as text can't do
 # ────────────────────────────────────────────────────────────────────────────────────────
 

@@ -15,6 +15,9 @@ from beam_llm.config.table import OPTIONS, TASKS, VECTOR, Settings, given_option
 from beam_llm.errors import UsageError
 from beam_llm.provider_table import ANYTHING_ELSE, EXAMPLE_MODEL, PROVIDERS
 
+ENTRY_POINTS = "beam_llm.providers"
+"""Group of the entry points by which other packages name the modules that put in their rows."""
+
 
 def completed(known: Settings) -> Settings:
     """Rules between options, and what the environment says when the pipeline is built.
@@ -33,7 +36,7 @@ def completed(known: Settings) -> Settings:
             "template: leave models out"
         )
     provider, _, model = known.model.partition(":")
-    if provider not in PROVIDERS or not model:
+    if not _is_provider(provider) or not model:
         raise UsageError(
             f"model is {known.model!r}: it has to be PROVIDER:MODEL with a provider out of "
             f"{', '.join(PROVIDERS)}; {_advice_on(known.model)}"
@@ -44,6 +47,22 @@ def completed(known: Settings) -> Settings:
         api_key=known.api_key or _usual_key(provider),
         provider_options=_provider_options(known, provider),
     )
+
+
+def _is_provider(name: str) -> bool:
+    """Whether it has a row, by now: another package's is put in at its first mention."""
+    if name not in PROVIDERS:
+        from importlib import metadata
+
+        for entry in metadata.entry_points(group=ENTRY_POINTS, name=name):
+            try:
+                entry.load()
+            except Exception as error:  # whatever its code raises
+                what = f"{type(error).__name__}: {error}"
+                raise UsageError(
+                    f"the provider {name}: is {entry.value!r}, which can't be imported ({what})"
+                ) from error
+    return name in PROVIDERS
 
 
 def _advice_on(name: str) -> str:
