@@ -1,7 +1,7 @@
 """The same job at half price: reviews through the provider's batch API, waited for in one pipeline.
 
-    python -m pipelines.reviews_batch_api --input 'reviews-*.jsonl' --output labelled
-    --staging_location gs://bucket/llm
+    python -m pipelines.reviews_batch_api --input 'reviews-*.jsonl' --output labelled \\
+        --staging_location gs://bucket/llm
 
 Twenty reviews share one prompt and each prompt is one line of a batch job, so both savings
 multiply. If the pipeline dies, run it again: what has been submitted is found in the staging

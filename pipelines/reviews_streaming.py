@@ -1,7 +1,7 @@
 """Reviews as they arrive: an unbounded stream, prompt batches by count and by time, live calls.
 
-    python -m pipelines.reviews_streaming --input reviews.jsonl --output labelled --per_second 50
-    --runner FlinkRunner
+    python -m pipelines.reviews_streaming --input reviews.jsonl --output labelled --per_second 50 \\
+        --runner FlinkRunner
 
 The stream is the file, replayed at a steady pace by PeriodicImpulse; put your Kafka or Pub/Sub
 source in its place. A prompt goes out when `--batch_size` reviews are there or `--batch_timeout_ms`

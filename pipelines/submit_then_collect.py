@@ -1,8 +1,9 @@
 """Batch jobs in two pipelines: submit today, collect tomorrow.
 
-    python -m pipelines.submit_then_collect submit --input reviews.jsonl --jobs jobs.txt
-    --staging_location gs://bucket/llm python -m pipelines.submit_then_collect collect --jobs
-    jobs.txt --output labelled --staging_location gs://bucket/llm
+    python -m pipelines.submit_then_collect submit --input reviews.jsonl --jobs jobs.txt \\
+        --staging_location gs://bucket/llm
+    python -m pipelines.submit_then_collect collect --jobs jobs.txt --output labelled \\
+        --staging_location gs://bucket/llm
 
 The file of jobs is all that the second pipeline needs: the elements come back from the staging
 location with their answers. A line of it may also be an id by which the provider calls a job.
@@ -82,6 +83,9 @@ def run(argv: list[str] | None = None) -> None:
     parser.add_argument("--staging_location", required=True)
     parser.add_argument("--poll_seconds")
     arguments, beam_arguments = parser.parse_known_args(argv)
+    needed = {"submit": "input", "collect": "output"}[arguments.step]
+    if getattr(arguments, needed) is None:
+        parser.error(f"{arguments.step} needs --{needed}")
     options = {
         "output": Opinion,
         "batch_size": arguments.batch_size,
