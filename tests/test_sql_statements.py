@@ -251,7 +251,7 @@ REFUSED = {
     **{
         f"{word} as a statement": (f"{word} x", 1, f"{word} is not run here.*{instead}")
         for word, instead in {
-            "EXPLAIN": "--dry-run", "USE": "one catalog", "DELETE": "WHERE", "UPDATE": "insert",
+            "BEGIN": "EXECUTE STATEMENT SET", "EXPLAIN": "--dry-run", "USE": "one catalog", "DELETE": "WHERE", "UPDATE": "insert",
             "MERGE": "insert", "TRUNCATE": "--force", "ANALYZE": "take it out",
             "LOAD": "take it out", "ADD": "loads no code", "CALL": "take it out",
         }.items()
@@ -408,6 +408,13 @@ REFUSED = {
         "'partial.output' is 'intger'",
     ),
     "a sum of texts": ("SELECT SUM(title) FROM t", 8, "SUM is of numbers, and this is STRING"),
+    "a hint": ("SELECT id FROM t /*+ OPTIONS('path'='x') */", 18, "hints.*into WITH"),
+    "a column twice": (
+        "SELECT q.a FROM (SELECT id AS a, title AS a FROM t) AS q", 8, "several columns 'a'.*AS",
+    ),
+    "a key behind a mistake": (
+        "CREATE MODEL a WITH ('keyy'='sk-abcdefgh')", 22, "unknown option 'keyy': \"'keyy'\"",
+    ),
     "a mean of texts": ("SELECT AVG(title) FROM t", 8, r"AVG\(CAST\(… AS DOUBLE\)\)"),
     "JSON's ON ERROR": ("SELECT JSON_VALUE(text, '$.a' ERROR ON ERROR) FROM t", 37, "ON ERROR.*COALESCE"),
     "JSON's RETURNING": ("SELECT JSON_VALUE(text, '$.a' RETURNING INT) FROM t", 31, "RETURNING.*CAST"),
@@ -642,7 +649,7 @@ def test_show_and_describe_print_what_there_is():
 
 
 def test_what_show_create_prints_makes_the_same_model_again():
-    sql = """CREATE TEMPORARY MODEL a INPUT (`in` STRING) OUTPUT (x ARRAY<ROW<a INT>>,
+    sql = """CREATE TEMPORARY MODEL a INPUT (`i``n` STRING) OUTPUT (x ARRAY<ROW<`a``` INT>>,
       e STRING METADATA FROM 'error-string' VIRTUAL) COMMENT 'It''s one'
       WITH ('model'='openai:gpt-4', 'api.key'='${KEY}', 'system.prompt'='It''s');"""
     ((text,),) = printed(sql + "SHOW CREATE MODEL a;")
@@ -783,6 +790,8 @@ def test_a_clash_of_names_gets_an_index():
         ("r.a + 1", "INT"),
         ("CAST(n AS STRING)", "STRING"),
         ("TRY_CAST(text AS DOUBLE)", "DOUBLE"),
+        ("CAST(text AS TIMESTAMP(3))", "TIMESTAMP"),
+        ("CAST(text AS DECIMAL)", "DECIMAL(10, 0)"),
         ("IF(n > 1, 'a', 'b')", "STRING"),
         ("CASE WHEN n IS NULL THEN 0 ELSE n END", "INT"),
         ("EXTRACT(YEAR FROM day)", "BIGINT"),

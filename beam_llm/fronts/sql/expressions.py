@@ -121,17 +121,21 @@ class Scope:
         """The aliases that may stand before a column's name."""
         return sorted({one.table for one in self.columns if one.table is not None})
 
-    def find(self, parts: Sequence[str]) -> tuple[Column | None, int, bool]:
-        """The column that a dotted name names, how many of its parts do so, and whether several
-        would fit.
+    def find(self, parts: Sequence[str]) -> tuple[Column | None, bool, int]:
+        """The column that a dotted name names, whether several would fit, and how many of its parts
+        do so.
         """
         if len(parts) > 1:
             named = [one for one in self.columns if (one.table, one.name) == tuple(parts[:2])]
             if named:
-                return named[0], 2, False
-        plain = [one for one in self.columns if one.name == parts[0]]
-        seen = [one for one in plain if not one.hidden] or plain
-        return (seen[0] if seen else None), 1, len(seen) > 1
+                return *_only(named), 2
+        return *_only([one for one in self.columns if one.name == parts[0]]), 1
+
+
+def _only(fits: list[Column]) -> tuple[Column | None, bool]:
+    """The one that `*` doesn't leave out, and whether there are more."""
+    seen = [one for one in fits if not one.hidden] or fits
+    return (seen[0] if seen else None), len(seen) > 1
 
 
 class Translator:
@@ -267,6 +271,12 @@ class _Translation:
             return self._marked(self._map(node))
         if isinstance(node, exp.In) and (node.args.get("query") or node.args.get("unnest")):
             self._fail(node, "a query inside an expression is not run here", "list the values")
+        if isinstance(node, exp.DataType) and node.this == exp.DataType.Type.DECIMAL:
+            # Of ten digits where there is no number; DuckDB has (18, 3).
+            return node if node.expressions else exp.DataType.build("DECIMAL(10, 0)")
+        if isinstance(node, exp.DataType) and node.this in exp.DataType.TEMPORAL_TYPES:
+            # As a column's: the number of digits changes nothing, and in DuckDB it is another type.
+            return exp.DataType(this=node.this)
         if isinstance(node, exp.DataType) and "UNKNOWN" in str(node.this).upper():
             self._fail(node, "this type is not known here", "write STRING, INT, DOUBLE, …")
         return node
@@ -274,13 +284,9 @@ class _Translation:
     def _column(self, node: Any, parts: list[str]) -> Any:
         if parts[0] in self._calls:
             return self._marked(self._member(node, self._calls[parts[0]], parts[1:]))
-        column, taken, several = self._scope.find(parts)
+        column, several, taken = self._scope.find(parts)
         if several:
-            self._fail(
-                node,
-                f"{parts[0]!r} is a column of several tables",
-                f"write {self._scope.tables()[0] if self._scope.tables() else 't'}.{parts[0]}",
-            )
+            self._refuse_several(node, parts[taken - 1])
         if column is None and not self._scope.of_rows.isdisjoint(parts[:2]):
             self._fail(
                 node,
@@ -296,6 +302,13 @@ class _Translation:
                 node, f"unknown column {parts[0]!r}", nearest(parts[0], known, "columns here")
             )
         return self._marked(self._member(node, column.value, parts[taken:]))
+
+    def _refuse_several(self, node: Any, name: str) -> NoReturn:
+        tables = {one.table for one in self._scope.columns if one.name == name}
+        if len(tables) > 1:
+            known = min(table for table in tables if table is not None)
+            self._fail(node, f"{name!r} is a column of several tables", f"write {known}.{name}")
+        self._fail(node, f"there are several columns {name!r}", "rename one of them with AS")
 
     def _member(self, node: Any, value: Value, path: list[str]) -> str:
         """A column's text, or that of a field inside of it."""

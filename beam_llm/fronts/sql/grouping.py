@@ -210,7 +210,7 @@ def _columns_of(key: tuple[Any, Value], scope: Scope) -> list[Column]:
     if not isinstance(tree, exp.Column):
         return []
     parts = [str(part.name) for part in tree.parts]
-    column, taken, _ = scope.find(parts)
+    column, _, taken = scope.find(parts)
     if column is None or taken < len(parts):
         return []
     return [column._replace(value=value, hidden=False)]

@@ -11,6 +11,7 @@ from beam_llm.config import OPTIONS, key_of
 from beam_llm.errors import UsageError, printable
 
 _SHOWN = 60
+_TEXT = re.compile(r"'(?:[^']|'')*'")
 
 
 class SqlError(UsageError):
@@ -39,6 +40,9 @@ class SourceText:
 
     def shown(self, start: int, end: int | None = None) -> str:
         """The text at a place, in one short line."""
+        # Of texts the first alone: what follows an option's name may be a key.
+        if end is None and (found := _TEXT.match(self.text, start)):
+            end = found.end()
         stop = self.text.find("\n", start) if end is None else end
         text = " ".join(self.text[start : len(self.text) if stop < 0 else stop].split())
         return printable(text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…")

@@ -90,7 +90,11 @@ class Planner:
                     query.limit_start, "LIMIT is not run inside of a query or view", "take it out"
                 )
             self._limit = query.limit
-        columns = [column for item in query.items for column in self._item(item, scope)]
+        columns = [
+            column
+            for number, item in enumerate(query.items)
+            for column in self._item(item, scope, f"EXPR${number}")
+        ]
         return [one._replace(hidden=False) for one in columns]
 
     def _no_source(self) -> Scope:
@@ -162,7 +166,7 @@ class Planner:
             for one in columns
         ]
 
-    def _item(self, item: Item, scope: Scope) -> list[Column]:
+    def _item(self, item: Item, scope: Scope, other: str) -> list[Column]:
         if item.expression is None and scope.of_rows:
             self._source.fail(
                 item.start, "* stands for columns of rows, and here are groups",
@@ -179,17 +183,19 @@ class Planner:
                 )
             return found
         value = self._value(item.expression, scope)
-        return [Column(None, item.alias or self._name_of(item.expression), value)]
+        return [Column(None, item.alias or self._name_of(item.expression, other), value)]
 
-    def _name_of(self, expression: Expression) -> str:
-        """The name of an item without AS: its column's, or of a call its model's OUTPUT column."""
+    def _name_of(self, expression: Expression, other: str) -> str:
+        """The name of an item without AS: its column's, or of a call its model's OUTPUT column; of
+        others `other`.
+        """
         tree = expression.tree
         name = str(tree.name) if isinstance(tree, (exp.Column, exp.Dot)) else ""
         call = expression.calls.get(name)
         if call is not None and not isinstance(call.model, Expression):
             outputs, _ = output_of(self._known.model_of(call), call)
             return outputs[0][0] if len(outputs) == 1 else "value"
-        return name if name and call is None and name not in expression.aggregates else "EXPR"
+        return name if name and call is None and name not in expression.aggregates else other
 
     def _value(self, expression: Expression, scope: Scope) -> Value:
         calls = {

@@ -33,6 +33,8 @@ from beam_llm.fronts.sql.syntax import (
     StatementSet,
 )
 from beam_llm.fronts.sql.tables import Permissions, Table, table_of
+from beam_llm.fronts.sql.types import backticked
+from beam_llm.redaction import without_access
 
 
 class Printed(NamedTuple):
@@ -301,21 +303,21 @@ def _created(known: Known, found: Any) -> str:
         return f"-- a view, created at {known.source.place(found.start)}"
     head = f"CREATE {'TEMPORARY ' if getattr(found, 'temporary', False) else ''}"
     if isinstance(found, Model):
-        head += f"MODEL `{found.name}`"
+        head += f"MODEL {backticked(found.name)}"
         if found.inputs is not None:
             head += f"\nINPUT ({_columns(found.inputs)})"
         if found.declared is not None:
             metadata = "".join(
-                f", `{name}` {kind} METADATA FROM '{key}' VIRTUAL"
+                f", {backticked(name)} {kind} METADATA FROM '{key}' VIRTUAL"
                 for name, kind, key in found.metadata
             )
             head += f"\nOUTPUT ({_columns(found.outputs)}{metadata})"
         if found.comment is not None:
             head += "\nCOMMENT '{}'".format(found.comment.replace("'", "''"))
     else:
-        head += f"TABLE `{found.name}` ({_columns(found.columns)})"
+        head += f"TABLE {backticked(found.name)} ({_columns(found.columns)})"
     options = ",\n  ".join(
-        "'{}' = '{}'".format(*(part.replace("'", "''") for part in option[:2]))
+        "'{}' = '{}'".format(*(without_access(part).replace("'", "''") for part in option[:2]))
         for option in found.options
     )
     # What a file says may hold control characters, which a terminal would follow.
@@ -323,4 +325,4 @@ def _created(known: Known, found: Any) -> str:
 
 
 def _columns(columns: Any) -> str:
-    return ", ".join(f"`{name}` {kind}" for name, kind in columns)
+    return ", ".join(f"{backticked(name)} {kind}" for name, kind in columns)

@@ -61,6 +61,7 @@ def _statement(cursor: Cursor) -> Statement:
 
 
 _NOT_RUN = {
+    "BEGIN": "write EXECUTE STATEMENT SET BEGIN INSERT INTO …; END;",
     "WITH": "write CREATE TEMPORARY VIEW name AS SELECT …",
     "EXPLAIN": "write the statement alone and run the file with --dry-run",
     "USE": "take it out: there is one catalog, of this file",

@@ -40,6 +40,7 @@ _TOKENS = re.compile(
     |(?P<op>=>|\|\||<>|!=|<=|>=|::|[-+*/%(),;.=<>\[\]{}:?@!&|^~\#\\])""",
     re.VERBOSE | re.DOTALL,
 )
+_HINT = re.compile(r"/\*\+\s*\w+\s*\(")
 _ENDLESS = {"'": "a text without its closing '", "`": "a name without its closing `"}
 _ENDLESS |= {'"': 'a name without its closing "'}
 
@@ -56,6 +57,9 @@ def tokens_of(source: SourceText) -> list[Token]:
         # A comment that doesn't end is not a `space`; its `/` would otherwise pass for a division.
         if found is None or (found.lastgroup == "op" and text.startswith("/*", at)):
             _refuse_character(source, at)
+        if found.lastgroup == "space" and _HINT.match(text, at):
+            # To pass it over would read another file than OPTIONS('path' = '…') names.
+            source.fail(at, "hints are not run here", "write options into WITH", found.end())
         at = found.end()
         if found.lastgroup != "space":
             kind = str(found.lastgroup)

@@ -31,6 +31,11 @@ _ANSWERS: dict[str, Any] = {"STRING": str, "INT": int, "BIGINT": int, "DOUBLE": 
 _ANSWERS |= {"BOOLEAN": bool, "FLOAT": float}
 
 
+def backticked(name: str) -> str:
+    """The name as Flink reads it, whatever stands in it."""
+    return "`" + name.replace("`", "``") + "`"
+
+
 @dataclass(frozen=True)
 class SqlType:
     """A column's type.
@@ -48,7 +53,7 @@ class SqlType:
     def __str__(self) -> str:
         inner = [str(kind) for _, kind in self.fields]
         if self.kind == "ROW":
-            inner = [f"`{name}` {kind}" for name, kind in self.fields]
+            inner = [f"{backticked(name)} {kind}" for name, kind in self.fields]
         numbers = f"({', '.join(map(str, self.numbers))})" if self.numbers else ""
         if self.kind == "STRING" and self.numbers:
             return f"VARCHAR{numbers}"
@@ -150,6 +155,7 @@ _OF_DUCKDB = {
     "ubigint": "BIGINT", "uinteger": "BIGINT", "smallint": "SMALLINT", "usmallint": "INT",
     "tinyint": "TINYINT", "utinyint": "SMALLINT", "double": "DOUBLE", "float": "FLOAT",
     "boolean": "BOOLEAN", "date": "DATE", "time": "TIME", "timestamp": "TIMESTAMP",
+    "timestamp_s": "TIMESTAMP", "timestamp_ms": "TIMESTAMP", "timestamp_ns": "TIMESTAMP",
     "timestamp with time zone": "TIMESTAMP_LTZ", "blob": "BYTES", "sqlnull": "NULL",
     '"null"': "NULL", "null": "NULL",
 }  # fmt: skip
