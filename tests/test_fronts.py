@@ -18,6 +18,7 @@ from beam_llm.cli.main import build_parser
 from beam_llm.config import OPTIONS, TASKS, Settings, key_of, settings_from_options
 from beam_llm.errors import UsageError
 from beam_llm.fronts.sql.script import Job, read_script
+from beam_llm.fronts.sql.tables import Permissions
 
 MODEL = "openai:gpt-4.1-mini"
 PROMPT = "Label: {{ text }}"
@@ -112,7 +113,7 @@ def by_sql(options: dict[str, Any]) -> Settings:
         f"CREATE MODEL m INPUT (text STRING) WITH ({listed(head, '=')});"
         f"SELECT ML_PREDICT('m', 'a', MAP[{listed(keys, ', ')}]) AS x;"
     )
-    (step,) = read_script(sql, "file.sql").steps
+    (step,) = read_script(sql, "file.sql", Permissions()).steps
     assert isinstance(step, Job)
     return step.plans[0].asks[0].branches[0].settings
 

@@ -78,6 +78,8 @@ REFUSED = {
     "a file as a table": ("SELECT * FROM '/etc/passwd'", 15, "the table's name"),
     "an unknown column": ("SELECT txt FROM t", 8, "unknown column 'txt'.*'text'"),
     "an unknown table": ("SELECT id FROM tt", 16, "unknown table 'tt'.*'t'"),
+    "a quoted one": ("INSERT INTO `tt` SELECT id FROM t", 13, "unknown table 'tt': '`tt`'"),
+    "SET of nothing": ("SET;", 4, "SET needs an option"),
     "an unknown table's column": ("SELECT a.id FROM t AS b", 8, "unknown column 'a'"),
     "an unknown column of a table": ("SELECT b.txt FROM t AS b", 8, "column 'txt'.*'text'"),
     "an unknown field": ("SELECT r.c FROM t", 8, "no field 'c' in ROW.*fields: a, b"),
@@ -999,7 +1001,7 @@ STATEMENTS = [
 def check(sql: str) -> None:
     """A file is planned, or refused by one line that names its place."""
     try:
-        read_script(sql, "any.sql")
+        read_script(sql, "any.sql", Permissions())
     except UsageError as error:
         said = str(error)
         if not re.match(r"any\.sql:\d+:\d+: ", said) or "\n" in said:

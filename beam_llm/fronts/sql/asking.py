@@ -211,10 +211,7 @@ class Asking:
                     call.end,
                 )
 
-    def _new_ask(
-        self,
-        prepared: Prepared,
-    ) -> Answer:
+    def _new_ask(self, prepared: Prepared) -> Answer:
         call, model = prepared.call, prepared.model
         if len(self._layers.asks) >= MOST_CALLS:
             self._source.fail(

@@ -147,8 +147,7 @@ def _model(cursor: Cursor, parts: _Parts) -> None:
     if _is_model(cursor):
         cursor.take()
         parts.model_start = cursor.now.start
-        cursor.take()
-        parts.model = cursor.last_part().value
+        parts.model = cursor.need_path("the model's name")
     # A text alone is a name; before anything else it begins an expression.
     elif cursor.now.kind == "string" and after.value in (",", ")"):
         parts.model = cursor.take().value
@@ -187,8 +186,7 @@ def _table(cursor: Cursor, parts: _Parts, query: QueryParser | None) -> None:
         parts.query = query(cursor)
         return
     parts.table_start = cursor.now.start
-    cursor.need_name("the table's name")
-    parts.table = cursor.last_part().value
+    parts.table = cursor.need_path("the table's name")
 
 
 def _labels(cursor: Cursor, parts: _Parts) -> None:

@@ -422,7 +422,7 @@ class _Translation:
         places = [part.meta for part in node.find_all(exp.Identifier) if "start" in part.meta]
         if places:
             # sqlglot was given the text behind a SELECT, and counts from that.
-            offset = self._expression.offset - len("SELECT ")
+            offset = self._expression.start - len("SELECT ")
             start = offset + min(place["start"] for place in places)
             end = offset + max(place["end"] for place in places) + 1
         self._source.fail(start, why, instead, end)

@@ -30,9 +30,8 @@ from beam_llm.fronts.sql.tokens import Cursor, Token
 _PREFIX = "SELECT "
 logging.getLogger("sqlglot").setLevel(logging.CRITICAL)  # what it says goes into our one line
 _STOPS = words(
-    "FROM WHERE GROUP HAVING ORDER LIMIT WINDOW UNION INTERSECT EXCEPT MINUS QUALIFY OFFSET "
-    "FETCH"
-)  # fmt: skip
+    "FROM WHERE GROUP HAVING ORDER LIMIT WINDOW UNION INTERSECT EXCEPT MINUS QUALIFY OFFSET FETCH"
+)
 _OPEN, _CLOSE = "([{", ")]}"
 _OPERATORS = words(
     "IN AND OR NOT CASE WHEN THEN ELSE LIKE ILIKE BETWEEN IS AS ANY SOME ALL EXISTS ON "
@@ -106,7 +105,7 @@ def parse_expression(cursor: Cursor) -> Expression:
         cursor.fail("an expression is missing here", "write a column or an expression")
     text = _with_placeholders(cursor.source.text[first.start : end], first.start, spans)
     tree = _tree(cursor, text, first, end)
-    return Expression(tree, first.start, end, calls, first.start, aggregates)
+    return Expression(tree, first.start, end, calls, aggregates)
 
 
 def _call(cursor: Cursor) -> Call:

@@ -54,12 +54,8 @@ class Known:
         # Confluent's `m$2` is the second version of `m`.
         found = self.models.get(name) or self.models.get(name.partition("$")[0])
         if found is None:
-            self.source.fail(
-                start,
-                f"unknown model {name!r}",
-                nearest(name, self.models, "models"),
-                start + len(name) + (self.source.text[start : start + 1] in "'`\"") * 2,
-            )
+            instead = nearest(name, self.models, "models")
+            self.source.fail_name(start, name, f"unknown model {name!r}", instead)
         if name not in self.models:
             self.notices.append(
                 f"{self.source.place(start)}: versions of models are not kept here: {name!r} is "

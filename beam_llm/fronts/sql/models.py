@@ -150,7 +150,9 @@ def settings_of(
     places = {**model.spelled.places, **config.places}
     together = {**given, **config.values}
     _check_references(source, together, places, permissions)
-    values, usual = _prompted(together.get("prompt"), inputs, call), dict[str, Any]()
+    prompt = _prompt(together.get("prompt"), inputs, call)
+    values: dict[str, Any] = {} if prompt is None else {"prompt": prompt}
+    usual: dict[str, Any] = {}
     # A model by itself is one that embeds where only such a one has its options.
     if call.function == "AI_EMBED" if call else "dimensions" in together:
         values["task"], usual = "embed", {"batch_size": "auto"}
@@ -238,11 +240,6 @@ def _all(inputs: tuple[str, ...]) -> str:
 def _quoted(name: str) -> str:
     escaped = name.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
-
-
-def _prompted(given: str | None, inputs: tuple[str, ...], call: Call | None) -> dict[str, Any]:
-    prompt = _prompt(given, inputs, call)
-    return {} if prompt is None else {"prompt": prompt}
 
 
 def _prompt(given: str | None, inputs: tuple[str, ...], call: Call | None) -> str | None:

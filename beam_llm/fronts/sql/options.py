@@ -84,6 +84,7 @@ _ALIASES = {
     "retrycount": "max.retries",
     "maxconcurrentoperations": "max.concurrency",
     "maxparallelism": "max.concurrency",
+    "dimension": "dimensions",
 }
 _PROVIDERS = {"openai-compat": "openai", "openai-compatible": "openai", "bailian": "openai"}
 _MEANINGLESS = {
@@ -124,7 +125,7 @@ def spelled(source: SourceText, options: Iterable[Option], where: str) -> Spelle
         folded = re.sub(r"[._-]", "", option.key.strip()).lower()
         if folded in _NEVER:
             source.fail(option.start, f"{option.key!r} is not an option of {where}", _NEVER[folded])
-        if folded in _MEANINGLESS and folded not in _OURS:
+        if folded in _MEANINGLESS:
             notices.append(
                 f"{source.place(option.start)}: {option.key!r} means nothing here: "
                 f"{_MEANINGLESS[folded]}"
@@ -204,16 +205,10 @@ def _strategy(source: SourceText, option: Option, notices: list[str]) -> Mapping
     return {"on.abort": known[option.value.upper()]}
 
 
-def _dimension(source: SourceText, option: Option, notices: list[str]) -> Mapping[str, str]:
-    return {"dimensions": option.value}
-
-
 _SPECIAL = {
     "endpoint": _endpoint,
     "timeout": _timeout,
     "clienttimeout": _timeout,
     "responseformat": _response_format,
     "errorhandlingstrategy": _strategy,
-    "dimension": _dimension,
-    "dimensions": _dimension,
 }

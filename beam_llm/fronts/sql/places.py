@@ -56,6 +56,11 @@ class SourceText:
         """Raises the error at a place; see `error`."""
         raise self.error(start, why, instead, end)
 
+    def fail_name(self, start: int, name: str, why: str, instead: str) -> NoReturn:
+        """Raises the error at a name, shown with the quotes that it has there."""
+        quotes = 2 * (self.text[start : start + 1] in "'`\"")
+        self.fail(start, why, instead, start + len(name) + quotes)
+
     def located(self, start: int, error: UsageError) -> SqlError:
         """An error of the settings, at its place and with options spelled as in SQL."""
         if isinstance(error, SqlError):

@@ -140,13 +140,8 @@ class Planner:
             columns = self.query(view.query)
             return self._renamed(columns, view.columns, None, start)
         if name not in known.tables:
-            self._source.fail(
-                start,
-                f"unknown table {name!r}",
-                nearest(name, [*known.tables, *known.views], "tables"),
-                # The quotes that stand around it in the file are not in the name.
-                start + len(name) + (self._source.text[start : start + 1] in '`"') * 2,
-            )
+            instead = nearest(name, [*known.tables, *known.views], "tables")
+            self._source.fail_name(start, name, f"unknown table {name!r}", instead)
         table = known.tables[name]
         if table.connector == "print":
             self._source.fail(start, f"{name!r} prints and can't be read", "read another table")
@@ -233,12 +228,8 @@ class Planner:
         for name, start in call.descriptor:
             found = [one for one in columns if one.name == name]
             if not found:
-                self._source.fail(
-                    start,
-                    f"unknown column {name!r}",
-                    nearest(name, [one.name for one in columns], "columns"),
-                    start + len(name),
-                )
+                instead = nearest(name, [one.name for one in columns], "columns")
+                self._source.fail_name(start, name, f"unknown column {name!r}", instead)
             arguments.append((name, found[0].value, start))
         answer = self._asking.ask(call, scope, arguments)
         return [*columns, *_answer_columns(answer, {one.name for one in columns}, None)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from beam_llm.errors import printable
 from beam_llm.fronts.sql.known import Known, View
@@ -58,7 +58,7 @@ class Script:
     notices: tuple[str, ...]
 
 
-def read_script(text: str, name: str, permissions: Permissions = Permissions()) -> Script:  # noqa: B008 - a tuple
+def read_script(text: str, name: str, permissions: Permissions) -> Script:
     """The file's statements, checked and planned.
 
     Args:
@@ -103,12 +103,8 @@ def _planned(known: Known, insert: Insert, end: int) -> Plan:
         why = f"unknown table {insert.table!r}"
         if insert.table in known.views:
             why = f"{insert.table!r} is a view, which can't be written"
-        known.source.fail(
-            insert.table_start,
-            why,
-            nearest(insert.table, known.tables, "tables"),
-            insert.table_start + len(insert.table),
-        )
+        instead = nearest(insert.table, known.tables, "tables")
+        known.source.fail_name(insert.table_start, insert.table, why, instead)
     if table.connector == "filesystem" and any(magic in table.path for magic in "*?["):
         known.source.fail(
             insert.table_start,
@@ -190,14 +186,10 @@ def _of_kind(known: Known, kind: str) -> dict[str, Any]:
     return kinds[kind]
 
 
-def _refuse_unknown(known: Known, kind: str, name: str, start: int) -> Any:
+def _refuse_unknown(known: Known, kind: str, name: str, start: int) -> NoReturn:
     noun = kind.lower()
-    known.source.fail(
-        start,
-        f"unknown {noun} {name!r}",
-        nearest(name, _of_kind(known, kind), f"{noun}s"),
-        start + len(name),
-    )
+    instead = nearest(name, _of_kind(known, kind), f"{noun}s")
+    known.source.fail_name(start, name, f"unknown {noun} {name!r}", instead)
 
 
 def _alter(known: Known, statement: AlterModel) -> None:

@@ -115,10 +115,7 @@ def _select(cursor: Cursor, depth: int) -> Query:
 def _group_by(cursor: Cursor) -> tuple[Expression, ...]:
     if (refused := _GROUPS.get(cursor.now.word or cursor.now.value)) is not None:
         cursor.fail(*refused)
-    keys = [parse_expression(cursor)]
-    while cursor.take_op(","):
-        keys.append(parse_expression(cursor))
-    return tuple(keys)
+    return tuple(cursor.listed(lambda: parse_expression(cursor)))
 
 
 def _limit(cursor: Cursor) -> int:
@@ -215,7 +212,7 @@ def _source(cursor: Cursor, depth: int) -> Source:
             )
         alias, columns = _alias(cursor)
         return Source(start, alias, columns, call=call)
-    name = parse_name(cursor, "the table's name")
+    name = cursor.need_path("the table's name")
     alias, columns = _alias(cursor)
     return Source(start, alias, columns, table=name)
 
@@ -269,24 +266,19 @@ def _lateral_join(cursor: Cursor, start: int, depth: int) -> Lateral:
     so all of them are the same.
     """
     cross = cursor.take_words("CROSS", "JOIN")
-    if not (
+    joined = (
         cross
         or cursor.take_words("LEFT", "OUTER", "JOIN")
         or cursor.take_words("LEFT", "JOIN")
         or cursor.take_words("INNER", "JOIN")
         or cursor.take_words("JOIN")
-    ):
-        _refuse_join(cursor, start)
-    if cursor.now.word != "LATERAL":
-        _refuse_join(cursor, start)
+    )
+    if not joined or cursor.now.word != "LATERAL":
+        cursor.source.fail(start, *_JOIN)
     lateral = _lateral(cursor, start, depth)
     if not cross:
         cursor.need_words("ON", "TRUE", where="after a join with LATERAL")
     return lateral
-
-
-def _refuse_join(cursor: Cursor, start: int) -> NoReturn:
-    cursor.source.fail(start, *_JOIN)
 
 
 def _alias(cursor: Cursor) -> tuple[str | None, tuple[str, ...]]:
@@ -302,16 +294,9 @@ def _alias(cursor: Cursor) -> tuple[str | None, tuple[str, ...]]:
     return alias, tuple(name for name, _ in columns)
 
 
-def parse_name(cursor: Cursor, what: str) -> str:
-    """A name; `catalog.database.name` is its last part, for there is one catalog here."""
-    cursor.need_name(what)
-    return cursor.last_part().value
-
-
 def _refuse_clauses(cursor: Cursor) -> None:
-    token: Token = cursor.now
-    if token.word in _REFUSED and token.kind == "name":
-        why, instead = _REFUSED[token.word]
-        cursor.source.fail(token.start, why, instead)
+    token = cursor.now
+    if token.word in _REFUSED:
+        cursor.source.fail(token.start, *_REFUSED[token.word])
     if token.word in _JOIN_WORDS:
-        _refuse_join(cursor, token.start)
+        cursor.source.fail(token.start, *_JOIN)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from beam_llm.fronts.sql.options import parse_with
 from beam_llm.fronts.sql.places import SourceText, nearest
-from beam_llm.fronts.sql.select import parse_name, parse_query
+from beam_llm.fronts.sql.select import parse_query
 from beam_llm.fronts.sql.syntax import (
     AlterModel,
     ColumnDefinition,
@@ -90,7 +90,7 @@ def _create(cursor: Cursor) -> Statement:
         cursor.fail("this can't be created here", nearest(cursor.now.value, _KINDS, "kinds"))
     cursor.take()
     if_not_exists = cursor.take_words("IF", "NOT", "EXISTS")
-    name = parse_name(cursor, f"the {kind.lower()}'s name")
+    name = cursor.need_path(f"the {kind.lower()}'s name")
     if kind == "MODEL":
         return _create_model(cursor, start, name, temporary, if_not_exists)
     if kind == "VIEW":
@@ -236,7 +236,7 @@ def _drop(cursor: Cursor) -> Drop:
     cursor.take()
     if_exists = cursor.take_words("IF", "EXISTS")
     name_start = cursor.now.start
-    return Drop(start, kind, parse_name(cursor, "the name"), name_start, if_exists)
+    return Drop(start, kind, cursor.need_path("the name"), name_start, if_exists)
 
 
 def _show(cursor: Cursor) -> Show:
@@ -252,8 +252,7 @@ def _show(cursor: Cursor) -> Show:
 
 
 def _describe(cursor: Cursor) -> Show:
-    start = cursor.take().start
-    return _of_one(cursor, start, "DESCRIBE")
+    return _of_one(cursor, cursor.take().start, "DESCRIBE")
 
 
 def _of_one(cursor: Cursor, start: int, what: str) -> Show:
@@ -261,7 +260,7 @@ def _of_one(cursor: Cursor, start: int, what: str) -> Show:
     if kind != "TABLE" or what == "DESCRIBE":
         cursor.take_words("EXTENDED")
     name_start = cursor.now.start
-    return Show(start, what, kind, parse_name(cursor, "the name"), name_start)
+    return Show(start, what, kind, cursor.need_path("the name"), name_start)
 
 
 def _alter(cursor: Cursor) -> AlterModel:
@@ -270,12 +269,12 @@ def _alter(cursor: Cursor) -> AlterModel:
         cursor.fail("only a MODEL can be altered here", "drop it and create it anew")
     if_exists = cursor.take_words("IF", "EXISTS")
     name_start = cursor.now.start
-    name = parse_name(cursor, "the model's name")
+    name = cursor.need_path("the model's name")
     if cursor.take_words("SET"):
         options = parse_with(cursor, "SET")
         return AlterModel(start, name, name_start, if_exists, tuple(options))
     if cursor.take_words("RENAME", "TO"):
-        new_name = parse_name(cursor, "the new name")
+        new_name = cursor.need_path("the new name")
         return AlterModel(start, name, name_start, if_exists, new_name=new_name)
     if not cursor.take_words("RESET"):
         cursor.fail("this can't be altered", "write ALTER MODEL m SET ('batch.size' = '20')")
@@ -291,7 +290,7 @@ def _keys(cursor: Cursor) -> tuple[tuple[str, int], ...]:
 
 def _set(cursor: Cursor) -> SetOption:
     start = cursor.take().start
-    if cursor.now.kind in (";", "end"):
+    if cursor.is_op(";") or cursor.now.kind == "end":
         cursor.fail("SET needs an option", "write SET 'batch.size' = '20'")
     key = cursor.need_string("an option's name")
     cursor.need_op("=", "after SET and a name")
@@ -315,7 +314,7 @@ def _insert(cursor: Cursor) -> Insert:
         )
     cursor.need_words("INTO", where="after INSERT")
     table_start = cursor.now.start
-    table = parse_name(cursor, "the table's name")
+    table = cursor.need_path("the table's name")
     columns: list[tuple[str, int]] = []
     # A parenthesis may also begin the query itself.
     is_list = cursor.is_op("(") and cursor.ahead().kind in ("name", "quoted")

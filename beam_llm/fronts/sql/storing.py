@@ -53,10 +53,8 @@ def _given(source: SourceText, insert: Insertion, columns: list[Column]) -> dict
     known = [name for name, _ in insert.table.columns]
     for name, start in insert.columns:
         if name not in known:
-            source.fail(
-                start, f"unknown column {name!r}", nearest(name, known, "columns"),
-                start + len(name),
-            )  # fmt: skip
+            instead = nearest(name, known, "columns")
+            source.fail_name(start, name, f"unknown column {name!r}", instead)
     if len(columns) == len(wanted):
         return dict(zip(wanted, (column.value for column in columns), strict=True))
     if insert.columns or len(columns) > len(wanted):

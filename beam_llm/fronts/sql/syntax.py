@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from beam_llm.fronts.sql.types import SqlType
@@ -35,7 +35,6 @@ class Expression:
       tree: sqlglot's; a call or an aggregate in it is a column named by its placeholder.
       start, end: its place in the file.
       calls: the calls in it by placeholder.
-      offset: of the tree's text in the file, for places of what is in it.
       aggregates: `COUNT(*)` and its like by placeholder.
     """
 
@@ -43,8 +42,7 @@ class Expression:
     start: int
     end: int
     calls: Mapping[str, Call]
-    offset: int
-    aggregates: Mapping[str, Aggregate] = field(default_factory=dict)
+    aggregates: Mapping[str, Aggregate]
 
     @property
     def placed(self) -> tuple[Aggregate | Call, ...]:
@@ -65,7 +63,7 @@ class Aggregate:
     start: int
     end: int
     argument: Expression | None
-    distinct: bool = False
+    distinct: bool
 
 
 @dataclass(frozen=True)
@@ -255,4 +253,4 @@ class Select(Statement):
 class StatementSet(Statement):
     """`EXECUTE STATEMENT SET BEGIN … END`: INSERTs that run in one pipeline."""
 
-    inserts: tuple[Insert, ...] = field(default=())
+    inserts: tuple[Insert, ...]

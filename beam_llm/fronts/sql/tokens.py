@@ -148,14 +148,15 @@ class Cursor:
             self.fail(f"{what} is missing here", "write a name, in backticks where it is a keyword")
         return self.take()
 
-    def last_part(self) -> Token:
-        """The last part of a dotted name, whose first was just taken: there is one catalog here, so
-        `catalog.database.name` is `name`.
+    def need_path(self, what: str) -> str:
+        """Takes a name, with dots or without, or fails; returns its last part, for there is one
+        catalog here.
         """
+        self.need_name(what)
         while self.is_op(".") and self.ahead().kind in ("name", "quoted"):
             self.take()
             self.take()
-        return self.tokens[self.at - 1]
+        return self.tokens[self.at - 1].value
 
     def need_string(self, what: str) -> Token:
         """Takes a text in single quotes, or fails."""
