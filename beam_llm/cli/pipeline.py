@@ -21,7 +21,7 @@ from beam_llm.cli.storing import StoreInSpool, place_of, write_once
 from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind
 from beam_llm.prompting.output_types import Output
-from beam_llm.prompting.text import clean
+from beam_llm.prompting.text import cleaned
 from beam_llm.transforms.batch_jobs import CollectBatchJobs
 from beam_llm.transforms.fields import fields_of, is_keyed
 from beam_llm.transforms.options import arguments_of
@@ -55,15 +55,7 @@ def _encodable(row: Row) -> dict[str, Any]:
     """
     if row.raw is None or not (b"\\ud" in row.raw or b"\\uD" in row.raw):
         return row.fields
-    return {clean(name): _cleaned(value) for name, value in row.fields.items()}
-
-
-def _cleaned(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {clean(name): _cleaned(member) for name, member in value.items()}
-    if isinstance(value, list):
-        return list(map(_cleaned, value))
-    return clean(value) if isinstance(value, str) else value
+    return dict(cleaned(row.fields))
 
 
 class StoreAnswers(StoreInSpool):

@@ -138,6 +138,23 @@ def clean(text: str) -> str:
     return text
 
 
+def cleaned(value: Any) -> Any:
+    """The JSON value with all its texts as UTF-8 can carry them; see `clean`."""
+    if isinstance(value, dict):
+        return {cleaned(name): cleaned(member) for name, member in value.items()}
+    if isinstance(value, (list, tuple)):
+        return list(map(cleaned, value))
+    return clean(value) if isinstance(value, str) else value
+
+
+def request_json(body: Mapping[str, Any]) -> bytes:
+    """A request's body as JSON, its texts as UTF-8 can carry them."""
+    try:
+        return orjson.dumps(body)
+    except TypeError:  # lone surrogates are rare: they are looked for only where this has failed
+        return orjson.dumps(cleaned(body))
+
+
 def quote(text: str) -> str:
     """A JSON string on one line: every character that some reader takes for a line break is
     escaped."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from beam_llm.prompting.text import clean
 from beam_llm.values import Media, Message
 
 CHARACTERS_A_TOKEN = 2
@@ -34,19 +33,3 @@ def marked_parts(message: Message) -> list[str | Media] | None:
     own = first[shared:]
     parts = [first[:shared], *([own] if own.strip() else []), *others]
     return parts if len(parts) > 1 else None
-
-
-def encodable(system: str, messages: list[Message]) -> tuple[str, list[Message]]:
-    """The same without halves of characters, which JSON has no way to write."""
-    return clean(system), [_encodable(message) for message in messages]
-
-
-def _encodable(message: Message) -> Message:
-    # Piece by piece: a pair of halves becomes one character, and what is behind it moves.
-    text, start, places = "", 0, []
-    for end, media in message.media:
-        text += clean(message.content[start:end])
-        places.append((len(text), media))
-        start = end
-    text += clean(message.content[start:])
-    return Message(message.role, text, message.shared, tuple(places))

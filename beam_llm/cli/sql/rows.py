@@ -17,11 +17,12 @@ from beam_llm.cli.files.records import DataError, Row, Source, digest_of, is_rem
 from beam_llm.cli.files.sources import find_sources, header_of, read_rows
 from beam_llm.errors import UsageError
 from beam_llm.fronts.sql.compute import CHUNK_ROWS, Evaluator, ExpressionError
-from beam_llm.fronts.sql.in_flight import cleaned, kept
+from beam_llm.fronts.sql.in_flight import kept
 from beam_llm.fronts.sql.places import nearest
 from beam_llm.fronts.sql.plan import Plan, Rows
 from beam_llm.fronts.sql.tables import Table
 from beam_llm.fronts.sql.types import SqlType, value_of
+from beam_llm.prompting.text import cleaned
 
 INLINE = Source("", "inline")
 """In place of a file: the rows stand in the plan."""
@@ -150,6 +151,7 @@ def typed_fields(plan: Plan, fields: Any, place: str) -> dict[str, Any]:
         if value == "" and kind.kind not in ("STRING", "BYTES"):
             value = None
         try:
+            # Half a character has no place in a coder, nor in DuckDB.
             typed[column] = cleaned(value_of(kind, value))
         except ValueError as error:
             raise DataError(f"{place}: column {name!r}: {error}") from None

@@ -15,7 +15,6 @@ from beam_llm.errors import Failure, Kind
 from beam_llm.fronts.sql.plan import Ask
 from beam_llm.fronts.sql.types import value_of
 from beam_llm.prompting.output_types import Output
-from beam_llm.prompting.text import clean
 from beam_llm.values import Prediction
 
 META = "$"
@@ -102,12 +101,3 @@ def meta_of(failure: Failure | None, prediction: Prediction | None = None) -> li
 def kept(row: dict[str, Any], keeps: frozenset[str]) -> dict[str, Any]:
     """The row with what is needed from here on."""
     return {name: value for name, value in row.items() if name in keeps or name in (META, DROPPED)}
-
-
-def cleaned(value: Any) -> Any:
-    """A value without halves of characters, which no coder and no DuckDB takes."""
-    if isinstance(value, str):
-        return clean(value)
-    if isinstance(value, dict):
-        return {cleaned(name): cleaned(member) for name, member in value.items()}
-    return list(map(cleaned, value)) if isinstance(value, list) else value

@@ -10,10 +10,11 @@ from typing import Any
 
 import orjson
 
+from beam_llm.prompting.text import request_json
 from beam_llm.providers.anthropic import models
 from beam_llm.providers.anthropic.dialect import SCHEMA, TOOL, TOOL_NAME, Dialect
 from beam_llm.providers.anthropic.schema import closed_schema
-from beam_llm.providers.shared_prefix import CHARACTERS_A_TOKEN, encodable, marked_parts, parted
+from beam_llm.providers.shared_prefix import CHARACTERS_A_TOKEN, marked_parts, parted
 from beam_llm.values import Media, Message, Request
 
 
@@ -30,12 +31,7 @@ def encode_body(
       cache: for how long what all prompts have in common is kept (`5m`, `1h`); None: not at all.
     """
     system, messages = parted(request.messages)
-    options = service_tier, cache
-    # Lone surrogates are rare: they are looked for only where the encoding has failed.
-    try:
-        return orjson.dumps(_body(request, system, messages, dialect, *options))
-    except TypeError:  # half a character, which JSON has no way to write
-        return orjson.dumps(_body(request, *encodable(system, messages), dialect, *options))
+    return request_json(_body(request, system, messages, dialect, service_tier, cache))
 
 
 def _body(

@@ -13,11 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError
-from beam_llm.prompting.text import clean
+from beam_llm.prompting.text import request_json
 from beam_llm.prompting.vectors import pack
 from beam_llm.protocols import EmbedLimits
 from beam_llm.providers.checks import check_extra_body
@@ -152,11 +150,7 @@ def encoder_of(settings: Settings) -> Callable[[Request], bytes]:
 
 def _encoded(body: Callable[[str, int | None], dict[str, Any]], request: Request) -> bytes:
     [text] = request.inputs
-    extra = dict(sorted(request.extra.items()))
-    try:
-        return orjson.dumps({**body(text, request.dimensions), **extra})
-    except TypeError:  # half a character, which JSON has no way to write
-        return orjson.dumps({**body(clean(text), request.dimensions), **extra})
+    return request_json({**body(text, request.dimensions), **dict(sorted(request.extra.items()))})
 
 
 def _titan_body(options: Mapping[str, Any], text: str, dimensions: int | None) -> dict[str, Any]:

@@ -11,13 +11,13 @@ from typing import Any
 
 import orjson
 
-from beam_llm.prompting.text import clean
+from beam_llm.prompting.text import clean, request_json
 from beam_llm.providers.anthropic.schema import closed_schema
 from beam_llm.providers.bedrock.forms import SCHEMA, TOOL, Form
 from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, unreadable
 from beam_llm.providers.finishes import finish_of
 from beam_llm.providers.reply_json import read_reply
-from beam_llm.providers.shared_prefix import CHARACTERS_A_TOKEN, encodable, marked_parts, parted
+from beam_llm.providers.shared_prefix import CHARACTERS_A_TOKEN, marked_parts, parted
 from beam_llm.providers.typed import name_of, usage_beside_cache, word
 from beam_llm.redaction import redactor_of
 from beam_llm.values import Completion, Finish, Media, Message, Request, Usage
@@ -39,11 +39,7 @@ def encode_body(
     """The request as JSON, its keys always in one order: equal requests give equal bytes, live and
     in a job's file. The model is in the address.
     """
-    texts = parted(request.messages)
-    try:
-        return orjson.dumps(_body(request, *texts, form, service_tier, is_cached))
-    except TypeError:  # half a character, which JSON has no way to write
-        return orjson.dumps(_body(request, *encodable(*texts), form, service_tier, is_cached))
+    return request_json(_body(request, *parted(request.messages), form, service_tier, is_cached))
 
 
 def _body(

@@ -17,11 +17,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import orjson
-
 from beam_llm.config import Settings
 from beam_llm.errors import Kind, Rejected, UsageError
-from beam_llm.prompting.text import clean
+from beam_llm.prompting.text import request_json
 from beam_llm.prompting.vectors import pack
 from beam_llm.protocols import WRITTEN_OUT, EmbedLimits
 from beam_llm.providers.checks import check_extra_body, refuse_api_version
@@ -164,14 +162,11 @@ def wire_of(settings: Settings) -> EmbedWire:
 
     def encode(request: Request) -> bytes:
         size = {} if request.dimensions is None else {"outputDimensionality": request.dimensions}
-        return encoded({**fields, **size}, text_of(request), request.extra, content_of)
+        return encoded(
+            request, {"content": {"parts": [{"text": text_of(request)}]}, **fields, **size}
+        )
 
     return EmbedWire("embedContent", encode, read_embedding)
-
-
-def content_of(text: str) -> dict[str, Any]:
-    """The fields of a request that hold its text."""
-    return {"content": {"parts": [{"text": text}]}}
 
 
 def text_of(request: Request) -> str:
@@ -180,22 +175,9 @@ def text_of(request: Request) -> str:
     return text
 
 
-def encoded(
-    fields: Mapping[str, Any],
-    text: str,
-    extra: Mapping[str, Any],
-    around: Callable[[str], dict[str, Any]],
-) -> bytes:
-    """A request as JSON, its keys always in one order: equal requests give equal bytes.
-
-    Args:
-      around: what holds the text.
-    """
-    rest = {**fields, **dict(sorted(extra.items()))}
-    try:
-        return orjson.dumps({**around(text), **rest})
-    except TypeError:  # half a character, which JSON has no way to write
-        return orjson.dumps({**around(clean(text)), **rest})
+def encoded(request: Request, fields: Mapping[str, Any]) -> bytes:
+    """The request as JSON, its keys always in one order: equal requests give equal bytes."""
+    return request_json({**fields, **dict(sorted(request.extra.items()))})
 
 
 def read_embedding(payload: Any, model: str, context: ErrorContext) -> Completion:

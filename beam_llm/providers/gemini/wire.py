@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from beam_llm.prompting.text import clean
+from beam_llm.prompting.text import clean, request_json
 from beam_llm.providers.errors import (
     NO_CONTEXT,
     ErrorContext,
@@ -59,14 +59,7 @@ def encode_body(
     for name, value in sorted(request.extra.items()):
         is_config = name == CONFIG and isinstance(value, Mapping)
         body[name] = {**body.get(CONFIG, {}), **value} if is_config else value
-    try:
-        return orjson.dumps(body)
-    except TypeError:
-        for content in (*body["contents"], body.get("systemInstruction", {"parts": []})):
-            for part in content["parts"]:
-                if "text" in part:
-                    part["text"] = clean(part["text"])
-        return orjson.dumps(body)
+    return request_json(body)
 
 
 def _body(request: Request, in_words: bool) -> dict[str, Any]:

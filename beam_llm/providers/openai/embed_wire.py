@@ -12,9 +12,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import orjson
-
-from beam_llm.prompting.text import clean
+from beam_llm.prompting.text import request_json
 from beam_llm.prompting.vectors import pack
 from beam_llm.protocols import EmbedLimits
 from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, unreadable
@@ -80,12 +78,7 @@ def encode_inputs(api: EmbedApi, request: Request, dialect: Dialect | None = Non
     if api.takes_base64:
         body["encoding_format"] = "base64"
     body.update(sorted(request.extra.items()))
-    try:
-        return orjson.dumps(body)
-    # Half a character (a lone surrogate), which JSON has no way to write.
-    except TypeError:
-        body["input"] = [clean(text) for text in request.inputs]
-        return orjson.dumps(body)
+    return request_json(body)
 
 
 def vectors_of(

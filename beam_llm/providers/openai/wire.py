@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from beam_llm.prompting.text import clean
+from beam_llm.prompting.text import clean, request_json
 from beam_llm.providers.errors import (
     NO_CONTEXT,
     ErrorContext,
@@ -64,23 +64,7 @@ def encode_body(request: Request, dialect: Dialect, service_tier: str | None = N
         if isinstance(ours, Mapping) and isinstance(value, Mapping):
             value = {**ours, **value}
         body[name] = value
-    try:
-        return orjson.dumps(body)
-    # Half a character (a lone surrogate), which JSON has no way to write.
-    except TypeError:
-        return orjson.dumps(_without_halves(body))
-
-
-def _without_halves(body: Any) -> Any:
-    return {**body, "messages": [_cleaned(message) for message in body["messages"]]}
-
-
-def _cleaned(found: Any) -> Any:
-    if isinstance(found, str):
-        return clean(found)
-    if isinstance(found, list):
-        return [_cleaned(part) for part in found]
-    return {name: _cleaned(part) for name, part in found.items()}
+    return request_json(body)
 
 
 def _parts(message: Message, dialect: Dialect) -> list[dict[str, Any]]:

@@ -58,26 +58,18 @@ def _predict_wire(settings: Settings) -> EmbedWire:
     fields = shared_fields(settings, "task_type", "title")
 
     def encode(request: Request) -> bytes:
-        shared = {"parameters": parameters_of(request.dimensions)}
-        return encoded(
-            shared,
-            text_of(request),
-            request.extra,
-            lambda text: {"instances": [{"content": text, **fields}]},
-        )
+        instance = {"content": text_of(request), **fields}
+        shared = parameters_of(request.dimensions)
+        return encoded(request, {"instances": [instance], "parameters": shared})
 
     return EmbedWire("predict", encode, read_prediction)
 
 
 def _content_wire() -> EmbedWire:
     def encode(request: Request) -> bytes:
-        config = {"embedContentConfig": parameters_of(request.dimensions)}
-        return encoded(
-            config,
-            text_of(request),
-            request.extra,
-            lambda text: {"content": {"role": "user", "parts": [{"text": text}]}},
-        )
+        content = {"role": "user", "parts": [{"text": text_of(request)}]}
+        config = parameters_of(request.dimensions)
+        return encoded(request, {"content": content, "embedContentConfig": config})
 
     return EmbedWire("embedContent", encode, read_embedding)
 
@@ -98,7 +90,7 @@ def job_wire_of(settings: Settings) -> JobWire:
     fields = shared_fields(settings, "task_type", "title")
 
     def encode(request: Request) -> bytes:
-        return encoded(fields, text_of(request), request.extra, lambda text: {"content": text})
+        return encoded(request, {"content": text_of(request), **fields})
 
     def read(payload: Any, context: ErrorContext) -> Completion:
         return read_prediction(payload, settings.model_name, context)
