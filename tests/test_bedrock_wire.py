@@ -17,7 +17,7 @@ import yarl
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from beam_llm import providers
@@ -510,6 +510,7 @@ def test_any_value_in_any_field_of_a_job(path: Any, value: Any) -> None:
         assert all(isinstance(file, str) for file in read.result_files)
 
 
+@example("0" * 29, "a" * 16)  # an attempt's name that just fits
 @given(st.text("abcdef0123456789", min_size=1, max_size=40), st.text(".abf", max_size=60))
 def test_names_fit_and_those_of_one_job_begin_alike(ledger: str, path: str) -> None:
     begin = f"{ledger}-7{path}-0123456789ab"

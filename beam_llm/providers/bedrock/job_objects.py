@@ -48,25 +48,19 @@ _ABORT_WORDS = re.compile(
 
 def job_name(name: str) -> str:
     """The name of an attempt as a job can have it: itself, or its digest where it is too long."""
-    if len(name) <= MOST_NAME:
-        return name
     begin, _, attempt = name.rpartition("-")
-    return f"{_digest(begin)}-{attempt}"
+    return f"{name_prefix(begin)}-{attempt}"
 
 
 def name_prefix(name: str) -> str:
     """What the names of all attempts begin with, up to their last `-`."""
     longest = f"{name}-000"
-    return name if len(longest) <= MOST_NAME else _digest(name)
+    return name if len(longest) <= MOST_NAME else hashlib.sha256(name.encode()).hexdigest()[:40]
 
 
 def token_of(name: str) -> str:
     """The token by which Bedrock knows an attempt again: it may have no dots."""
     return hashlib.sha256(name.encode()).hexdigest()
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
 def remote_job(job: Mapping[str, Any], context: ErrorContext) -> RemoteJob:
