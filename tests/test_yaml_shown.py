@@ -120,7 +120,9 @@ def test_a_dry_run_says_what_it_would_cost_or_why_that_is_not_known(
     assert (
         run("pipeline: {type: chain, transforms: %s}" % (steps % (step, config)), "--dry-run") == 0
     )
-    assert cost in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"\n{step}(" in shown
+    assert cost in shown
 
 
 def test_a_dry_run_says_why_rows_can_not_be_read(
@@ -152,6 +154,8 @@ def test_a_run_can_be_looked_at(folder: Path, emulator_with: Callable[..., Emula
     assert run(text, "--report", "page.html", "--summary", "summary.json") == 3
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["records"], summary["failed"]) == (5, 1)
+    assert summary["model"] == "openai:gpt-4.1-mini, openai:gpt-4.1"
+    assert summary["mode"] == ", ".join(dict.fromkeys(["online", mode]))
     assert summary["errors"]["refused"]["records"] == 1
     assert summary["cost_usd"] > 0
     found = Outline((folder / "page.html").read_text())

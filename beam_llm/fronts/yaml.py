@@ -15,7 +15,7 @@ from typing import Any, Optional
 import apache_beam as beam
 from apache_beam import pvalue
 
-from beam_llm.config import EACH, OPTIONS, options_of, settings_from_options
+from beam_llm.config import EACH, OPTIONS, TASKS, options_of, settings_from_options
 from beam_llm.errors import UsageError
 from beam_llm.fronts.nested_rows import NestedRow, as_nested, nested_type
 from beam_llm.transforms.beam_internals import new_row, row_fields, row_type
@@ -41,7 +41,7 @@ class Predict(beam.PTransform):
     """
 
     def __init__(self, settings: Any, error_tag: str | None):
-        super().__init__(f"LLMPredict({settings.model_name})")
+        super().__init__(f"{TASKS[settings.task]}({settings.model_name})")
         self.settings = settings
         self._error_tag = error_tag
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from time import time
 from typing import Any
 
@@ -56,7 +57,7 @@ def run(chosen: argparse.Namespace) -> int:
             at_once=True,
         )
     report = _report(steps, measured, meter, began_at)
-    command = PredictCommand((), "", next(iter(steps.values()), Settings()))
+    command = PredictCommand((), "", _settings_of_all(steps))
     files.write_summary(as_json(command, report))
     if not chosen.quiet:
         print_summary(command, report)
@@ -114,6 +115,16 @@ def _report(
         tally.unpriced = tally.records
     lines = counters.get("job_requests", 0)
     return Report.of_run(tally, measured, meter, lines=lines, began_at=began_at)
+
+
+def _settings_of_all(steps: Mapping[str, Settings]) -> Settings:
+    """One step's, with the models and modes of all: what the summary names."""
+
+    def all_of(name: str) -> str:
+        return ", ".join(dict.fromkeys(str(getattr(one, name)) for one in steps.values()))
+
+    first = next(iter(steps.values()), Settings())
+    return replace(first, model=all_of("model"), mode=all_of("mode"))
 
 
 def _has_price(settings: Settings) -> bool:
