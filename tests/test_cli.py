@@ -1097,6 +1097,14 @@ def test_no_command_shows_help_and_is_wrong_usage(capsys: pytest.CaptureFixture[
     assert "predict" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", ["--output", "--summary", "--report"])
+def test_the_name_of_an_unset_variable_is_not_the_name_of_a_file(
+    flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", "in.jsonl", "--model", MODEL, "--output", "out.jsonl", flag, ""]) == 2
+    assert f"argument {flag}: '' is not the name of a file" in capsys.readouterr().err
+
+
 def test_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("beam-llm ")

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from beam_llm.cli.parser import file_name
 from beam_llm.config import (
     EACH,
     OPTIONS,
@@ -243,9 +244,9 @@ def add_staging(parser: argparse.ArgumentParser) -> None:
 def add_run_files(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say where a run's summary and page go."""
     summary = "how the run ended, as JSON: counts, errors with messages, warnings, cost"
-    parser.add_argument("--summary", metavar="FILE.json", help=summary)
+    parser.add_argument("--summary", type=file_name, metavar="FILE.json", help=summary)
     page = "the run as a page to look at: calls, latencies, cost, errors, jobs"
-    parser.add_argument("--report", metavar="FILE.html", help=page)
+    parser.add_argument("--report", type=file_name, metavar="FILE.html", help=page)
     add_redact(parser)
 
 

@@ -89,6 +89,13 @@ def _imported_when_called(name: str) -> Callable[[Any], int]:
     return run
 
 
+def file_name(text: str) -> str:
+    """An argument's type: a name that isn't empty, as that of an unset variable of a shell is."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a file")
+    return text
+
+
 def positive(text: str) -> int:
     """An argument's type: a whole number above 0."""
     if not text.isdecimal() or int(text) < 1:

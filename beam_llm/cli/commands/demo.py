@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from beam_llm.cli.parser import add_command, positive
+from beam_llm.cli.parser import add_command, file_name, positive
 
 
 def add_parser(commands: Any) -> None:
@@ -20,5 +20,5 @@ def add_parser(commands: Any) -> None:
     size = "records in one prompt (default: 20)"
     parser.add_argument("--batch-size", type=positive, default=20, metavar="N", help=size)
     folder = "folder for answers and staging (default: a new temporary folder)"
-    parser.add_argument("--output", metavar="DIR", help=folder)
+    parser.add_argument("--output", type=file_name, metavar="DIR", help=folder)
     parser.add_argument("--quiet", action="store_true", help="no progress")

@@ -7,7 +7,7 @@ from typing import Any
 
 from beam_llm.cli.exit_codes import IN_WORDS
 from beam_llm.cli.flags import add_options, add_provider, add_staging
-from beam_llm.cli.parser import add_command
+from beam_llm.cli.parser import add_command, file_name
 
 _ID = "number in the log, or the provider's job id"
 
@@ -50,7 +50,11 @@ def _add_attach(actions: Any) -> None:
     ids = "numbers in the log or job ids (default: all of this prompt, model and output)"
     attach.add_argument("ids", nargs="*", metavar="ID", help=ids)
     attach.add_argument(
-        "--output", required=True, metavar="OUT", help="file to write: .jsonl; - is stdout"
+        "--output",
+        required=True,
+        type=file_name,
+        metavar="OUT",
+        help="file to write: .jsonl; - is stdout",
     )
     attach.add_argument("--force", action="store_true", help="replace an OUT that exists")
     attach.add_argument("--quiet", action="store_true", help="no progress and no summary")

@@ -14,7 +14,7 @@ from beam_llm.cli.flags import (
     add_run_files,
     chosen_settings,
 )
-from beam_llm.cli.parser import add_command, positive
+from beam_llm.cli.parser import add_command, file_name, positive
 from beam_llm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def add_parser(commands: Any) -> None:
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
     output = "file to write: .jsonl, .csv, .parquet, local or gs://; - is stdout"
-    parser.add_argument("--output", metavar="OUT", help=output)
+    parser.add_argument("--output", type=file_name, metavar="OUT", help=output)
     formats = "where OUT's name doesn't tell (default for -: jsonl)"
     parser.add_argument("--output-format", choices=("jsonl", "csv", "parquet"), help=formats)
     add_existing(parser, "an OUT")

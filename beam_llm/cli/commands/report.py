@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from beam_llm.cli.flags import add_redact, add_staging
-from beam_llm.cli.parser import add_command
+from beam_llm.cli.parser import add_command, file_name
 
 
 def add_parser(commands: Any) -> None:
@@ -14,5 +14,7 @@ def add_parser(commands: Any) -> None:
     add_staging(parser)
     page = "the page (default: report.html)"
     # As a run calls its page, and as every other command calls what it writes.
-    parser.add_argument("--report", "--output", default="report.html", metavar="FILE", help=page)
+    parser.add_argument(
+        "--report", "--output", default="report.html", type=file_name, metavar="FILE", help=page
+    )
     add_redact(parser)
