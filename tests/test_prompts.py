@@ -411,6 +411,9 @@ BOMBS = {
     "indenting": "{{ (text ~ '\n' * 999999)|indent(99999) }}",
     "doubling by blocks": "{% set n = namespace(s=text) %}{% for i in range(90) %}{% set b %}{{ n.s }}{{ n.s }}{% endset %}{% set n.s = b %}{% endfor %}{{ n.s }}",
     "a range": "{{ range(10**9)|list|length }}{{ text }}",
+    "sums in a loop": "{% for i in range(99999) %}{{ range(99999)|sum }}{% endfor %}{{ text }}",
+    "texts one by one": "{{ range(99999)|map('string')|map('center', 99999)|list|length }}{{ text }}",
+    "texts one by one, joined": "{{ range(99999)|map('string')|map('center', 99999)|join }}{{ text }}",
     "rounding": "{{ (1.5)|round(10**9) }}{{ text }}",
 }
 

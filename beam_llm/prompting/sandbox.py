@@ -43,6 +43,13 @@ _MEASURED = (
 )
 """Jinja's filters that take numbers, or make long texts out of short ones."""
 
+_ITERATING = (
+    *("map", "select", "reject", "selectattr", "rejectattr", "unique", "list", "first", "last"),
+    *("sum", "max", "min", "sort", "groupby", "join", "batch", "slice"),
+)
+"""Jinja's filters that go through what they are given, be it a range or what another filter gives
+one by one."""
+
 # Of one rendering: threads render side by side, and must not add up.
 _rounds: ContextVar[list[int]] = ContextVar("rounds")
 
@@ -69,6 +76,8 @@ class BoundedEnvironment(sandbox.ImmutableSandboxedEnvironment):
         super().__init__(**options)
         for name in _MEASURED:
             self.filters[name] = _measured(self.filters[name])
+        for name in _ITERATING:
+            self.filters[name] = _iterating(self.filters[name])
         self.filters["_rounds"] = _counted
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
@@ -133,6 +142,32 @@ def _counted(items: Any) -> Iterator[Any]:
     rounds = _rounds.get([0])
     for item in items:
         _count_rounds(rounds, 1)
+        yield item
+
+
+def _iterating(filter_: Callable[..., Any]) -> Callable[..., Any]:
+    """The filter, whose rounds count like a loop's, and whose results have a bound together."""
+    place = value_place(filter_)
+
+    @functools.wraps(filter_)
+    def iterating(*args: Any, **kwargs: Any) -> Any:
+        items = args[place]
+        if isinstance(items, (list, tuple, Mapping)):
+            # In C, and of the record's own: a hundred take no longer than one of a loop's.
+            _count_rounds(_rounds.get([0]), len(items) // 100)
+        elif isinstance(items, (range, Iterator)):
+            items = _counted(items)
+        found = filter_(*args[:place], items, *args[place + 1 :], **kwargs)
+        return _bounded_items(found) if isinstance(found, Iterator) else found
+
+    return iterating
+
+
+def _bounded_items(items: Iterator[Any]) -> Iterator[Any]:
+    size = 0
+    for item in items:
+        size += _extent(item)
+        _check_size(size)
         yield item
 
 
