@@ -284,6 +284,24 @@ def test_a_create_is_adopted_or_made_again_but_never_paid_twice(
     assert world.fake.calls["upload"] == 1
 
 
+@pytest.mark.parametrize("faults", [[], ["lost"]], ids=["taken", "in doubt"])
+def test_a_job_under_way_in_one_region_is_not_made_again_in_another(
+    world: World, faults: list[str]
+) -> None:
+    world.fake.create_faults = faults
+    us, eu = ({"provider_options": {"region": region}} for region in ("us", "eu"))
+    (ref,) = world.plan(TEXTS, **us)
+    driver = world.driver(**us)
+    driver.step(ref)
+    driver.close()
+    world.restart()
+    with pytest.raises(UsageError, match="was sent to us, and provider_options name eu"):
+        world.run(TEXTS, **eu)
+    assert not wrong(world.run(TEXTS, **us), TEXTS)
+    assert not wrong(world.run(TEXTS, **eu), TEXTS)  # what is answered is known everywhere
+    assert world.fake.calls["create"] == 1
+
+
 def test_a_lost_create_is_found_although_the_list_lags(world: World) -> None:
     world.fake.create_faults, world.fake.list_lag = ["lost"], 4.0
     assert not wrong(world.run(TEXTS), TEXTS)

@@ -148,6 +148,12 @@ class Job:
         return self.wait(max(min(left, self.soon()), 0.01), status)
 
     @property
+    def place(self) -> str:
+        """The project and the region of a cloud, as far as the options name them."""
+        options = self.settings.provider_options or {}
+        return "/".join(str(options[name]) for name in ("project", "region") if options.get(name))
+
+    @property
     def may_repeat_create(self) -> bool:
         """Whether the provider makes one job for one name, so that the same create may be sent
         again."""
@@ -165,7 +171,7 @@ class Job:
           adopts: a remote job that exists already: then nothing is created.
         """
         shared = self.shared.provider_time() is not None
-        marker = Creating(self.time(), shared, file_id, adopts)
+        marker = Creating(self.time(), shared, file_id, adopts, self.place)
         return self.journal.add(marker, attempt)
 
     def acknowledge(self, attempt: int, remote: RemoteJob) -> None:

@@ -35,7 +35,7 @@ from beam_llm.jobs.remote_watch import RemoteWatch
 from beam_llm.jobs.step import Waiting
 from beam_llm.jobs.submit import Submission
 from beam_llm.ledger.failpoints import failpoint
-from beam_llm.ledger.journal import Closed, Created, Done
+from beam_llm.ledger.journal import Closed, Created, Creating, Done
 from beam_llm.ledger.status import JobStatus, Phase
 from beam_llm.protocols import RemoteJob
 from beam_llm.results.endings import JobEnd
@@ -56,7 +56,7 @@ class JobDriver:
         at once more.
 
     Raises:
-      UsageError: it was made for another prompt, model or output.
+      UsageError: it was made for another prompt, model or output, or is under way elsewhere.
     """
 
     def __init__(self, job: Job, inherited: JobEnd | None = None, is_last: bool = True):
@@ -90,6 +90,8 @@ class JobDriver:
             status = job.journal.status()
             if status.phase is Phase.DONE:
                 return self._end(status)
+            if status.phase is not Phase.FRESH:
+                self._refuse_elsewhere(status.attempt)
             if status.phase is not Phase.ACKED:
                 if status.phase is Phase.FRESH and not status.attempt and job.intent.path:
                     failpoint("child.begun")
@@ -101,6 +103,17 @@ class JobDriver:
         found = watch.step()
         self._watch = watch if isinstance(found, Waiting) else None
         return found
+
+    def _refuse_elsewhere(self, attempt: int) -> None:
+        """Looked for in another region a job is not found, and would be made once more."""
+        job = self._job
+        marker = job.journal.read(Creating, attempt)
+        if marker is not None and marker.place and job.place not in ("", marker.place):
+            raise UsageError(
+                f"job {job.name} in {job.store.location!r} was sent to {marker.place}, and "
+                f"provider_options name {job.place}: finish it there first, or ask all anew by "
+                "another fresh"
+            )
 
     def _end(self, status: JobStatus) -> Done:
         """How the job has ended. One that ended in doubt is looked at once more, for by now its

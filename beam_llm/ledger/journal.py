@@ -127,13 +127,14 @@ class Uploaded(Document):
 @dataclass(frozen=True)
 class Creating(Document):
     """A create may be sent from now on. With `adopts` none is: the attempt takes over that remote
-    job, which another one has made."""
+    job, which another one has made. `place`: project and region that it goes to, if named."""
 
     word = "creating"
     at: float
     shared: bool = False
     file_id: str | None = None
     adopts: str | None = None
+    place: str = ""
 
 
 @dataclass(frozen=True)
