@@ -4,6 +4,8 @@ prompt, what is paid, and what a key ends as whose records or prompts fail.
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import inspect
 import json
 import random
@@ -202,6 +204,26 @@ KEYS = [7, ("a", 1), Product("kettle"), None, b"\x00", True, ["a"], {"a": 1}]
 def test_keys_of_any_kind_come_back_as_they_were(emulator, mode, key):
     [found] = collected(LLMReduce(MODEL, ASK, **mode), [(key, "x")])
     assert found.element == Group(key, 1)
+
+
+class OfDay(NamedTuple):
+    day: datetime.date
+    text: str
+
+
+def test_a_key_without_deterministic_bytes_is_its_records_error_and_nothing_is_asked(emulator):
+    day = datetime.date(2026, 11, 30)
+    typed = beam.Map(lambda text: OfDay(day, text)).with_output_types(OfDay)
+    options = {"prompt": "{{ text }}", "group_by": "day", "output_field": "answer"}
+    [row] = collected(typed | LLMReduce(MODEL, ASK, **options), ["x", "y"])
+    assert (row.day, row.records, row.answer, emulator.calls) == (None, 2, None, 0)
+    assert "2 of its 2 records can't be asked: its key is a date, which has no" in row.answer_error
+
+
+def test_a_key_without_deterministic_bytes_keeps_no_other_key_from_its_answer(emulator):
+    found = by_key(collected(LLMReduce(MODEL, ASK), [(decimal.Decimal(1), "x"), ("good", "y")]))
+    assert found["good"].error is None
+    assert "its key is a Decimal" in found[None].error.message
 
 
 class OfMain(NamedTuple):

@@ -7,10 +7,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from apache_beam import coders
 from apache_beam.typehints import typehints
 
 from beam_llm.config import Settings
-from beam_llm.errors import Failure, Kind, lacks_field
+from beam_llm.errors import USER_CODE_ERRORS, Failure, Kind, lacks_field
 from beam_llm.transforms.beam_internals import new_row
 from beam_llm.transforms.coders import STATE_CODER
 from beam_llm.transforms.fields import declared_fields, is_keyed, readable_fields, split_type
@@ -31,18 +32,44 @@ class Group(NamedTuple):
     left_out: int = 0
 
 
+def key_coder(key_type: Any) -> coders.Coder:
+    """The coder of keys of that type in a GroupByKey.
+
+    It takes whatever key has come through that, also one of a class of the main program, which
+    pickle would look for by its name.
+    """
+    return coders.registry.get_coder(key_type).as_deterministic_coder("LLMReduce")
+
+
 class KeyReader:
     """Elements → what they are grouped by: the key of a pair, or the values of the fields that
     `group_by` names (of several a tuple), None for one that is missing.
+
+    Args:
+      coder: of the keys, deterministic.
     """
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: Settings, coder: coders.Coder | None = None):
         self._names = tuple(settings.group_by or ())
+        self._coder = key_coder(Any) if coder is None else coder
 
     def group_of(self, element: Any) -> tuple[Any, Failure | None]:
-        """What an element is grouped by, and why it belongs to no group, if so: it lacks a field. A
-        field's value may be None.
+        """What an element is grouped by, and why it belongs to no group, if so: it lacks a field,
+        or Beam can't group by such a value. A field's value may be None.
         """
+        key, misfit = self._key_of(element)
+        try:
+            self._coder.encode(key)
+        except USER_CODE_ERRORS as error:
+            kinds = [type(each).__name__ for each in (key if len(self._names) > 1 else [key])]
+            return self._key_of(None)[0], Failure(
+                Kind.PROMPT,
+                f"its key is a {' and a '.join(kinds)}, which has no deterministic bytes "
+                f"({type(error).__name__}): make it a text or a number before",
+            )
+        return key, misfit
+
+    def _key_of(self, element: Any) -> tuple[Any, Failure | None]:
         if not self._names:
             return (element[0] if is_keyed(element) else None), None
         found = readable_fields(element[1] if is_keyed(element) else element)
@@ -68,9 +95,9 @@ class KeyReader:
     def columns(self, element_type: Any) -> list[tuple[str, Any]]:
         """The columns of a group's key in rows of answers: `key`, or the fields it is made of."""
         if not self._names:
-            return [("key", self.key_type(element_type))]
+            return [("key", _or_none(self.key_type(element_type)))]
         known = dict(declared_fields(split_type(element_type)[1]) or ())
-        return [(name, known.get(name, Any)) for name in self._names]
+        return [(name, _or_none(known.get(name, Any))) for name in self._names]
 
     def row(self, group: Group) -> Any:
         """The group as a row of those columns."""
@@ -79,6 +106,12 @@ class KeyReader:
         values = (group.key,) if len(self._names) == 1 else group.key
         own = {"records": group.records, "left_out": group.left_out}
         return new_row({**dict(zip(self._names, values, strict=True)), **own})
+
+
+def _or_none(kind: Any) -> Any:
+    """The column's type; None is in it where Beam may find no bytes for a value of the field."""
+    is_general = isinstance(coders.registry.get_coder(kind), coders.FastPrimitivesCoder)
+    return typehints.Optional[kind] if is_general and kind is not Any else kind
 
 
 class Branch(NamedTuple):

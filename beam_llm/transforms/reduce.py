@@ -17,7 +17,7 @@ from beam_llm.transforms.beam_internals import row_type, set_windowing
 from beam_llm.transforms.coders import STATE_CODER
 from beam_llm.transforms.envelopes import one_window
 from beam_llm.transforms.front_door import signature, warn_of_one_prompt_for_all
-from beam_llm.transforms.groups import Group, KeyReader
+from beam_llm.transforms.groups import Group, KeyReader, key_coder
 from beam_llm.transforms.options import Options
 from beam_llm.transforms.predict import LLMPredict, predict
 from beam_llm.transforms.preview import RequestPreview, preview
@@ -78,7 +78,9 @@ class LLMReduce(LLMPredict):
         such as `mode="batch_api"`; `max_output_tokens` is of each prompt, partial ones too.
 
     Input: `(key, value)` pairs; without `group_by` elements that are no pairs are all of one group,
-    with the key None; without any element there is no group, and no answer.
+    with the key None; without any element there is no group, and no answer. A key is whatever has a
+    deterministic coder (a string, a number, a tuple of them; not a date); a record with another one
+    can't be asked.
     Bounded or unbounded, the latter in windows or with a trigger, as for any GroupByKey.
     Returns: one `Prediction` per key and window (per pane, where a trigger fires several: an
     accumulating one is answered anew over all it holds), at its window's end and with its pane, as
@@ -148,15 +150,13 @@ class LLMReduce(LLMPredict):
 def reduce(elements: pvalue.PCollection, settings: Settings) -> pvalue.PCollection:
     """Elements → one Prediction per key and window."""
     key_type = KeyReader(settings).key_type(elements.element_type)
-    pairs = elements | "Render records" >> beam.ParDo(RenderRecords(settings)).with_output_types(
+    keys = key_coder(key_type)
+    rendering = beam.ParDo(RenderRecords(settings, keys))
+    pairs = elements | "Render records" >> rendering.with_output_types(
         typehints.Tuple[key_type, Any]
     )
     groups = pairs | "Group" >> beam.GroupByKey()
-    windowfn = groups.windowing.windowfn
-    # As the GroupByKey's own: it takes whatever key has come through that, also one of a class of
-    # the main program, which pickle would look for by its name.
-    key_coder = coders.registry.get_coder(key_type).as_deterministic_coder("LLMReduce")
-    coder = coders.WindowedValueCoder(key_coder, windowfn.get_window_coder())
+    coder = coders.WindowedValueCoder(keys, groups.windowing.windowfn.get_window_coder())
     ended = _ask_in_levels(
         groups | "Form prompts" >> _forming(FormFirstPrompts(settings, coder)), settings
     )

@@ -60,14 +60,19 @@ def reader_of(settings: Settings) -> RecordReader:
 
 class RenderRecords(beam.DoFn):
     """Elements → `(key, (text, tokens, kind, message, record id))`: the text, or why there is
-    none."""
+    none.
 
-    def __init__(self, settings: Settings):
+    Args:
+      coder: of the keys, deterministic.
+    """
+
+    def __init__(self, settings: Settings, coder: coders.Coder):
         self._settings = settings
+        self._coder = coder
 
     def setup(self) -> None:
         self._reader = reader_of(self._settings)
-        self._keys = KeyReader(self._settings)
+        self._keys = KeyReader(self._settings, self._coder)
 
     def process(self, element: Any) -> tuple[tuple[Any, tuple[Any, ...]]]:
         key, misfit = self._keys.group_of(element)
