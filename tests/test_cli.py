@@ -970,7 +970,7 @@ def test_cleanup_asks_first_says_what_it_removes_and_keeps_the_answers(
     capsys.readouterr()
     assert main(["jobs", "cleanup", "--staging", str(staging), "--yes"]) == 0
     told = capsys.readouterr()
-    assert "what is kept at localhost" in told.err
+    assert "what is kept by openai at localhost" in told.err
     assert "2 provider files" in told.out
 
 

@@ -25,7 +25,7 @@ from beam_llm.values import Outcome, Usage
 from tests.batch_world import World, driven, wrong
 
 TEXTS = [f"review number {number}" for number in range(20)]
-HOST = "127.0.0.1:1"
+THERE, ELSEWHERE = ("openai", "127.0.0.1:1"), ("openai", "127.0.0.2:1")
 GOLDEN = Path(__file__).parent / "golden" / "ledger-v1"
 GOLDEN_TEXTS = [f"golden {number}" for number in range(6)]
 
@@ -123,7 +123,7 @@ def _list(world: World) -> object:
 
 
 def _tidy(world: World) -> object:
-    return cleanup(open_store(world.location), {HOST: world.fake})
+    return cleanup(open_store(world.location), {THERE: world.fake})
 
 
 @pytest.mark.parametrize("part", [0.0, 0.5], ids=["zero-length", "half"])
@@ -209,7 +209,7 @@ def test_files_that_are_not_the_ledgers_are_left_alone(local: World, name: str) 
     assert not wrong(local.run([*TEXTS, "new"]), [*TEXTS, "new"])
     assert set(local.fake.billed.values()) == {1}
     assert [view.state for view in list_jobs(store)] == ["done", "done"]
-    cleanup(store, {HOST: local.fake}, dry_run=False)
+    cleanup(store, {THERE: local.fake}, dry_run=False)
     assert path.exists()
 
 
@@ -403,13 +403,13 @@ def test_cleanup_takes_texts_of_finished_jobs_and_nothing_that_is_still_needed(
     local.driver().step(unfinished[-1])
     store = open_store(local.location)
     before = set(store.list(""))
-    would = cleanup(store, {HOST: local.fake})
+    would = cleanup(store, {THERE: local.fake})
     assert set(store.list("")) == before
     assert would.jobs == [1]
     assert would.kept == [2]
     assert "20 records" in would.texts
     files = set(local.fake.files)
-    done = cleanup(store, {HOST: local.fake}, dry_run=False)
+    done = cleanup(store, {THERE: local.fake}, dry_run=False)
     assert done.names == would.names
     assert set(done.provider_files) <= files - set(local.fake.files)
     assert len(done.provider_files) == 3
@@ -430,10 +430,10 @@ def test_cleanup_takes_texts_of_finished_jobs_and_nothing_that_is_still_needed(
 def test_cleanup_asks_a_provider_for_its_own_jobs_alone(local: World) -> None:
     local.run(TEXTS)
     local.run(TEXTS, base_url="http://127.0.0.2:1/v1")
-    there = cleanup(open_store(local.location), {"127.0.0.2:1": local.fake})
+    there = cleanup(open_store(local.location), {ELSEWHERE: local.fake})
     assert there.jobs == [1, 2]
     assert len(there.provider_files) == 3
-    both = cleanup(open_store(local.location), {HOST: local.fake, "127.0.0.2:1": local.fake})
+    both = cleanup(open_store(local.location), {THERE: local.fake, ELSEWHERE: local.fake})
     assert len(both.provider_files) == 6
 
 
@@ -442,7 +442,7 @@ def test_cleanup_leaves_what_a_job_that_ended_in_doubt_may_have_answered_or_left
 ) -> None:
     local.fake.downloads_fail, local.fake.garble = 10**9, frozenset(TEXTS[:1])
     local.run(TEXTS, job_deadline_hours=0.1)
-    cleanup(open_store(local.location), {HOST: local.fake}, dry_run=False)
+    cleanup(open_store(local.location), {THERE: local.fake}, dry_run=False)
     local.fake.downloads_fail = 0
     local.restart()
     found = local.run(TEXTS[::-1], per_part=5, job_deadline_hours=0.1)
@@ -456,7 +456,7 @@ def test_cleanup_keeps_the_answers_of_live_calls_once(local: World) -> None:
     texts = [f"review {number}" for number in range(30)]
     local.run(texts)
     store = open_store(local.location)
-    cleanup(store, {HOST: local.fake}, dry_run=False)
+    cleanup(store, {THERE: local.fake}, dry_run=False)
     kept = [name for name in store.list("jobs/00000000000000000001.l/answers") if "rows" in name]
     assert len(kept) == 1
     local.restart()

@@ -238,22 +238,23 @@ def cleanup(chosen: argparse.Namespace) -> int:
     if left := remove_leftovers():
         print(f"removed the temporary files of {plural(left, 'killed run')} on this machine")
     store = store_at(chosen.staging_location)
-    newest = {job.host: job for job in admin.list_jobs(store)}
+    newest = {tidy.whose_job(job): job for job in admin.list_jobs(store)}
     with contextlib.ExitStack() as stack:
         providers = {}
-        for host, job in newest.items():
+        for whose, job in newest.items():
             try:
-                providers[host] = stack.enter_context(contextlib.closing(_provider(chosen, job)))
+                providers[whose] = stack.enter_context(contextlib.closing(_provider(chosen, job)))
             except LLMError as error:
                 # Of several, the flags and the environment may be for one.
                 if len(newest) == 1:
                     raise
-                write_line(f"{chosen.name}: what is kept at {host} is left: {error}")
+                place = " at ".join(filter(None, whose))
+                write_line(f"{chosen.name}: what is kept by {place} is left: {error}")
         return _cleaned_up(chosen, store, providers)
 
 
 def _cleaned_up(
-    chosen: argparse.Namespace, store: Store, providers: Mapping[str, BatchProvider]
+    chosen: argparse.Namespace, store: Store, providers: Mapping[tidy.Whose, BatchProvider]
 ) -> int:
     # What is shown is found by the same code that removes it.
     would = tidy.cleanup(store, providers, dry_run=True)

@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from beam_llm.errors import CallError, LedgerError, plural, printable
+from beam_llm.jobs.admin import JobView
+from beam_llm.ledger.intent import Intent
 from beam_llm.ledger.job_tree import JobTree
 from beam_llm.ledger.journal import Created, Journal, Slice, Uploaded
 from beam_llm.ledger.known_keys import Known
@@ -21,6 +23,14 @@ from beam_llm.ledger.log import Ledger
 from beam_llm.ledger.manifest import Manifest
 from beam_llm.ledger.parts import PartReader
 from beam_llm.protocols import BatchProvider, RemoteJob, Store
+
+Whose = tuple[str, str]
+"""A provider and its host, which is empty where its cloud's library knows it."""
+
+
+def whose_job(job: Intent | JobView) -> Whose:
+    """Where the job is."""
+    return job.model.partition(":")[0], job.host
 
 
 @dataclass
@@ -32,7 +42,7 @@ class Cleanup:
       kept: those that are not, or ended in doubt: nothing of theirs is touched.
       names: staging objects.
       records: whose texts and elements are in these.
-      remote: what goes at providers: host, and as `BatchProvider.forget` takes it: (job, staged
+      remote: what goes at providers: whose, and as `BatchProvider.forget` takes it: (job, staged
         input).
       leftovers: files that killed processes were writing to a local location.
       failed: provider files that could not be removed, and why.
@@ -42,7 +52,9 @@ class Cleanup:
     kept: list[int] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     records: int = 0
-    remote: list[tuple[str, RemoteJob | None, str | None]] = field(default_factory=list, repr=False)
+    remote: list[tuple[Whose, RemoteJob | None, str | None]] = field(
+        default_factory=list, repr=False
+    )
     leftovers: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
 
@@ -69,14 +81,16 @@ class Cleanup:
         )
 
 
-def cleanup(store: Store, providers: Mapping[str, BatchProvider], dry_run: bool = True) -> Cleanup:
+def cleanup(
+    store: Store, providers: Mapping[Whose, BatchProvider], dry_run: bool = True
+) -> Cleanup:
     """Removes what finished jobs no longer need, or says what that is.
 
     After it a finished job can no longer be collected by its id. Not to be run beside a pipeline on
     the same location.
 
     Args:
-      providers: whose files are removed too, by their host: an id may be another job's elsewhere.
+      providers: whose files are removed too: an id may be another job's elsewhere.
       dry_run: only says what would go.
     """
     ledger, found = Ledger(store), Cleanup()
@@ -91,8 +105,8 @@ def cleanup(store: Store, providers: Mapping[str, BatchProvider], dry_run: bool 
             # A finished job of live calls has them all in one.
             for each in journal.all(Slice):
                 found.names += store.list(each.outcomes)
-            if intent.host in providers:
-                _find_remote(journal, intent.host, providers[intent.host], found)
+            if (whose := whose_job(intent)) in providers:
+                _find_remote(journal, whose, providers[whose], found)
     found.leftovers = list(store.sweep(dry_run=dry_run))
     if not dry_run:
         _forget_remote(providers, found)
@@ -142,20 +156,20 @@ def _job_of(manifest: Manifest, known: Known) -> int | None:
     return (int(known.jobs_of(first)[0]) or None) if any(first.tobytes()) else 0
 
 
-def _find_remote(journal: Journal, host: str, provider: BatchProvider, found: Cleanup) -> None:
-    found.remote += [(host, None, upload.file_id) for upload in journal.all(Uploaded)]
+def _find_remote(journal: Journal, whose: Whose, provider: BatchProvider, found: Cleanup) -> None:
+    found.remote += [(whose, None, upload.file_id) for upload in journal.all(Uploaded)]
     created = journal.newest(Created)
     if created is not None:
         try:
-            found.remote.append((host, provider.look(created.job_id), None))
+            found.remote.append((whose, provider.look(created.job_id), None))
         except CallError as error:
             found.failed.append(f"result files of {printable(created.job_id)}: {error.message}")
 
 
-def _forget_remote(providers: Mapping[str, BatchProvider], found: Cleanup) -> None:
-    for host, job, staged in found.remote:
+def _forget_remote(providers: Mapping[Whose, BatchProvider], found: Cleanup) -> None:
+    for whose, job, staged in found.remote:
         try:
-            providers[host].forget(job, staged)
+            providers[whose].forget(job, staged)
         except CallError as error:
             of_what = staged or f"results of {printable(job.job_id if job else '')}"
             found.failed.append(f"{of_what}: {error.message}")
