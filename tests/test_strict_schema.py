@@ -12,7 +12,12 @@ from beam_llm.config import settings
 from beam_llm.prompting.chat_task import ChatTask
 from beam_llm.prompting.output_types import Output
 from beam_llm.providers import compile_task, encode
-from beam_llm.providers.strict_schema import MOST_CHARACTERS, MOST_PROPERTIES, strict_schema
+from beam_llm.providers.strict_schema import (
+    MOST_CHARACTERS,
+    MOST_PROPERTIES,
+    MOST_WORDS,
+    strict_schema,
+)
 from beam_llm.values import Completion
 
 NUMBER = {"type": "number"}
@@ -124,7 +129,13 @@ def test_a_strict_form_is_its_own_and_is_made_once():
 def test_a_schema_beyond_strict_modes_limits_can_not_be_enforced(is_too_much):
     many = closed({str(number): NUMBER for number in range(MOST_PROPERTIES + is_too_much)})
     long = {"enum": ["x" * (MOST_CHARACTERS // 4)] * 4 + ["y"] * is_too_much}
-    assert [strict_schema(schema) is None for schema in (many, long)] == [is_too_much] * 2
+    labels = [{"enum": [f"{part} {n}" for n in range(MOST_WORDS // 4)]} for part in range(4)]
+    of_labels = closed(
+        dict(zip("abcd", labels, strict=True)) | {"e": {"enum": ["y"] * is_too_much}}
+    )
+    of_long_labels = {"enum": ["x" * 50] * 300 + ["y"] * is_too_much}
+    given = (many, long, of_labels, of_long_labels)
+    assert [strict_schema(schema) is None for schema in given] == [is_too_much] * 4
 
 
 def test_definitions_and_words_deep_inside_count_too():

@@ -6,7 +6,7 @@ Source: developers' guide to structured outputs, "Supported schemas", read 2026-
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from beam_llm.providers.schema_memory import once_per_schema
@@ -16,6 +16,10 @@ MOST_PROPERTIES = 5_000
 """Of all objects in a schema together."""
 MOST_CHARACTERS = 120_000
 """Of all names of properties and definitions, and of all fixed words, together."""
+MOST_WORDS = 1_000
+"""Of all enums together."""
+LONG_ENUM, MOST_CHARACTERS_OF_A_LONG_ENUM = 250, 15_000
+"""An enum of more words than the first has no more characters than the second."""
 
 _KEPT = (
     "type", "enum", "const", "description", "pattern", "format", "multipleOf", "minimum", "maximum",
@@ -53,8 +57,7 @@ def strict_schema(schema: Schema) -> Schema | None:
             strict["$defs"] = {name: _node(node) for name, node in schema["$defs"].items()}
     except (_BeyondStrict, RecursionError):
         return None
-    properties, characters = _size(strict)
-    return strict if properties <= MOST_PROPERTIES and characters <= MOST_CHARACTERS else None
+    return strict if _is_small_enough(strict) else None
 
 
 class _BeyondStrict(Exception):
@@ -126,14 +129,22 @@ def _takes_null(schema: Schema) -> bool:
     return is_nullable or any(map(_takes_null, schema.get("anyOf", ())))
 
 
-def _size(strict: Schema) -> tuple[int, int]:
-    """Properties, and characters of names and fixed words: what strict mode's limits count."""
-    properties = characters = 0
+def _is_small_enough(strict: Schema) -> bool:
+    """Whether strict mode's limits hold for the schema."""
+    properties = characters = words = 0
     for node in _nodes(strict):
+        enum = node.get("enum", ())
+        if len(enum) > LONG_ENUM and _characters(enum) > MOST_CHARACTERS_OF_A_LONG_ENUM:
+            return False
+        words += len(enum)
         properties += len(node.get("properties", ()))
         for names in (node.get("properties", ()), node.get("$defs", ()), _fixed_words(node)):
-            characters += sum(len(str(name)) for name in names)
-    return properties, characters
+            characters += _characters(names)
+    return properties <= MOST_PROPERTIES and characters <= MOST_CHARACTERS and words <= MOST_WORDS
+
+
+def _characters(names: Iterable[Any]) -> int:
+    return sum(len(str(name)) for name in names)
 
 
 def _nodes(node: Schema) -> Iterator[Schema]:
