@@ -80,9 +80,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 """Without which one of them can't be asked, or not priced."""
 PROMPT = (
     "You read what customers and film-goers write. Judge the sentiment of this sentence from a "
-    "review: is the writer's opinion positive, "
-    "negative or neutral? Add a score from -1 (as negative as can be) over 0 (neutral) to 1 (as "
-    "positive as can be). Judge the sentence by "
+    "review: is the writer's opinion positive, negative or neutral? Add a score from -1 (as "
+    "negative as can be) over 0 (neutral) to 1 (as positive as can be). Judge the sentence by "
     "itself, as the writer meant it: {{ text }}"
 )
 LATENCY_MS = 300

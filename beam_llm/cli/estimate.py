@@ -183,7 +183,7 @@ def cost_in_words(settings: Settings, rows: Sequence[dict[str, Any]]) -> str:
     found = (record_of(task, fields) for fields in rows)
     records = [record for record in found if record is not None]
     assumed = assumed_tokens(settings)
-    line = forecast(settings, records, assumed, None)
+    line = forecast(settings, records, assumed)
     if line.cost_online_usd is None:
         return "cost: not estimated: the price of the model is not known here: give prices"
     cost = line.cost_batch_usd if settings.mode == "batch_api" else line.cost_online_usd
@@ -210,7 +210,10 @@ class Forecaster:
     """
 
     def __init__(
-        self, settings: Settings, answer_tokens: AnswerTokens, latency_seconds: float | None
+        self,
+        settings: Settings,
+        answer_tokens: AnswerTokens,
+        latency_seconds: float | None = None,
     ):
         self._settings = settings
         self._answer_tokens = answer_tokens
@@ -259,13 +262,10 @@ class Forecaster:
 
 
 def forecast(
-    settings: Settings,
-    records: Iterable[Record],
-    answer_tokens: AnswerTokens,
-    latency_seconds: float | None,
+    settings: Settings, records: Iterable[Record], answer_tokens: AnswerTokens
 ) -> Forecast:
     """What the prompts of these records come to; see `Forecaster`."""
-    forecaster = Forecaster(settings, answer_tokens, latency_seconds)
+    forecaster = Forecaster(settings, answer_tokens)
     for record in records:
         forecaster.add(record)
     return forecaster.forecast()

@@ -94,8 +94,7 @@ def _refuse_finished(command: PredictCommand) -> None:
         )
     raise UsageError(
         f"the output {command.output!r} {state}. Nothing was asked: --retry-errors asks only the "
-        "records that ended as errors, "
-        "--force asks all and replaces it"
+        "records that ended as errors, --force asks all and replaces it"
     )
 
 

@@ -204,8 +204,7 @@ def _job_ids(store: Store, given: Sequence[str], task: str) -> tuple[list[str], 
     if jobs and not ids:
         raise UsageError(
             f"{plural(len(jobs), 'job')} found, but none made with this model, prompt, output and "
-            "parameters: "
-            "collect them with the arguments they were submitted with"
+            "parameters: collect them with the arguments they were submitted with"
         )
     return ids, len(jobs) - len(ids)
 

@@ -64,7 +64,8 @@ class RunFiles:
             write_side_file(self._summary, data + b"\n")
 
     def write_page(self, content: Callable[[], tuple[Subject, Report]]) -> None:
-        """Comes last: what goes wrong here takes nothing else along.
+        """Writes the page, where one is wanted; comes last, so that what goes wrong here takes
+        nothing else along.
 
         Args:
           content: what the page is about, asked for where a page is wanted.

@@ -257,8 +257,7 @@ def _claim(folder: str) -> int:
             return owner
     raise LLMError(
         f"{folder} is not a folder of yours, so no answers are kept in it and none in it are "
-        "believed: "
-        "remove it, or name another output or temporary folder (TMPDIR)"
+        "believed: remove it, or name another output or temporary folder (TMPDIR)"
     )
 
 

@@ -120,7 +120,8 @@ class Comparison:
         return 0 if share is None else share.total
 
     def advice(self) -> Advice:
-        """A size that the sample can't fill was not measured."""
+        """Which size to take."""
+        # A size that the sample can't fill was not measured.
         candidates = [
             Candidate(figures.batch_size, self.loss(figures), self.saved(figures))
             for figures in self.packed

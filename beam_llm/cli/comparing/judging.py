@@ -107,10 +107,10 @@ class Estimator:
         # is left in it.
         each = usage.output_tokens / max(len(asking.records), 1)
         tokens = AnswerTokens(each, each, each)
-        part = forecast(settings, asking.records, tokens, None)
+        part = forecast(settings, asking.records, tokens)
         # Read again for each size, and not kept: the input may be larger than memory.
         records = self._population.records(compile_task(settings))
-        whole = forecast(settings, records, tokens, None)
+        whole = forecast(settings, records, tokens)
         if not part.requests or not part.input_tokens:
             return None
         cost, cost_batch = _whole_costs(cost_usd, part, whole)

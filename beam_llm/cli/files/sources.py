@@ -43,8 +43,7 @@ def format_of(path: str, given: str | None = None) -> str:
     if found is None:
         raise UsageError(
             f"can't tell the format of {path!r}: its name has to end in {', '.join(_SUFFIXES)} "
-            "(or .jsonl.gz, .csv.gz), "
-            "or give --input-format, --output-format"
+            "(or .jsonl.gz, .csv.gz), or give --input-format, --output-format"
         )
     if found == "parquet" and name.endswith(".gz"):
         raise UsageError(

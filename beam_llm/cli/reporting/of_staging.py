@@ -58,7 +58,7 @@ def page_of_staging(store: Store, *, redacted: bool) -> Page:
         headline=list(_headline(jobs, errors)),
         tables=[_model_table(jobs), job_table(jobs)],
         warnings=list(_oddities(jobs)),
-        errors=[*errors.shown(redacted)],
+        errors=list(errors.shown(redacted)),
         jobs=spans(jobs),
         versions=versions(),
         now=time.time(),
@@ -81,10 +81,8 @@ def _headline(jobs: Sequence[JobView], errors: _Errors) -> Iterator[Figure]:
         paid = sum(job.cost_usd or 0.0 for job in jobs)
         note = f"{percent((live - paid) / live)} of {dollars(live)} (the same prompts, live)"
         yield Figure("saved: live", dollars(max(live - paid, 0.0)), note, "good")
-    tokens_in, tokens_out = (
-        sum(job.input_tokens for job in jobs),
-        sum(job.output_tokens for job in jobs),
-    )
+    tokens_in = sum(job.input_tokens for job in jobs)
+    tokens_out = sum(job.output_tokens for job in jobs)
     yield Figure("tokens", f"{tokens_in:,} in", f"{tokens_out:,} out")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from beam_llm.prompting.agreement import Share
@@ -126,4 +126,4 @@ class Page:
     settings: Sequence[tuple[str, str]] = ()
     versions: Sequence[tuple[str, str]] = ()
     now: float = 0.0
-    notes: Sequence[str] = field(default_factory=tuple)
+    notes: Sequence[str] = ()

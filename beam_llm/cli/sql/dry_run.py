@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from textwrap import indent
 from typing import Any
 
 from beam_llm.cli.show import SAMPLE_ROWS, first_request
@@ -27,12 +28,8 @@ def dry_run(script: Script) -> None:
     for plan in (plan for step in script.steps if isinstance(step, Job) for plan in step.plans):
         print(printable(f"{plan.place}: {plan.text}"))
         for line in _described(plan):
-            print("\n".join(map(_indented, line.split("\n"))))
+            print(indent(line, "  "))
         print()
-
-
-def _indented(line: str) -> str:
-    return f"  {line}" if line else line
 
 
 def _described(plan: Plan) -> Iterator[str]:
@@ -87,8 +84,7 @@ def _first_request(plan: Plan, ask: Ask, settings: Settings, sources: list[Any])
         elements: Iterable[Any] = _of_first_group(plan.grouping, ask, asked)
     else:
         elements = (inputs_of(ask, row) for row in islice(asked, SAMPLE_ROWS))
-    for text in first_request(settings, elements):
-        yield "\n".join(f"  {line}" for line in text.split("\n"))
+    yield from (indent(text, "  ") for text in first_request(settings, elements))
 
 
 def _of_first_group(

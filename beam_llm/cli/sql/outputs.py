@@ -16,7 +16,7 @@ from beam_llm.errors import printable
 from beam_llm.fronts.sql.compute import arrow_type
 from beam_llm.fronts.sql.plan import Plan
 from beam_llm.fronts.sql.tables import Table
-from beam_llm.fronts.sql.types import SqlType, to_json
+from beam_llm.fronts.sql.types import NUMBERS, SqlType, to_json
 
 Values = Sequence[Any]
 _PARQUET_ROWS = 10_000
@@ -109,7 +109,7 @@ def parquet_type(kind: SqlType) -> Any:
     import pyarrow as pa
 
     if kind.kind == "DECIMAL":
-        return pa.decimal128(*(*kind.numbers, *(10, 0)[len(kind.numbers) :]))
+        return pa.decimal128(*kind.digits)
     own = {
         "DATE": pa.date32(), "TIMESTAMP": pa.timestamp("us"),
         "TIMESTAMP_LTZ": pa.timestamp("us", "UTC"), "TIME": pa.time64("us"),
@@ -131,8 +131,7 @@ def print_rows(plan: Plan, rows: Iterator[Values]) -> None:
              for (_, kind), value in zip(columns, row, strict=True)]
             for row in rows
         ]  # fmt: skip
-        numbers = ("TINYINT", "SMALLINT", "INT", "BIGINT", "FLOAT", "DOUBLE", "DECIMAL")
-        left = [number for number, (_, kind) in enumerate(columns) if kind.kind not in numbers]
+        left = [number for number, (_, kind) in enumerate(columns) if kind.kind not in NUMBERS]
         print(table([name for name, _ in columns], shown, left))
         return
     head = f"{plan.target.identifier}> " if plan.target.identifier else ""

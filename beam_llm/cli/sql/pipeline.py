@@ -30,6 +30,7 @@ from beam_llm.fronts.sql.steps import RunStages
 from beam_llm.fronts.sql.tables import Table
 from beam_llm.fronts.sql.types import to_json
 from beam_llm.transforms.fields import fields_of
+from beam_llm.values import Usage
 
 
 class Branch(NamedTuple):
@@ -144,8 +145,8 @@ def stored_row(plan: Plan, place: str, row: dict[str, Any]) -> StoredAnswer:
     failures = [meta for meta in metas if meta[0]] or [[None, None]]
     # A call in doubt comes before others: it may be paid for, so the row is not simply asked again.
     failed = min(failures, key=lambda meta: meta[0] != Kind.DOUBTFUL)
-    # As `in_flight.meta_of` writes them: tokens from the third on, then cost, re-use, model.
-    sums = [sum(meta[number] for meta in metas) for number in range(2, 7)]
+    # As `in_flight.meta_of` writes them: usage from the third on, then cost, re-use, model.
+    usage = sum((Usage(*meta[2:7]) for meta in metas), Usage())
     costs = [meta[7] for meta in metas]
     values = None if DROPPED in row else values_of(plan, row)
     return StoredAnswer(
@@ -153,15 +154,11 @@ def stored_row(plan: Plan, place: str, row: dict[str, Any]) -> StoredAnswer:
         values,
         kind=failed[0],
         error=failed[1],
-        input_tokens=sums[0],
-        output_tokens=sums[1],
-        cached_tokens=sums[2],
         cost_usd=None if None in costs else sum(costs),
         # A row that no model was asked about has re-used nothing.
         reused=bool(metas) and all(meta[8] for meta in metas),
         digest=digest,
-        cache_write_tokens=sums[3],
-        reasoning_tokens=sums[4],
+        **usage._asdict(),
         model=" + ".join(dict.fromkeys(meta[9] for meta in metas if meta[9])),
     )
 

@@ -99,14 +99,11 @@ def read_input(plan: Plan, source: Source, evaluator: Evaluator) -> Iterator[Inp
             found = evaluator.rows([fields for _, fields in chunk])
         except ExpressionError as error:
             line = chunk[error.row][0]
-            raise DataError(f"{_named(plan, source, line)}: {plan.place}: {error}") from None
+            where = f"row {line}" if source == INLINE else f"{source}:{line}"
+            raise DataError(f"{where}: {plan.place}: {error}") from None
         for (line, fields), after in zip(chunk, found, strict=True):
             if after is not None:
                 yield InputRow(digest_of(fields), kept(after, plan.reading_keeps), line)
-
-
-def _named(plan: Plan, source: Source, line: int) -> str:
-    return f"row {line}" if source == INLINE else f"{source}:{line}"
 
 
 def _typed_rows(plan: Plan, source: Source) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -142,7 +142,8 @@ class SqlRunner:
                 run.failed = counted.failed
                 self._write(run)
             # A table of one file waits for its last INSERT: until then its spools stay open.
-            stack.pop_all() if self._waiting else None
+            if self._waiting:
+                stack.pop_all()
         report = Report.of_run(
             tally,
             asked.measured,

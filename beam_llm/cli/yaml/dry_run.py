@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from textwrap import indent
 from typing import Any
 
 import apache_beam as beam
@@ -50,7 +51,7 @@ def dry_run(pipeline: beam.Pipeline) -> None:
         print(printable(label))
         if label in asking:
             for text in _described(step.transform.settings, rows[label]):
-                print("\n".join(f"  {line}" if line else line for line in text.split("\n")))
+                print(indent(text, "  "))
 
 
 def _is_shown(step: Any) -> bool:

@@ -15,10 +15,9 @@ from beam_llm.fronts.sql.functions import AGGREGATE_CALLS, AGGREGATE_FUNCTIONS
 from beam_llm.fronts.sql.layers import Layers
 from beam_llm.fronts.sql.places import SourceText
 from beam_llm.fronts.sql.syntax import Aggregate, Call, Expression, Query
-from beam_llm.fronts.sql.types import INTEGERS, SqlType
+from beam_llm.fronts.sql.types import INTEGERS, NUMBERS, SqlType
 
 AnyAggregate = Aggregate | Call
-_FRACTIONS = ("FLOAT", "DOUBLE", "DECIMAL", "NULL")
 
 
 class Grouping:
@@ -155,7 +154,7 @@ class Grouping:
 
     def _check_type(self, aggregate: Aggregate, kind: SqlType) -> None:
         name = aggregate.function
-        if name in ("SUM", "AVG") and kind.kind not in (*INTEGERS, *_FRACTIONS):
+        if name in ("SUM", "AVG") and kind.kind not in (*NUMBERS, "NULL"):
             self._source.fail(
                 aggregate.start,
                 f"{name} is of numbers, and this is {kind}",

@@ -15,7 +15,7 @@ from beam_llm.errors import Failure, Kind
 from beam_llm.fronts.sql.plan import Ask
 from beam_llm.fronts.sql.types import value_of
 from beam_llm.prompting.output_types import Output
-from beam_llm.values import Prediction
+from beam_llm.values import Prediction, Usage
 
 META = "$"
 DROPPED = "$dropped"
@@ -89,12 +89,9 @@ def meta_of(failure: Failure | None, prediction: Prediction | None = None) -> li
     """
     meta: list[Any] = [None, None] if failure is None else [failure.kind, str(failure)]
     if prediction is None:
-        return [*meta, 0, 0, 0, 0, 0, 0.0, False, ""]
-    usage = prediction.usage
+        return [*meta, *Usage(), 0.0, False, ""]
     return [
-        *meta, usage.input_tokens, usage.output_tokens, usage.cached_tokens,
-        usage.cache_write_tokens, usage.reasoning_tokens, prediction.cost_usd, prediction.reused,
-        prediction.model,
+        *meta, *prediction.usage, prediction.cost_usd, prediction.reused, prediction.model
     ]  # fmt: skip
 
 

@@ -164,7 +164,7 @@ def _columns(
     columns: list[ColumnDefinition] = []
     while True:
         if not (is_table and _constraint(cursor)):
-            columns.append(_column(cursor, metadata, is_table))
+            columns.append(_column(cursor, metadata))
             if any(columns[-1].name == other.name for other in columns[:-1]):
                 cursor.source.fail(
                     columns[-1].start, "this column stands here twice", "give it another name"
@@ -177,7 +177,7 @@ def _columns(
     return tuple(columns)
 
 
-def _column(cursor: Cursor, metadata: bool, is_table: bool) -> ColumnDefinition:
+def _column(cursor: Cursor, metadata: bool) -> ColumnDefinition:
     name = cursor.need_name("a column's name")
     if cursor.now.word == "AS":
         cursor.fail("a computed column is not known here", "write it into the SELECT, or a VIEW")

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 INTEGERS = {"TINYINT": 8, "SMALLINT": 16, "INT": 32, "BIGINT": 64}
+NUMBERS = (*INTEGERS, "FLOAT", "DOUBLE", "DECIMAL")
 _FAMILIES = {
-    **dict.fromkeys([*INTEGERS, "FLOAT", "DOUBLE", "DECIMAL"], "number"),
+    **dict.fromkeys(NUMBERS, "number"),
     **dict.fromkeys(["DATE", "TIMESTAMP", "TIMESTAMP_LTZ"], "time"),
 }
 _DUCKDB = {
@@ -60,6 +61,12 @@ class SqlType:
         return f"{self.kind}<{', '.join(inner)}>" if inner else f"{self.kind}{numbers}"
 
     @property
+    def digits(self) -> tuple[int, int]:
+        """A decimal's precision and scale."""
+        precision, scale = (*self.numbers, *(10, 0)[len(self.numbers) :])
+        return precision, scale
+
+    @property
     def duckdb(self) -> str:
         """The type's name in DuckDB."""
         inner = [kind.duckdb for _, kind in self.fields]
@@ -72,8 +79,7 @@ class SqlType:
             pairs = (f'"{name}" {kind}' for name, kind in zip(names, inner, strict=True))
             return f"STRUCT({', '.join(pairs)})"
         if self.kind == "DECIMAL":
-            precision, scale = (*self.numbers, *(10, 0)[len(self.numbers) :])
-            return f"DECIMAL({precision}, {scale})"
+            return "DECIMAL({}, {})".format(*self.digits)
         return _DUCKDB.get(self.kind, self.kind)
 
     def takes(self, other: SqlType) -> bool:
@@ -239,7 +245,7 @@ def _decimal(kind: SqlType, value: Any) -> str:
     # 1E+999999 is a short text, but not once all its digits are written.
     if abs(number.adjusted()) > 60:
         raise ValueError(f"it is out of the range of {kind}")
-    precision, scale = (*kind.numbers, *(10, 0)[len(kind.numbers) :])
+    precision, scale = kind.digits
     # Room for sixty digits before the point and all of a DECIMAL's behind it.
     with decimal.localcontext(prec=120):
         rounded = number.quantize(decimal.Decimal(1).scaleb(-scale), decimal.ROUND_HALF_UP)
