@@ -49,3 +49,13 @@ def finish_of(name: Any) -> Finish:
         plain = name[:80].strip().rpartition(".")[2].lower().replace("-", "_").replace(" ", "_")
         found = _FINISHES.get(plain, Finish.OTHER)
     return found
+
+
+def finish_of_message(reason: Any, text: str | None, is_tool: bool) -> Finish:
+    """How a message ended that may give its reply as a tool's input; one without text answers
+    nothing, however well it is said to have ended.
+    """
+    finish = Finish.STOP if reason is None or reason == "" else finish_of(reason)
+    if finish is Finish.EMPTY:  # `tool_use`
+        finish = Finish.STOP if is_tool else Finish.OTHER
+    return Finish.EMPTY if not text and finish in (Finish.STOP, Finish.OTHER) else finish

@@ -9,10 +9,12 @@ been created.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
 from typing import Any
 
-from beam_llm.errors import CannotTell, plural
+from beam_llm.errors import CallError, CannotTell, plural
 from beam_llm.prompting.text import clean
 from beam_llm.protocols import RemoteJob
 from beam_llm.providers.ids import identifier_of
@@ -85,6 +87,34 @@ def jobs_since(
     return sorted(found.values(), key=lambda job: (job.created_at, job.job_id))
 
 
+def read_listed(jobs: Any, read: Callable[[dict[str, Any]], RemoteJob]) -> list[RemoteJob]:
+    """The jobs of a page; one that can't be read is passed over."""
+    found = []
+    for job in jobs if isinstance(jobs, list) else ():
+        if isinstance(job, dict):
+            with suppress(CallError):
+                found.append(read(job))
+    return found
+
+
+def pending_in(pages: Iterable[Sequence[RemoteJob]], page_jobs: int = 100) -> list[RemoteJob]:
+    """Jobs under way among the first thousand, each once; what is further on has ended long ago
+    where the newest come first.
+
+    Args:
+      page_jobs: most on a page.
+    """
+    first = islice(pages, _MOST_PENDING_JOBS // page_jobs)
+    found = {job.job_id: job for page in first for job in page if not job.state.has_ended}
+    return list(found.values())
+
+
+def no_list(refused: CallError) -> CannotTell:
+    """The error of a list of jobs that is refused."""
+    return CannotTell(f"jobs can't be listed here: {refused.message}", status=refused.status)
+
+
+_MOST_PENDING_JOBS = 1_000
 _MOST_TOKEN = 4_000
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import orjson
+
 from beam_llm.providers.schema_memory import once_per_schema
 from beam_llm.values import Schema
 
@@ -36,6 +38,12 @@ _BEYOND = (
     "allOf", "not", "if", "then", "else", "prefixItems", "patternProperties", "dependentSchemas",
     "contains", "propertyNames",
 )  # fmt: skip
+
+
+def schema_in_words(schema: Schema) -> str:
+    """What asks for a reply of the schema where nothing else does."""
+    words = "Reply with JSON only, without any other text, following this JSON schema:\n"
+    return words + orjson.dumps(schema).decode()
 
 
 @once_per_schema

@@ -32,6 +32,13 @@ def word(value: Any) -> str:
         return ""
 
 
+def field_of(payload: Any, *names: str) -> Any:
+    """The value at the end of a path of names; None where one of them isn't there."""
+    for name in names:
+        payload = payload.get(name) if isinstance(payload, dict) else None
+    return payload
+
+
 def status_of(value: Any) -> int | None:
     """An HTTP status as a number or in digits; None where it is neither."""
     if isinstance(value, str) and len(value) == 3 and value.isdecimal():

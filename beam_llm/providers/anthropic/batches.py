@@ -13,18 +13,11 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from beam_llm.errors import (
-    CallError,
-    CannotTell,
-    Rejected,
-    UnknownJob,
-)
+from beam_llm.errors import CannotTell, Rejected, UnknownJob
 from beam_llm.protocols import BatchTraits, LineReply, Recovery, RemoteJob
 from beam_llm.providers import http
 from beam_llm.providers.anthropic.dialect import Dialect
@@ -36,7 +29,7 @@ from beam_llm.providers.control import ControlCalls, ignoring, steady
 from beam_llm.providers.errors import ErrorContext
 from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
 from beam_llm.providers.ids import in_path
-from beam_llm.providers.job_search import last_id
+from beam_llm.providers.job_search import last_id, no_list, pending_in, read_listed
 from beam_llm.providers.result_files import fetch_files
 from beam_llm.providers.unnamed_jobs import (
     BYTES_A_SECOND,
@@ -66,8 +59,6 @@ TRAITS = BatchTraits(
 for tags and frame), 24 h.
 """
 
-# Of a hundred jobs: an overview, which may miss the oldest of more than a thousand.
-PENDING_PAGES = 10
 _CUSTOM_ID = re.compile(rf"[A-Za-z0-9_-]{{1,{MOST_CUSTOM_ID}}}")
 _PATH = "/messages/batches"
 
@@ -231,25 +222,17 @@ class AnthropicBatches:
 
     def pending(self) -> list[RemoteJob]:
         """Jobs under way among the first thousand."""
-        pages = islice(self._pages(), PENDING_PAGES)
-        return [job for page in pages for job in page if not job.state.has_ended]
+        return pending_in(self._pages())
 
     def _pages(self) -> Iterator[Sequence[RemoteJob]]:
         after: str | None = None
         while True:
             page = self._page(after)
-            jobs = list(self._listed(page.get("data")))
+            jobs = read_listed(page.get("data"), lambda job: remote_job(job, self._key))
             yield jobs
             if not page.get("has_more"):
                 return
             after = last_id(page, jobs, after)
-
-    def _listed(self, jobs: Any) -> Iterator[RemoteJob]:
-        """The jobs of a page; one that can't be read is passed over."""
-        for job in jobs if isinstance(jobs, list) else []:
-            if isinstance(job, dict):
-                with suppress(CallError):
-                    yield remote_job(job, self._key)
 
     def _page(self, after: str | None) -> dict[str, Any]:
         # The API gives up to a thousand; `max_list_pages` is reckoned in pages of a hundred.
@@ -262,7 +245,4 @@ class AnthropicBatches:
                 )
             )
         except Rejected as error:
-            refused = error
-        raise CannotTell(
-            f"jobs can't be listed here: {refused.message}", status=refused.status
-        ) from refused
+            raise no_list(error) from error

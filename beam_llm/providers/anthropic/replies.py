@@ -13,11 +13,11 @@ from beam_llm.prompting.text import clean
 from beam_llm.providers.anthropic.dialect import TOOL_NAME
 from beam_llm.providers.anthropic.plain import plain_reply
 from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, error_of, unreadable
-from beam_llm.providers.finishes import finish_of
+from beam_llm.providers.finishes import finish_of_message
 from beam_llm.providers.reply_json import read_reply
-from beam_llm.providers.typed import name_of, usage_beside_cache, word
+from beam_llm.providers.typed import field_of, name_of, usage_beside_cache, word
 from beam_llm.redaction import Redactor, redactor_of
-from beam_llm.values import Completion, Finish, Pace, Usage
+from beam_llm.values import Completion, Pace, Usage
 
 
 def decode_reply(
@@ -61,10 +61,10 @@ def completion_of(
     if text is not None:
         text = redactor.in_answer(clean(text))
     reason = payload.get("stop_reason")
-    tier = name_of(_field(payload, "usage", "service_tier"), redactor)
+    tier = name_of(field_of(payload, "usage", "service_tier"), redactor)
     return Completion(
         text,
-        _finish(reason, text, has_reply_tool),
+        finish_of_message(reason, text, has_reply_tool),
         usage_of(payload.get("usage")),
         name_of(payload.get("model"), redactor) or "",
         name_of(request_id, redactor) or name_of(payload.get("id"), redactor),
@@ -78,12 +78,6 @@ def completion_of(
 STANDARD_TIERS = {"standard": "default"}
 """Anthropic's word for the usual tier → the word that prices know it by. `priority` and `batch`
 are called the same in both."""
-
-
-def _field(payload: Any, *names: str) -> Any:
-    for name in names:
-        payload = payload.get(name) if isinstance(payload, dict) else None
-    return payload
 
 
 def _text_of(content: Any) -> tuple[str | None, bool]:
@@ -105,22 +99,12 @@ def _text_of(content: Any) -> tuple[str | None, bool]:
     return "".join(texts) or None, False
 
 
-def _finish(reason: Any, text: str | None, has_reply_tool: bool) -> Finish:
-    """How the reply ended; one without text answers nothing, however well it is said to have
-    ended.
-    """
-    finish = Finish.STOP if reason is None or reason == "" else finish_of(reason)
-    if finish is Finish.EMPTY:  # `tool_use`
-        finish = Finish.STOP if has_reply_tool else Finish.OTHER
-    return Finish.EMPTY if not text and finish in (Finish.STOP, Finish.OTHER) else finish
-
-
 def _refusal(payload: Mapping[str, Any], reason: Any, redactor: Redactor) -> str | None:
     """Why the model declined, where it says so."""
     if reason != "refusal":
         return None
-    words = word(_field(payload, "stop_details", "explanation"))
-    category = word(_field(payload, "stop_details", "category"))
+    words = word(field_of(payload, "stop_details", "explanation"))
+    category = word(field_of(payload, "stop_details", "category"))
     return redactor(clean(words or category)) or None
 
 
@@ -135,7 +119,7 @@ def usage_of(usage: Any) -> Usage:
         usage.get("cache_read_input_tokens"),
         usage.get("cache_creation_input_tokens"),
         usage.get("output_tokens"),
-        _field(usage, "output_tokens_details", "thinking_tokens"),
+        field_of(usage, "output_tokens_details", "thinking_tokens"),
     )
 
 
@@ -157,6 +141,6 @@ STATUSES = {
 
 def error_in(payload: Mapping[str, Any], context: ErrorContext) -> CallError:
     """The error that a body of `type: error` names."""
-    kind = word(_field(payload, "error", "type"))
+    kind = word(field_of(payload, "error", "type"))
     # An unknown type counts as the server's own failure, which may be tried again.
     return error_of(STATUSES.get(kind, 500), {}, dict(payload), context)

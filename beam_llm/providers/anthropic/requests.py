@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
-
 from beam_llm.prompting.text import request_json
 from beam_llm.providers.anthropic import models
 from beam_llm.providers.anthropic.dialect import SCHEMA, TOOL, TOOL_NAME, Dialect
 from beam_llm.providers.anthropic.schema import closed_schema
 from beam_llm.providers.shared_prefix import CHARACTERS_A_TOKEN, marked_parts, parted
+from beam_llm.providers.strict_schema import schema_in_words
 from beam_llm.values import Media, Message, Request
 
 
@@ -128,10 +127,7 @@ def _ask_for_shape(body: dict[str, Any], request: Request, dialect: Dialect) -> 
             "disable_parallel_tool_use": True,
         }
         return
-    words = (
-        "Reply with JSON only, without any other text, following this JSON schema:\n"
-        + orjson.dumps(schema).decode()
-    )
+    words = schema_in_words(schema)
     # Behind the mark, so that the cached prefix is the same with and without these words.
     told = body.get("system")
     if isinstance(told, list):

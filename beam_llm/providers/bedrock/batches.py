@@ -12,8 +12,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,7 +20,6 @@ from beam_llm.config import Settings
 from beam_llm.errors import (
     Aborted,
     CallError,
-    CannotTell,
     Kind,
     NotCreated,
     Rejected,
@@ -47,7 +45,7 @@ from beam_llm.providers.bedrock.wire import encode_body
 from beam_llm.providers.control import ControlCalls, ignoring, is_certain_no, steady
 from beam_llm.providers.errors import ErrorContext
 from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
-from beam_llm.providers.job_search import find_jobs
+from beam_llm.providers.job_search import find_jobs, no_list, pending_in, read_listed
 from beam_llm.values import JobState, Request
 
 MIN_RECORDS = 100
@@ -64,7 +62,6 @@ file 50,000, 1 GB a file (kept below by 5 %), at least 100 records in a job; 24 
 """
 
 LEAST_HOURS, MOST_HOURS = 24, 168
-PENDING_PAGES = 10
 _CUSTOM_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _JOB_ID = re.compile(
     r"(arn:aws(-[^:]+)?:bedrock:[a-z0-9-]{1,20}:[0-9]{12}:model-invocation-job/)?[a-z0-9]{12}"
@@ -243,15 +240,17 @@ class BedrockBatches:
 
     def pending(self) -> list[RemoteJob]:
         """Jobs under way among the first thousand."""
-        pages = islice(self._pages(None), PENDING_PAGES)
-        return [job for page in pages for job in page if not job.state.has_ended]
+        return pending_in(self._pages(None))
 
     def _pages(self, part: str | None) -> Iterator[Sequence[RemoteJob]]:
         query: dict[str, Any] = {"sortBy": "CreationTime", "sortOrder": "Descending"}
         query |= {"maxResults": 100} | ({"nameContains": part} if part else {})
         while True:
             page = self._page(query)
-            yield list(self._listed(page.get("invocationJobSummaries")))
+            yield read_listed(
+                page.get("invocationJobSummaries"),
+                lambda job: remote_job(job, self._clients.context),
+            )
             token = page.get("nextToken")
             if not token:  # a page may be empty before the end
                 return
@@ -265,17 +264,7 @@ class BedrockBatches:
                 )
             )
         except (Rejected, Aborted) as error:
-            refused = error
-        raise CannotTell(
-            f"jobs can't be listed here: {refused.message}", status=refused.status
-        ) from refused
-
-    def _listed(self, jobs: Any) -> Iterator[RemoteJob]:
-        """The jobs of a page; one that can't be read is passed over."""
-        for job in jobs if isinstance(jobs, list) else []:
-            if isinstance(job, dict):
-                with suppress(CallError):
-                    yield remote_job(job, self._clients.context)
+            raise no_list(error) from error
 
     def fetch(self, job: RemoteJob, path: Path) -> None:
         """Streams all result files of a job into one.
@@ -286,11 +275,11 @@ class BedrockBatches:
         seconds, found = self._bounds.transfer_seconds, 0
         with open(path, "w+b") as file:
             for folder in job.result_files:
-                for uri in self._harmless(lambda folder=folder: self._clients.names(folder)):  # type: ignore[misc]
+                for uri in self._harmless(partial(self._clients.names, folder)):
                     if not uri.endswith(".jsonl.out"):
                         continue
                     start, found = file.seek(0, os.SEEK_END), found + 1
-                    self._harmless(lambda: self._clients.get_file(uri, file, start), seconds)  # noqa: B023 - called at once
+                    self._harmless(partial(self._clients.get_file, uri, file, start), seconds)
         if not found and (job.state is JobState.COMPLETED or job.completed):
             raise Retryable(Kind.UNAVAILABLE, "the job's result file is not in S3 (yet)")
 
@@ -313,8 +302,8 @@ class BedrockBatches:
             # A job says itself where its results are: it must not get others' objects removed.
             if not folder.startswith(ours):
                 continue
-            for uri in self._harmless(lambda folder=folder: self._clients.names(folder)):  # type: ignore[misc]
-                self._harmless(lambda uri=uri: self._clients.delete(uri))  # type: ignore[misc]
+            for uri in self._harmless(partial(self._clients.names, folder)):
+                self._harmless(partial(self._clients.delete, uri))
         if staged is not None and staged.startswith(ours):
             self._harmless(lambda: self._clients.delete(staged))
 

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 from beam_llm.errors import CallError
+from beam_llm.providers.anthropic import models
 
 SCHEMA, TOOL, WORDS = "outputConfig", "toolConfig", "words"
 
@@ -21,10 +22,6 @@ _BY_TOOL = re.compile(
     r"|claude-3|claude-(opus|sonnet)-4-(2025|[01]\b)"
 )
 """Models from before structured outputs, which came to Bedrock in February 2026."""
-
-_WITHOUT_TEMPERATURE = re.compile(
-    r"claude-(opus-(4-[789]|[5-9])|(sonnet|haiku)-[5-9]|fable|mythos)"
-)
 
 _CACHES: tuple[tuple[str, int], ...] = (
     (r"claude-(opus-4-[56]|haiku-4-5)", 4_096),
@@ -55,7 +52,7 @@ class Form:
         """What is known of the model's form."""
         form = WORDS if _IN_WORDS.search(model) else TOOL if _BY_TOOL.search(model) else SCHEMA
         tokens = next((least for name, least in _CACHES if re.search(name, model)), None)
-        return cls(form, _WITHOUT_TEMPERATURE.search(model) is None, tokens)
+        return cls(form, models.takes_temperature(model), tokens)
 
     @property
     def key(self) -> tuple[str, bool, int | None]:

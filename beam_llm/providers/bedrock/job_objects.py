@@ -15,7 +15,7 @@ from beam_llm.errors import Aborted, CallError, InputGone, Kind, QueueFull
 from beam_llm.protocols import RemoteJob
 from beam_llm.providers.errors import ErrorContext, shown, unreadable
 from beam_llm.providers.ids import identifier_of
-from beam_llm.providers.typed import count_of, seconds_of, word
+from beam_llm.providers.typed import count_of, field_of, seconds_of, word
 from beam_llm.redaction import redactor_of
 from beam_llm.values import JobState
 
@@ -97,10 +97,7 @@ def remote_job(job: Mapping[str, Any], context: ErrorContext) -> RemoteJob:
 
 
 def _uri(job: Mapping[str, Any], *names: str) -> str:
-    found: Any = job
-    for name in names:
-        found = found.get(name) if isinstance(found, Mapping) else None
-    uri = found.get("s3Uri") if isinstance(found, Mapping) else None
+    uri = field_of(job, *names, "s3Uri")
     return uri if isinstance(uri, str) and uri.startswith("s3://") else ""
 
 

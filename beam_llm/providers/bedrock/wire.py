@@ -15,12 +15,13 @@ from beam_llm.prompting.text import clean, request_json
 from beam_llm.providers.anthropic.schema import closed_schema
 from beam_llm.providers.bedrock.forms import SCHEMA, TOOL, Form
 from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, unreadable
-from beam_llm.providers.finishes import finish_of
+from beam_llm.providers.finishes import finish_of_message
 from beam_llm.providers.reply_json import read_reply
 from beam_llm.providers.shared_prefix import CHARACTERS_A_TOKEN, marked_parts, parted
-from beam_llm.providers.typed import name_of, usage_beside_cache, word
+from beam_llm.providers.strict_schema import schema_in_words
+from beam_llm.providers.typed import field_of, name_of, usage_beside_cache, word
 from beam_llm.redaction import redactor_of
-from beam_llm.values import Completion, Finish, Media, Message, Request, Usage
+from beam_llm.values import Completion, Media, Message, Request, Usage
 
 TOOL_NAME = "reply"
 """Of the tool whose input is the reply, where a model has no structured outputs."""
@@ -121,11 +122,7 @@ def _ask_for_shape(body: dict[str, Any], request: Request, form: Form) -> None:
         choice = {"tool": {"name": TOOL_NAME}}
         body["toolConfig"] = {"tools": [{"toolSpec": tool}], "toolChoice": choice}
     else:
-        words = (
-            "Reply with JSON only, without any other text, following this JSON schema:\n"
-            + orjson.dumps(schema).decode()
-        )
-        body["system"] = [*body.get("system", ()), {"text": words}]
+        body["system"] = [*body.get("system", ()), {"text": schema_in_words(schema)}]
 
 
 # Replies
@@ -153,8 +150,8 @@ def completion_of(
     Raises:
       Retryable: it is not a reply at all.
     """
-    message = _field(payload, "output", "message")
-    content = _field(message, "content")
+    message = field_of(payload, "output", "message")
+    content = field_of(message, "content")
     if not isinstance(content, list):
         raise unreadable("the reply has no message")
     redactor = redactor_of(context.secret)
@@ -164,21 +161,15 @@ def completion_of(
     reason = payload.get("stopReason")
     return Completion(
         text,
-        _finish(reason, text, is_tool),
+        finish_of_message(reason, text, is_tool),
         usage_of(payload.get("usage")),
         model,
         name_of(request_id, redactor),
         None,
         None,
         name_of(reason, redactor) or "end_turn",
-        service_tier=name_of(_field(payload, "serviceTier", "type"), redactor),
+        service_tier=name_of(field_of(payload, "serviceTier", "type"), redactor),
     )
-
-
-def _field(payload: Any, *names: str) -> Any:
-    for name in names:
-        payload = payload.get(name) if isinstance(payload, dict) else None
-    return payload
 
 
 def _text_of(content: Iterable[Any]) -> tuple[str | None, bool]:
@@ -187,23 +178,15 @@ def _text_of(content: Iterable[Any]) -> tuple[str | None, bool]:
     """
     texts: list[str] = []
     for block in content:
-        tool = _field(block, "toolUse")
-        if _field(tool, "name") == TOOL_NAME:
-            return word(_field(tool, "input")) or None, True
+        tool = field_of(block, "toolUse")
+        if field_of(tool, "name") == TOOL_NAME:
+            return word(field_of(tool, "input")) or None, True
         # A reply with citations has its text inside of them.
-        parts = _field(block, "citationsContent", "content")
+        parts = field_of(block, "citationsContent", "content")
         for part in (block, *(parts if isinstance(parts, list) else ())):
-            if isinstance(found := _field(part, "text"), str):
+            if isinstance(found := field_of(part, "text"), str):
                 texts.append(found)
     return "".join(texts) or None, False
-
-
-def _finish(reason: Any, text: str | None, is_tool: bool) -> Finish:
-    """Where no text is, nothing was answered, whatever good word stands for it."""
-    finish = Finish.STOP if reason is None or reason == "" else finish_of(reason)
-    if finish is Finish.EMPTY:  # `tool_use`
-        finish = Finish.STOP if is_tool else Finish.OTHER
-    return Finish.EMPTY if not text and finish in (Finish.STOP, Finish.OTHER) else finish
 
 
 def usage_of(usage: Any) -> Usage:

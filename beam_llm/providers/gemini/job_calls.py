@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 from beam_llm.errors import UnknownJob
 from beam_llm.protocols import BatchTraits, LineReply, RemoteJob
 from beam_llm.providers.control import ControlCalls, ignoring
-from beam_llm.providers.gemini.job_list import USUAL_PAGE_JOBS, job_pages, pending_in
+from beam_llm.providers.gemini.job_list import USUAL_PAGE_JOBS, job_pages
 from beam_llm.providers.gemini.lines import COMPLETIONS, JobWire, encode_line, line_reply
 from beam_llm.providers.http import Bounds
-from beam_llm.providers.job_search import find_jobs
+from beam_llm.providers.job_search import find_jobs, pending_in
 from beam_llm.values import Request
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from itertools import islice
 from typing import Any
 
-from beam_llm.errors import CallError, CannotTell, Rejected
+from beam_llm.errors import Rejected
 from beam_llm.protocols import RemoteJob
 from beam_llm.providers.control import ControlCalls
-from beam_llm.providers.job_search import next_token
+from beam_llm.providers.job_search import next_token, no_list, read_listed
 
 USUAL_PAGE_JOBS = 100
-MOST_PENDING_JOBS = 1_000
 
 
 def job_pages(
@@ -37,13 +34,7 @@ def job_pages(
     while True:
         query = {"pageSize": str(page_jobs)} | ({"pageToken": token} if token else {})
         page = _page(control, url_of(**query))
-        listed = page.get(field)
-        jobs: list[RemoteJob] = []
-        for job in listed if isinstance(listed, list) else []:
-            if isinstance(job, dict):
-                with suppress(CallError):
-                    jobs.append(read(job))
-        yield jobs
+        yield read_listed(page.get(field), read)
         # A list that never moves on is the reader's to notice: it must not be taken for its end.
         token = next_token(page, "nextPageToken")
         if not token:
@@ -59,13 +50,4 @@ def _page(control: ControlCalls, url: str) -> dict[str, Any]:
             )
         )
     except Rejected as error:
-        refused = error
-    raise CannotTell(
-        f"jobs can't be listed here: {refused.message}", status=refused.status
-    ) from refused
-
-
-def pending_in(pages: Iterator[Sequence[RemoteJob]], page_jobs: int) -> list[RemoteJob]:
-    """Jobs under way among the first thousand."""
-    first = islice(pages, MOST_PENDING_JOBS // page_jobs)
-    return [job for page in first for job in page if not job.state.has_ended]
+        raise no_list(error) from error

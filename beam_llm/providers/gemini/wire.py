@@ -10,8 +10,6 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import orjson
-
 from beam_llm.prompting.text import clean, request_json
 from beam_llm.providers.errors import (
     NO_CONTEXT,
@@ -24,6 +22,7 @@ from beam_llm.providers.finishes import finish_of
 from beam_llm.providers.gemini.plain import plain_reply, tier_of
 from beam_llm.providers.gemini.schema import gemini_schema, open_api_schema
 from beam_llm.providers.reply_json import read_reply
+from beam_llm.providers.strict_schema import schema_in_words
 from beam_llm.providers.typed import name_of, token_count
 from beam_llm.redaction import Redactor, redactor_of
 from beam_llm.values import Completion, Finish, Media, Request, Usage
@@ -67,7 +66,7 @@ def _body(request: Request, in_words: bool) -> dict[str, Any]:
     in_words = in_words or is_plain
     system = [m.content for m in request.messages if m.role == "system"]
     if request.schema is not None and in_words:
-        system.insert(0, _told(request.schema))
+        system.insert(0, schema_in_words(gemini_schema(request.schema) or request.schema))
     contents: list[dict[str, Any]] = [
         {
             "role": "user" if m.role == "user" else "model",
@@ -116,11 +115,6 @@ def _shape(request: Request) -> dict[str, Any]:
     if _WITHOUT_JSON_SCHEMA.match(request.model):
         return {"responseSchema": open_api_schema(request.schema) or request.schema}
     return {"responseJsonSchema": gemini_schema(request.schema) or request.schema}
-
-
-def _told(schema: Any) -> str:
-    words = "Reply with JSON only, without any other text, following this JSON schema:\n"
-    return words + orjson.dumps(gemini_schema(schema) or schema).decode()
 
 
 _ABOUT_THE_SCHEMA = re.compile(

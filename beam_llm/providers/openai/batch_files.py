@@ -9,22 +9,20 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import orjson
 
-from beam_llm.errors import CallError, CannotTell, Rejected, UnknownJob
+from beam_llm.errors import Rejected, UnknownJob
 from beam_llm.protocols import LineForm, LineReply, Recovery, RemoteJob
 from beam_llm.providers import http
 from beam_llm.providers.control import ControlCalls, ignoring, steady
 from beam_llm.providers.errors import ErrorContext, unreadable
 from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
 from beam_llm.providers.ids import identifier_of, in_path
-from beam_llm.providers.job_search import find_jobs, last_id
+from beam_llm.providers.job_search import find_jobs, last_id, no_list, pending_in, read_listed
 from beam_llm.providers.openai.dialect import Dialect
 from beam_llm.providers.openai.embed_wire import most_records, wire_of
 from beam_llm.providers.openai.job_objects import remote_job
@@ -37,7 +35,6 @@ from beam_llm.providers.result_files import fetch_files
 from beam_llm.providers.typed import loads
 from beam_llm.values import Request
 
-PENDING_PAGES = 10
 _PAGE_JOBS = 100
 
 # Anthropic's rule: OpenAI demands an id that is unique and publishes no form for it.
@@ -203,12 +200,8 @@ class DialectBatches:
         return remote_job(job, self._log_data, self._key)
 
     def pending(self) -> list[RemoteJob]:
-        """Jobs under way among the first thousand; what is further on has ended long ago where the
-        newest come first.
-        """
-        pages = islice(self._pages(), PENDING_PAGES)
-        pending = {job.job_id: job for page in pages for job in page if not job.state.has_ended}
-        return list(pending.values())
+        """Jobs under way among the first thousand."""
+        return pending_in(self._pages())
 
     def _pages(self) -> Iterator[Sequence[RemoteJob]]:
         """All jobs this key can see, page by page.
@@ -221,7 +214,7 @@ class DialectBatches:
         while True:
             page = self._page(after)
             data = page.get("data")
-            jobs = list(self._listed(data))
+            jobs = self._listed(data)
             yield jobs
             shown = len(data) if isinstance(data, list) else 0
             if not page.get("has_more", shown >= _PAGE_JOBS):
@@ -231,12 +224,8 @@ class DialectBatches:
             seen.update(job.job_id for job in jobs)
             after = last_id(page, jobs, after)
 
-    def _listed(self, jobs: Any) -> Iterator[RemoteJob]:
-        """The jobs of a page; one that can't be read is passed over."""
-        for job in jobs if isinstance(jobs, list) else []:
-            if isinstance(job, dict):
-                with suppress(CallError):
-                    yield self._job(job)
+    def _listed(self, jobs: Any) -> list[RemoteJob]:
+        return read_listed(jobs, self._job)
 
     def _page(self, after: str | None) -> dict[str, Any]:
         query = {"limit": str(_PAGE_JOBS)} | ({} if after is None else {"after": after})
@@ -253,10 +242,7 @@ class DialectBatches:
                 )
             )
         except Rejected as error:
-            refused = error
-        raise CannotTell(
-            f"jobs can't be listed here: {refused.message}", status=refused.status
-        ) from refused
+            raise no_list(error) from error
 
     # Files
 

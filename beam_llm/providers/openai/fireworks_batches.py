@@ -167,7 +167,7 @@ class FireworksBatches(DialectBatches):
         query = {"pageSize": _PAGE}
         while True:
             page = self._list_page(self._url("batchInferenceJobs", query=query))
-            yield list(self._listed(page.get("batchInferenceJobs")))
+            yield self._listed(page.get("batchInferenceJobs"))
             # A page may be empty before the end; a list that never moves on is no end either.
             query["pageToken"] = next_token(page, "nextPageToken")
             if not query["pageToken"]:

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import orjson
-
 from beam_llm.prompting.text import clean, request_json
 from beam_llm.providers.errors import (
     NO_CONTEXT,
@@ -25,7 +23,7 @@ from beam_llm.providers.openai.dialect import Dialect
 from beam_llm.providers.openai.plain import billed_of, plain_reply
 from beam_llm.providers.openai.servers import JSON_OBJECT, JSON_SCHEMA
 from beam_llm.providers.reply_json import read_reply
-from beam_llm.providers.strict_schema import strict_schema
+from beam_llm.providers.strict_schema import schema_in_words, strict_schema
 from beam_llm.providers.typed import name_of, token_count, usd_of, word
 from beam_llm.redaction import redactor_of
 from beam_llm.values import Completion, Finish, Media, Message, Pace, Request, Usage
@@ -91,11 +89,7 @@ def _ask_for_shape(body: dict[str, Any], request: Request, dialect: Dialect) -> 
         body.update(dialect.beside_a_schema)
     if dialect.enforces_schemas:
         return
-    words = (
-        "Reply with JSON only, without any other text, following this JSON schema:\n"
-        + orjson.dumps(schema).decode()
-    )
-    body["messages"].insert(0, {"role": "system", "content": words})
+    body["messages"].insert(0, {"role": "system", "content": schema_in_words(schema)})
     if dialect.reply_format == JSON_OBJECT:
         body["response_format"] = {"type": JSON_OBJECT}
 

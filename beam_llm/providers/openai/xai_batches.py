@@ -82,7 +82,7 @@ class XaiBatches(DialectBatches):
 
     def _pages(self) -> Iterator[Sequence[RemoteJob]]:
         for page, _ in self._walk("/batches", "batches"):
-            yield list(self._listed(page))
+            yield self._listed(page)
 
     def cancel(self, job_id: str) -> None:
         """Asks for cancellation; harmless where the job has ended or is not known."""
