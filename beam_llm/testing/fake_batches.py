@@ -480,6 +480,3 @@ def _texts(request: dict[str, Any]) -> list[str]:
     content = request["messages"][-1][1]
     found = [orjson.loads(text) for text in _INPUT.findall(content)]
     return found or [content]
-
-
-__all__ = ["FakeBatches", "FakeClock"]

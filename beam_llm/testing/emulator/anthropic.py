@@ -19,6 +19,7 @@ from aiohttp import web
 
 from beam_llm.testing.emulator.anthropic_rules import batch_problem, body_problems, forced_tool
 from beam_llm.testing.emulator.chat import Answer, tokens_of
+from beam_llm.testing.emulator.clockwork import TERMINAL
 from beam_llm.testing.emulator.dialects import (
     Asked,
     Dialect,
@@ -42,7 +43,6 @@ _KEPT_SECONDS = 29 * 86_400
 anthropic 2.14 (MessageBatch.archived_at), guide to batch processing, read 2026-11."""
 MOST_BODY_BYTES, MOST_BATCH_BYTES = 32 * 2**20, 256 * 2**20
 """Source: Anthropic API, "Errors" ("Request size limits"), read 2026-11."""
-_OVER = ("completed", "failed", "expired", "cancelled")
 _COUNTS = ("processing", "succeeded", "errored", "canceled", "expired")
 
 
@@ -111,25 +111,20 @@ class Wire(Dialect):
             )
         if path != _BATCHES and not path.startswith(f"{_BATCHES}/"):
             return None
-        jobs = self.house.batches
-        job_id, _, tail = path[len(_BATCHES) + 1 :].partition("/")
-        match request.method, bool(job_id), tail:
-            case "POST", False, "":
-                return await jobs.create(
-                    request, self, lambda raw: asyncio.to_thread(self._made, raw, has_sampling)
-                )
-            case "GET", False, "":
-                return await jobs.list_jobs(request, self, lambda found: self._page(request, found))
-            case "GET", True, "":
-                return await jobs.look(request, self, job_id)
-            case "GET", True, "results":
-                return await self._results(request, job_id)
-            case "POST", True, "cancel":
-                return await jobs.cancel(request, self, job_id)
-            case "DELETE", True, "":
-                gone = {"id": job_id, "type": "message_batch_deleted"}
-                return await jobs.delete(request, self, job_id, gone)
-        return None
+        jobs, below = self.house.batches, path.removeprefix(_BATCHES)
+        job_id, _, tail = below[1:].partition("/")
+        if job_id and (request.method, tail) == ("GET", "results"):
+            return await self._results(request, job_id)
+        if job_id and (request.method, tail) == ("DELETE", ""):
+            gone = {"id": job_id, "type": "message_batch_deleted"}
+            return await jobs.delete(request, self, job_id, gone)
+        return await jobs.serve(
+            request,
+            self,
+            below,
+            lambda raw: asyncio.to_thread(self._made, raw, has_sampling),
+            lambda found: self._page(request, found),
+        )
 
     # Messages.
 
@@ -267,7 +262,7 @@ class Wire(Dialect):
         )
 
     def job(self, job: Job) -> Any:
-        is_over, stamps = job["status"] in _OVER, job["stamps"]
+        is_over, stamps = job["status"] in TERMINAL, job["stamps"]
         status = self.house.batches.status(job)
         is_usual = status == job["status"]
         named = "canceling" if status == "cancelling" else "in_progress" if is_usual else status
@@ -307,7 +302,7 @@ class Wire(Dialect):
         job = self.house.batches.known(self, job_id)
         if job is None:
             return self.no_job(job_id)
-        if job["status"] not in _OVER or self._archived_at(job) is not None:
+        if job["status"] not in TERMINAL or self._archived_at(job) is not None:
             return WireError(404, f"Batch {job_id} has no available results.")
         return await self.house.batches.results(request, job, self._result)
 

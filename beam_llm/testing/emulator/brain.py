@@ -139,13 +139,8 @@ class Brain:
                 else extract
             )
         root = schema if question.indexed else (question.root or schema)
-        if question.keyed and schema is not None:
-            part = (
-                choice
-                if choice and schema.get("type") == "string" and "enum" not in schema
-                else schema
-            )
-            return self.filler(part, schema, "value", sentiment)
+        if question.keyed:
+            return self.filler(_spoken(choice, schema), schema, "value", sentiment)
         if question.indexed and question.root is not None:
             rest = {
                 name: part
@@ -154,12 +149,7 @@ class Brain:
             }
             # An answer of one field is given bare, and put under its name with the index.
             if list(rest) == [question.value_field]:
-                part = rest[question.value_field]
-                part = (
-                    choice
-                    if choice and part.get("type") == "string" and "enum" not in part
-                    else part
-                )
+                part = _spoken(choice, rest[question.value_field])
                 return self.filler(part, root, str(question.value_field), sentiment)
             schema = {**schema, "properties": rest}
         return self.filler(schema, root, "value", sentiment)
@@ -344,6 +334,12 @@ def _valence(word: str) -> float:
 
 def _checksum_compound(text: str) -> float:
     return zlib.crc32(text.encode("utf-8", "surrogatepass")) % 2001 / 1000 - 1
+
+
+def _spoken(choice: Mapping[str, Any] | None, schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The choice that the instruction gives, where the schema asks for any text."""
+    is_text = schema.get("type") == "string" and "enum" not in schema
+    return choice if choice and is_text else schema
 
 
 def _over_all(question: Question) -> str:

@@ -264,7 +264,7 @@ class Clockwork:
         return answer_file(task, model, self._billing, self.script, lambda: self._closing)
 
     def _take_in(self, job: dict[str, Any], result: Result) -> None:
-        """Puts files and bill in place; the caller's next `_move` or `_save` makes them count, all
+        """Puts files and bill in place; the caller's next `move` or `save` makes them count, all
         at once.
         """
         job_id = job["id"]
@@ -333,10 +333,8 @@ def _share(done: float, total: int) -> int:
 def _scripted_errors(job: dict[str, Any], checked: Checked) -> list[dict[str, Any]]:
     fault = fault_of(job, "validation")
     if fault is not None:
-        code, message = (
-            fault.code or "invalid_request",
-            fault.message or "This line is not a valid request.",
-        )
+        code = fault.code or "invalid_request"
+        message = fault.message or "This line is not a valid request."
         return [
             {"code": code, "message": message, "param": "body", "line": line}
             for line in fault.lines

@@ -18,6 +18,7 @@ from aiohttp import web
 
 from beam_llm.testing.emulator import openai
 from beam_llm.testing.emulator.chat import Answer
+from beam_llm.testing.emulator.clockwork import TERMINAL
 from beam_llm.testing.emulator.dialects import (
     Asked,
     Dialect,
@@ -32,8 +33,6 @@ from beam_llm.testing.emulator.work import CANCELLED, EXPIRED
 
 UNDONE = (EXPIRED["code"], CANCELLED["code"])
 """Codes of lines that their job did not come to."""
-
-OVER = frozenset({"completed", "failed", "expired", "cancelled"})
 
 
 class Family(openai.Wire):
@@ -210,7 +209,7 @@ class Together(Family):
         return json_response([self.job(job) for job in visible])
 
     def job(self, job: Job) -> Any:
-        status, over = self.house.batches.status(job), job["status"] in OVER
+        status, over = self.house.batches.status(job), job["status"] in TERMINAL
         counts = self.house.batches.counts(job)
         done = (counts["completed"] or 0) + (counts["failed"] or 0)
         return {

@@ -16,6 +16,7 @@ import orjson
 from aiohttp import web
 
 from beam_llm.testing.emulator.chat import Answer
+from beam_llm.testing.emulator.clockwork import TERMINAL
 from beam_llm.testing.emulator.connection import before_work, send_lines
 from beam_llm.testing.emulator.dialects import Asked, Dialect, Job, Line, LineResult, NewJob, Reply
 from beam_llm.testing.emulator.models import EMBED
@@ -30,7 +31,6 @@ from beam_llm.testing.emulator.wire import (
 )
 from beam_llm.testing.emulator.work import CANCELLED, EXPIRED, bare, line_results
 
-_OVER = frozenset({"completed", "failed", "expired", "cancelled"})
 _FIELDS = frozenset(
     (
         "model", "messages", "temperature", "top_p", "max_tokens", "stream", "stop",
@@ -208,9 +208,6 @@ class Wire(Dialect):
         error = self.house.embedder.check(translated)
         return Asked(translated) if error is None else error
 
-    def kept(self, body: Any, asked: Asked) -> Any:
-        return body
-
     def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
         usage = answer.body["usage"]
         named = {"id": uuid.uuid5(uuid.NAMESPACE_URL, reply_id).hex}
@@ -359,7 +356,7 @@ class Wire(Dialect):
 
     def job(self, job: Job) -> Any:
         status, counts = self.house.batches.status(job), self.house.batches.counts(job)
-        over, runs = job["status"] in _OVER, job["status"] != "validating"
+        over, runs = job["status"] in TERMINAL, job["status"] != "validating"
         options, good, bad = self.house.options, counts["completed"], counts["failed"]
         known = good is not None and bad is not None
         return {

@@ -14,8 +14,9 @@ import orjson
 from aiohttp import web
 
 from beam_llm.testing.emulator.chat import Answer
+from beam_llm.testing.emulator.clockwork import TERMINAL
 from beam_llm.testing.emulator.dialects import Asked, Job, Line, LineResult, NewJob, Reply
-from beam_llm.testing.emulator.family import OVER, UNDONE, Family
+from beam_llm.testing.emulator.family import UNDONE, Family
 from beam_llm.testing.emulator.models import CHAT
 from beam_llm.testing.emulator.shapes import misfit
 from beam_llm.testing.emulator.wire import WireError, json_response, with_json
@@ -136,8 +137,8 @@ class Wire(Family):
         return None
 
     def job(self, job: Job) -> Any:
-        over = job["status"] in OVER
-        ended = next((job["stamps"].get(f"{word}_at") for word in OVER & {job["status"]}), None)
+        over = job["status"] in TERMINAL
+        ended = job["stamps"].get(f"{job['status']}_at") if over else None
         errors = "; ".join(one["message"] for one in job["errors"] or ())
         return {
             "id": job["id"],
@@ -159,7 +160,7 @@ class Wire(Family):
     def _with_results(self, shown: dict[str, Any]) -> dict[str, Any]:
         # Only a look has them: a list would be as large as all of its jobs' answers.
         job = self.house.batches.known(self, shown["id"])
-        if job is None or job["status"] not in OVER:
+        if job is None or job["status"] not in TERMINAL:
             return shown
         results = [self._result(result) for result in self.house.batches.results_of(job)]
         return {**shown, "results": results}

@@ -14,9 +14,10 @@ import orjson
 from aiohttp import web
 
 from beam_llm.testing.emulator.chat import Answer
+from beam_llm.testing.emulator.clockwork import TERMINAL
 from beam_llm.testing.emulator.connection import before_work
 from beam_llm.testing.emulator.dialects import Asked, Job, NewJob, Reply
-from beam_llm.testing.emulator.family import OVER, Family, iso
+from beam_llm.testing.emulator.family import Family, iso
 from beam_llm.testing.emulator.models import CHAT
 from beam_llm.testing.emulator.wire import WireError, json_response, page_asked, with_json
 
@@ -107,7 +108,7 @@ class Wire(Family):
     def job(self, job: Job) -> Any:
         counts, status = self.house.batches.counts(job), job["status"]
         done, bad = counts["completed"] or 0, counts["failed"] or 0
-        ended = status in OVER
+        ended = status in TERMINAL
         # There is no status: a client goes by the counts, which are 0 until all requests are read.
         started = status not in ("validating", "failed")
         failed = "; ".join(one["message"] for one in job["errors"] or ()) or None
@@ -140,7 +141,7 @@ class Wire(Family):
         job = self.house.batches.known(self, job_id)
         if job is None:
             return self.no_job(job_id)
-        found = list(self._lines(job)) if job["status"] in OVER else []
+        found = list(self._lines(job)) if job["status"] in TERMINAL else []
         return self._paged(request, "results", found, self._result)
 
     def _lines(self, job: Job) -> Any:
