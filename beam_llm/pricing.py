@@ -198,9 +198,8 @@ def your_prices(settings: Settings) -> tuple[Rates, Rates] | None:
         ):
             raise UsageError(
                 f"prices has {key!r}: {value!r}: it has to be dollars per million tokens "
-                "under 'input', "
-                "'output' and, perhaps, 'cached' and 'cache_write', and the batch API's share of "
-                "them under 'batch'; "
+                "under 'input', 'output' and, perhaps, 'cached' and 'cache_write', and the batch "
+                "API's share of them under 'batch'; "
                 "write prices={'input': 0.4, 'output': 1.6, 'cached': 0.1, 'batch': 0.5}"
             )
     if "input" not in prices or "output" not in prices:

@@ -118,8 +118,7 @@ def _refuse_code(layer: Mapping[str, Any]) -> None:
     if isinstance(parser, str) and "." in parser:
         raise UsageError(
             f"response_format is {parser!r}: options given as text can't name code; give the "
-            "parser from Python, "
-            "or allow it: allow_code=True, --allow-code"
+            "parser from Python, or allow it: allow_code=True, --allow-code"
         )
 
 
@@ -134,8 +133,10 @@ def _name_of(key: str) -> str:
 
 
 def _unknown(key: str, known: list[str], own: list[str]) -> str:
-    """Args:
-    known, own: options of all transforms, and of this one.
+    """What is said of an option that there isn't.
+
+    Args:
+      known, own: options of all transforms, and of this one.
     """
     # Below difflib's usual 0.6, with which `size` would not find `batch.size`.
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)

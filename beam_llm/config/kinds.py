@@ -160,10 +160,8 @@ def _secret(name: str, value: Any, rule: Mapping[str, Any]) -> str:
             return reference
     raise UsageError(
         f"{name} holds a literal value: keys are given by reference, so that none is stored "
-        "in the pipeline; "
-        "put the key into an environment variable and write 'env:NAME' or '${NAME}' "
-        "(or 'file:PATH', 'gcp-secret:projects/…'; "
-        "'none' for servers without keys)"
+        "in the pipeline; put the key into an environment variable and write 'env:NAME' or "
+        "'${NAME}' (or 'file:PATH', 'gcp-secret:projects/…'; 'none' for servers without keys)"
     )
 
 

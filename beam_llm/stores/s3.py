@@ -54,21 +54,18 @@ class S3Store(ObjectStore):
         return in_words(lambda: self._sweep(session, dry_run), self.location)
 
     def _sweep(self, session: Any, dry_run: bool) -> list[str]:
-        with contextlib.closing(session.client("s3", endpoint_url=endpoint_url())) as client:
-            return self._swept(client, dry_run)
-
-    def _swept(self, client: Any, dry_run: bool) -> list[str]:
-        pages = client.get_paginator("list_multipart_uploads").paginate(
-            Bucket=self.bucket, Prefix=f"{self.prefix}/" if self.prefix else ""
-        )
         found = []
-        for upload in (upload for page in pages for upload in page.get("Uploads", ())):
-            if datetime.now(UTC) - upload["Initiated"] > ABANDONED_AFTER:
-                found.append(f"s3://{self.bucket}/{upload['Key']} (upload {upload['UploadId']})")
+        with contextlib.closing(session.client("s3", endpoint_url=endpoint_url())) as client:
+            pages = client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self.bucket, Prefix=f"{self.prefix}/" if self.prefix else ""
+            )
+            for upload in (upload for page in pages for upload in page.get("Uploads", ())):
+                if datetime.now(UTC) - upload["Initiated"] <= ABANDONED_AFTER:
+                    continue
+                key, upload_id = upload["Key"], upload["UploadId"]
+                found.append(f"s3://{self.bucket}/{key} (upload {upload_id})")
                 if not dry_run:
-                    client.abort_multipart_upload(
-                        Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
-                    )
+                    client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload_id)
         return found
 
 
