@@ -232,6 +232,24 @@ def test_fields_of_an_answer_may_have_the_names_of_a_dict_s_methods():
     assert (decoded.items, decoded.values[0].get) == (3.5, "it")
 
 
+def test_fields_of_an_answer_may_be_null():
+    from apache_beam import coders
+
+    none = {"type": "null"}
+    properties = {
+        "score": {"type": ["number", "null"]},
+        "why": {"anyOf": [{"type": "string"}, none]},
+        "tags": {"anyOf": [{"type": "array", "items": {"type": ["string"]}}, none]},
+    }
+    kind = nested_type({"type": "object", "properties": properties, "required": list(properties)})
+    coder = coders.registry.get_coder(kind)
+    for values in ((1, "so", ["a"]), (None, None, None)):
+        row = as_nested(kind, dict(zip(properties, values, strict=True)))
+        assert tuple(coder.decode(coder.encode(row))) == values
+    either = {"anyOf": [{"type": "string"}, {"type": "number"}]}
+    assert nested_type({"type": "object", "properties": {"a": either}}) is None
+
+
 @pytest.mark.parametrize("name", ["class", "a score", "_a", ""])
 def test_an_answer_is_json_text_where_a_row_has_no_field_of_the_name(name: str):
     assert nested_type({"type": "object", "properties": {name: {"type": "string"}}}) is None

@@ -37,7 +37,11 @@ def _type_of(schema: Any) -> Any:
     """The type of a schema's values; None where not all of them have one."""
     if not isinstance(schema, Mapping):
         return None
-    word = schema.get("type")
+    word, either = schema.get("type"), schema.get("anyOf")
+    if isinstance(word, list):
+        return _type_or_none([{**schema, "type": one} for one in word])
+    if isinstance(either, list):
+        return _type_or_none(either)
     if word == "object":
         return _row_type_of(schema)
     if word == "array":
@@ -47,6 +51,17 @@ def _type_of(schema: Any) -> Any:
     if word is None and members and all(isinstance(member, str) for member in members):
         return str
     return _WORDS.get(word) if isinstance(word, str) else None
+
+
+def _type_or_none(schemas: Sequence[Any]) -> Any:
+    """The type of values that may be null beside: what strict schemas have for fields that may be
+    missing.
+    """
+    others = [
+        one for one in schemas if not (isinstance(one, Mapping) and one.get("type") == "null")
+    ]
+    kind = _type_of(others[0]) if len(others) == 1 else None
+    return kind if kind is None or len(others) == len(schemas) else Optional[kind]
 
 
 def _row_type_of(schema: Mapping[str, Any]) -> Any:

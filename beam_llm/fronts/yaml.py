@@ -227,7 +227,8 @@ _PREDICTS = """Asks a language model about every row; each comes out with its an
 
 The prompt is a Jinja2 template over the row's fields. Beam runs a pipeline's file through Jinja2
 first, so the prompt stands between {% raw %} and {% endraw %}. The answer is a field of the row, of
-the type that `output` says: an object is a row, whose fields the next step can name."""
+the type that `output` says: an object is a row, whose fields the next step can name, where each has
+one type (or null) and a name that is Python's, and else JSON text."""
 _EMBEDS = """Asks an embedding model about every row; each comes out with a vector, or the reason.
 
 The prompt is a Jinja2 template over the row's fields that gives the text. Beam runs a pipeline's
