@@ -593,6 +593,24 @@ def test_the_region_is_found_where_aws_looks_for_it(
     )
 
 
+@pytest.mark.parametrize(
+    ("environment", "url"),
+    [
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:4566/"}, "http://127.0.0.1:4566"),
+        ({"AWS_USE_FIPS_ENDPOINT": "true"}, "https://bedrock-runtime-fips.us-east-1.amazonaws.com"),
+        ({"AWS_REGION": "cn-north-1"}, "https://bedrock-runtime.cn-north-1.amazonaws.com.cn"),
+        ({"AWS_REGION": "eusc-de-east-1"}, "https://bedrock-runtime.eusc-de-east-1.amazonaws.eu"),
+    ],
+)
+def test_live_calls_go_where_boto3_goes(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], url: str
+) -> None:
+    for name, value in {"AWS_REGION": "us-east-1", **environment}.items():
+        monkeypatch.setenv(name, value)
+    place = Place.of(settings(f"bedrock:{MODEL}"))
+    assert place.converse_url("m") == f"{url}/model/m/converse"
+
+
 # Credentials
 
 

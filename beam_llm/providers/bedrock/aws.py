@@ -12,8 +12,7 @@ from typing import IO, Any, TypeVar
 
 from beam_llm.errors import Aborted, CallError, Kind, Rejected, Retryable
 from beam_llm.providers.bedrock.failures import EXPIRED, client_error
-from beam_llm.providers.bedrock.place import Place
-from beam_llm.providers.bedrock.signing import no_credentials
+from beam_llm.providers.bedrock.place import Place, no_credentials
 from beam_llm.providers.errors import ErrorContext, unreadable
 from beam_llm.providers.http import Bounds
 from beam_llm.providers.typed import word

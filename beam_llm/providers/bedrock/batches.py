@@ -133,7 +133,8 @@ class BedrockBatches:
         self._encode, self._read = encode or self._encode_question, read
         self._form, self._dialect = Form.of(place.model), Dialect.of(place.model)
         self._clients = Clients(place, log_data, bounds)
-        proxy = http.proxy_for(place.control_url)
+        self._jobs_url = f"{place.control_url}/model-invocation-jobs"
+        proxy = http.proxy_for(self._jobs_url)
         self._control = ControlCalls(
             ErrorContext(), bounds, {}, proxy, sleep=sleep, clock=clock, wall=wall
         )
@@ -309,7 +310,7 @@ class BedrockBatches:
 
     def now(self) -> float | None:
         """Bedrock's own time, by its answers; see `ControlCalls.now`."""
-        return self._control.now(f"{self._place.control_url}/model-invocation-jobs")
+        return self._control.now(self._jobs_url)
 
     def _harmless(self, verb: Callable[[], R], seconds: float | None = None) -> R:
         """boto3's calls have their own, shorter, timeouts."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from beam_llm.errors import Aborted, CallError, Kind, Rejected, Retryable
-from beam_llm.providers.bedrock.signing import no_credentials
+from beam_llm.providers.bedrock.place import no_credentials
 from beam_llm.providers.errors import ErrorContext, error_of, unreadable
 from beam_llm.providers.typed import loads, word
 

@@ -53,25 +53,55 @@ class Place(NamedTuple):
 
     @property
     def _runtime(self) -> str:
-        # A variable of AWS's own, which boto3 follows by itself; live calls are not made by boto3.
-        named = os.environ.get("AWS_ENDPOINT_URL_BEDROCK_RUNTIME")
-        return self.base_url or (named or "").rstrip("/") or self._usual("bedrock-runtime")
+        return self._endpoint("bedrock-runtime")
 
     @property
     def control_url(self) -> str:
         """What the paths of jobs are put behind."""
-        named = os.environ.get("AWS_ENDPOINT_URL_BEDROCK")
-        return self.base_url or (named or "").rstrip("/") or self._usual("bedrock")
+        return self._endpoint("bedrock")
 
-    def _usual(self, service: str) -> str:
-        domain = "amazonaws.com.cn" if self.region.startswith("cn-") else "amazonaws.com"
-        return f"https://{service}.{self.region}.{domain}"
+    def _endpoint(self, service: str) -> str:
+        """Where boto3 goes: by AWS's variables and configuration (an address of one's own, FIPS),
+        else at the region's own domain. Live calls are not made by boto3, but have to go there too.
+
+        Raises:
+          Aborted: that can't be used.
+        """
+        from botocore.exceptions import BotoCoreError
+
+        if self.base_url:
+            return self.base_url
+        try:
+            url: str = self.session().client(service).meta.endpoint_url
+            return url.rstrip("/")
+        except BotoCoreError as error:
+            failed = no_credentials(type(error).__name__)
+        except ValueError:
+            failed = Aborted(
+                Kind.ABORTED, "AWS's endpoint URL is not an address; write https://… there"
+            )
+        raise failed
 
     def session(self) -> Any:
         """boto3's session: it knows profiles, roles and how credentials are renewed."""
         import boto3
 
         return boto3.Session(region_name=self.region, profile_name=self.profile)
+
+
+def no_credentials(reason: str | None = None) -> Aborted:
+    """The error of a worker on which boto3 finds no credentials, or none that can be used.
+
+    Args:
+      reason: the name of boto3's error.
+    """
+    what = f"credentials that can be used ({reason})" if reason else "credentials"
+    return Aborted(
+        Kind.ABORTED,
+        f"no AWS {what} are found on this worker: give it a role, export AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY, or name a profile in provider_options; live calls also take a "
+        "Bedrock API key: api_key='env:AWS_BEARER_TOKEN_BEDROCK'",
+    )
 
 
 def known_region(settings: Settings) -> str | None:

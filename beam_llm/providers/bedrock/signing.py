@@ -19,8 +19,7 @@ from urllib.parse import quote
 
 import yarl
 
-from beam_llm.errors import Aborted, Kind
-from beam_llm.providers.bedrock.place import Place
+from beam_llm.providers.bedrock.place import Place, no_credentials
 from beam_llm.redaction import remember
 
 KEPT_SECONDS = 60.0
@@ -148,14 +147,3 @@ class Signer:
         return Signature(
             frozen.access_key, frozen.secret_key, frozen.token or None, self._place.region
         )
-
-
-def no_credentials(reason: str | None = None) -> Aborted:
-    """The error of a worker on which boto3 finds no credentials."""
-    because = f" ({reason})" if reason else ""
-    return Aborted(
-        Kind.ABORTED,
-        f"no AWS credentials are found on this worker{because}: give it a role, export "
-        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile in provider_options; live "
-        "calls also take a Bedrock API key: api_key='env:AWS_BEARER_TOKEN_BEDROCK'",
-    )
