@@ -141,7 +141,7 @@ def connect_batch(settings: Settings) -> GeminiBatches:
     if settings.task == "embed":
         from beam_llm.providers.gemini.embed_wire import wire_of
 
-        wire = wire_of(settings).of_jobs(settings, "asyncBatchEmbedContent")
+        wire = wire_of(settings).of_jobs(settings)
     return GeminiBatches(
         Place.of(settings),
         settings.model_name,

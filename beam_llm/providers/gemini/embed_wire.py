@@ -77,13 +77,13 @@ class EmbedWire(NamedTuple):
     encode: Callable[[Request], bytes]
     read: Callable[[Any, str, ErrorContext], Completion]
 
-    def of_jobs(self, settings: Settings, verb: str) -> JobWire:
+    def of_jobs(self, settings: Settings) -> JobWire:
         """The same for the lines of jobs, which all ask one model."""
         model, numbers = settings.model_name, settings.dimensions or LARGEST_VECTOR
         return JobWire(
             self.encode,
             lambda payload, context: self.read(payload, model, context),
-            verb,
+            "asyncBatchEmbedContent",
             int(numbers * _NUMBER_BYTES),
             WRITTEN_OUT,
         )

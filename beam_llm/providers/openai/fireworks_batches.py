@@ -86,7 +86,7 @@ class FireworksBatches(DialectBatches):
         body = {
             "displayName": name,
             "model": self._model,
-            "inputDatasetId": self._resource("datasets", str(staged)),
+            "inputDatasetId": f"accounts/{self._options.get('account_id', '')}/datasets/{staged}",
         }
         url = self._url("batchInferenceJobs", query={"batchInferenceJobId": job_id})
         try:
@@ -174,9 +174,6 @@ class FireworksBatches(DialectBatches):
                 return
 
     # Addresses
-
-    def _resource(self, kind: str, name: str) -> str:
-        return f"accounts/{self._options.get('account_id', '')}/{kind}/{name}"
 
     def _url(
         self,

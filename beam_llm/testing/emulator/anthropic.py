@@ -30,7 +30,7 @@ from beam_llm.testing.emulator.dialects import (
     Reply,
 )
 from beam_llm.testing.emulator.pictures import image_part, joined, part_of_address
-from beam_llm.testing.emulator.wire import WireError, json_response, unknown_model
+from beam_llm.testing.emulator.wire import WireError, json_response, object_of, unknown_model
 
 if TYPE_CHECKING:
     from beam_llm.testing.emulator.service import Service
@@ -172,8 +172,9 @@ class Wire(Dialect):
     def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
         words, note, finish = answer.words, asked.note, answer.finish
         content: list[dict[str, Any]] = []
-        if words and finish == "stop" and note["tool"] and _json_object(words) is not None:
-            used = {"name": note["tool"], "input": _json_object(words)}
+        given = object_of(words) if words and finish == "stop" and note["tool"] else None
+        if given is not None:
+            used = {"name": note["tool"], "input": given}
             content = [{"type": "tool_use", "id": f"toolu_{reply_id}", **used}]
         elif words and finish not in ("refusal", "content_filter"):
             content = [{"type": "text", "text": words}]
@@ -345,14 +346,6 @@ def _usage(answer: Answer, note: Mapping[str, Any]) -> dict[str, Any]:
 
 def _declined(words: str | None) -> dict[str, Any]:
     return {"type": "refusal", "category": "general_harms", "explanation": words}
-
-
-def _json_object(words: str) -> dict[str, Any] | None:
-    try:
-        found = orjson.loads(words)
-    except orjson.JSONDecodeError:
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def _in_our_words(error: WireError) -> WireError:

@@ -28,7 +28,7 @@ from beam_llm.testing.emulator.dialects import (
 )
 from beam_llm.testing.emulator.models import CHAT
 from beam_llm.testing.emulator.pictures import refusal
-from beam_llm.testing.emulator.wire import WireError, json_response, with_json
+from beam_llm.testing.emulator.wire import WireError, json_response, object_of, with_json
 from beam_llm.testing.emulator.work import CANCELLED, EXPIRED
 
 UNDONE = (EXPIRED["code"], CANCELLED["code"])
@@ -190,11 +190,8 @@ class Together(Family):
         target = {"method": "POST", "url": "/v1/chat/completions"}
         with open(self.house.files.path(file_id), "rb") as lines, open(part, "wb") as file:
             for number, data in enumerate(lines, 1):
-                try:
-                    line = orjson.loads(data)
-                except orjson.JSONDecodeError:
-                    line = None
-                if not isinstance(line, dict) or not {"custom_id", "body"} <= set(line):
+                line = object_of(data)
+                if line is None or not {"custom_id", "body"} <= set(line):
                     problem = "custom_id and body are required"
                     return [{"code": "invalid_request", "message": problem, "line": number}]
                 file.write(orjson.dumps({**line, **target}) + b"\n")

@@ -11,14 +11,19 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import orjson
 from aiohttp import web
 
 from beam_llm.testing.emulator.connection import before_work, send_lines
 from beam_llm.testing.emulator.dialects import Job, Line, LineResult, NewJob, Reply
 from beam_llm.testing.emulator.family import UNDONE, Family, iso
 from beam_llm.testing.emulator.models import CHAT, EMBED
-from beam_llm.testing.emulator.wire import WireError, json_response, page_asked, with_json
+from beam_llm.testing.emulator.wire import (
+    WireError,
+    json_response,
+    object_of,
+    page_asked,
+    with_json,
+)
 from beam_llm.testing.emulator.work import line_results
 
 if TYPE_CHECKING:
@@ -96,7 +101,7 @@ class Wire(Family):
     async def _new_dataset(self, request: web.BaseRequest) -> Reply:
         if (refused := await before_work(request, self.house.script.strike("upload"))) is not None:
             return refused
-        body = _object_of(await request.read())
+        body = object_of(await request.read())
         if body is None:
             return WireError(400, "invalid JSON")
         if unknown := set(body) - {"datasetId", "dataset", "sourceDatasetId"}:
@@ -170,7 +175,7 @@ class Wire(Family):
         return None
 
     async def _made_job(self, job_id: str, raw: bytes) -> NewJob | WireError:
-        body = _object_of(raw)
+        body = object_of(raw)
         if body is None or not isinstance(body.get("model"), str):
             return WireError(400, "model is required")
         if unknown := set(body) - {
@@ -198,7 +203,7 @@ class Wire(Family):
         """Writes a dataset's lines as a job's; returns what is wrong with the first bad one."""
         with open(self.house.files.path(file_id), "rb") as lines, open(part, "wb") as file:
             for number, data in enumerate(lines, 1):
-                line = _object_of(data) or {}
+                line = object_of(data) or {}
                 if type(line.get("custom_id")) is not str or type(line.get("body")) is not dict:
                     return WireError(400, f"line {number}: custom_id and body are required")
                 asked = self._asked({**line["body"], "model": model}, None)
@@ -237,11 +242,3 @@ class Wire(Family):
                 "failedRequests": counts["failed"],
             },
         }
-
-
-def _object_of(data: bytes) -> dict[str, Any] | None:
-    try:
-        found = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return None
-    return found if isinstance(found, dict) else None

@@ -32,7 +32,7 @@ from beam_llm.testing.emulator.gemini_files import GeminiFiles, no_file
 from beam_llm.testing.emulator.generate_content import precondition, rfc3339
 from beam_llm.testing.emulator.models import EMBED
 from beam_llm.testing.emulator.shapes import misfit
-from beam_llm.testing.emulator.wire import WireError, json_response, page_asked
+from beam_llm.testing.emulator.wire import WireError, json_of, json_response, page_asked
 
 # 20 MB, in the front end's own number: "exceeds the limit: 20971520 bytes".
 MOST_INLINE_BYTES = 20_971_520
@@ -350,12 +350,7 @@ def _as_entry(request: Any) -> Any:
 
 
 def _lines_of(data: bytes) -> Iterator[Any]:
-    for line in data.split(b"\n"):
-        if line.strip():
-            try:
-                yield orjson.loads(line)
-            except orjson.JSONDecodeError:
-                yield None
+    return (json_of(line) for line in data.split(b"\n") if line.strip())
 
 
 def _older(depth: int, now: float) -> dict[str, Any]:

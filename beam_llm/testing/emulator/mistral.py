@@ -24,6 +24,7 @@ from beam_llm.testing.emulator.pictures import part_of_address, refusal
 from beam_llm.testing.emulator.shapes import Misfit, Share, Whole, by_pydantic, misfit
 from beam_llm.testing.emulator.wire import (
     WireError,
+    json_of,
     json_response,
     page_asked,
     unknown_model,
@@ -300,10 +301,7 @@ class Wire(Dialect):
         )
 
     async def _new_job(self, raw: bytes) -> NewJob | WireError:
-        try:
-            body = orjson.loads(raw)
-        except orjson.JSONDecodeError:
-            body = None
+        body = json_of(raw)
         problem = self._job_problem(body)
         if problem is not None:
             return problem

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import msgspec
-import orjson
 from aiohttp import web
 
 from beam_llm.testing.emulator.chat import Answer, misfit_error
@@ -18,7 +17,7 @@ from beam_llm.testing.emulator.dialects import Asked, Dialect, Job, NewJob, Repl
 from beam_llm.testing.emulator.files import page
 from beam_llm.testing.emulator.models import CHAT, EMBED
 from beam_llm.testing.emulator.shapes import misfit
-from beam_llm.testing.emulator.wire import WireError, json_response, unknown_model
+from beam_llm.testing.emulator.wire import WireError, json_of, json_response, unknown_model
 from beam_llm.testing.emulator.work import bare
 
 if TYPE_CHECKING:
@@ -199,10 +198,7 @@ class Wire(Dialect):
         )
 
     async def _new_job(self, raw: bytes) -> NewJob | WireError:
-        try:
-            body = orjson.loads(raw)
-        except orjson.JSONDecodeError:
-            body = None
+        body = json_of(raw)
         error = self._check_create(body)
         if error is not None:
             return error

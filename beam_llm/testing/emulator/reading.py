@@ -332,9 +332,8 @@ def _many(texts: tuple[str, ...], hint: str, root: Mapping[str, Any] | None) -> 
         return Question(texts, True, "delimited", spoken_schema(hint), None, hint)
     if re.search(r'\{"1": ', hint):
         schema = spoken_schema(hint)
-        return (schema and _many_by_schema(texts, hint, schema)) or Question(
-            texts, True, "json", schema, None, hint, keyed=True
-        )
+        packed = _many_by_schema(texts, hint, schema) if schema is not None else None
+        return packed or Question(texts, True, "json", schema, None, hint, keyed=True)
     named = re.search(r'\{\s*"(\w+)":\s*(?:1|<?int)', hint)
     if named is None and "index" not in hint.lower():
         return None
@@ -404,12 +403,9 @@ def _keyed_answer(root: Mapping[str, Any]) -> Mapping[str, Any] | None:
 def _many_in_words(texts: tuple[str, ...], hint: str, index_field: str) -> Question:
     """A JSON reply asked for in words: the example's fields, or a schema told in the prompt."""
     schema = spoken_schema(hint)
-    if schema is not None and (
-        _answer_list(schema, schema) is not None or _keyed_answer(schema) is not None
-    ):
-        return _many_by_schema(texts, hint, schema) or Question(
-            texts, True, "json", schema, None, hint
-        )
+    packed = _many_by_schema(texts, hint, schema) if schema is not None else None
+    if packed is not None:
+        return packed
     name = re.escape(index_field)
     example = re.search(rf'\{{\s*"{name}":\s*1\s*,\s*"(\w+)":', hint)
     around = re.search(rf'((?:\{{\s*"\w+":\s*)*)\[\s*\{{\s*"{name}"', hint)

@@ -30,7 +30,7 @@ from beam_llm.testing.emulator.limits import Limits
 from beam_llm.testing.emulator.models import CHAT, EMBED, Model
 from beam_llm.testing.emulator.options import EmulatorOptions
 from beam_llm.testing.emulator.small_files import read_json, write_json
-from beam_llm.testing.emulator.wire import WireError, json_response, unknown_route
+from beam_llm.testing.emulator.wire import WireError, json_of, json_response, unknown_route
 
 
 class Service:
@@ -153,10 +153,7 @@ class Service:
         model: Model,
         started: float,
     ) -> Reply:
-        try:
-            body = orjson.loads(raw)
-        except orjson.JSONDecodeError:
-            body = None
+        body = json_of(raw)
         number = next(self._numbers)
         # What is wrong with a call is said before its limits are: it is no use to wait with it.
         asked = ask(body)

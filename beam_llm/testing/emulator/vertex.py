@@ -33,7 +33,7 @@ from beam_llm.testing.emulator.dialects import (
 from beam_llm.testing.emulator.generate_content import precondition, rfc3339
 from beam_llm.testing.emulator.models import EMBED
 from beam_llm.testing.emulator.shapes import misfit
-from beam_llm.testing.emulator.wire import WireError, json_response, page_asked, wrong_key
+from beam_llm.testing.emulator.wire import WireError, json_of, json_response, page_asked, wrong_key
 
 _STATES = {
     "validating": "PENDING",
@@ -185,10 +185,7 @@ class Wire(Dialect):
         Args:
           parameters: of a job that embeds; None for others.
         """
-        try:
-            entry = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            entry = None
+        entry = json_of(line)
         request = entry.get("request") if isinstance(entry, dict) else None
         if parameters is not None:
             request = entry

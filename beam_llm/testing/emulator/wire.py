@@ -50,6 +50,20 @@ def json_response(
     return web.Response(body=orjson.dumps(data), status=status, headers=headers, content_type=JSON)
 
 
+def json_of(data: bytes | str) -> Any:
+    """What JSON says; None where it is none."""
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return None
+
+
+def object_of(data: bytes | str) -> dict[str, Any] | None:
+    """The JSON object; None where there is none, or another value."""
+    found = json_of(data)
+    return found if isinstance(found, dict) else None
+
+
 class PageAsked(NamedTuple):
     """Which part of a list a client wants."""
 

@@ -21,7 +21,7 @@ from beam_llm.testing.emulator.dialects import Asked, LineResult
 from beam_llm.testing.emulator.faults import Fault, FaultScript
 from beam_llm.testing.emulator.models import Model
 from beam_llm.testing.emulator.shapes import misfit
-from beam_llm.testing.emulator.wire import WireError
+from beam_llm.testing.emulator.wire import WireError, object_of
 
 # More would not be read: a file with one mistake on each line has a million of them.
 _MOST_ERRORS = 50
@@ -98,11 +98,8 @@ class _Line(msgspec.Struct):
 
 def _request_of(checked: Checked, number: int, line: bytes) -> dict[str, Any] | None:
     """The line's request; None where it is none, which is complained of."""
-    try:
-        request = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        request = None
-    if not isinstance(request, dict):
+    request = object_of(line)
+    if request is None:
         checked.complain(
             "invalid_json_line", "This line is not parseable as valid JSON.", None, number
         )

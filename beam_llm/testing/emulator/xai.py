@@ -19,7 +19,7 @@ from beam_llm.testing.emulator.connection import before_work
 from beam_llm.testing.emulator.dialects import Asked, Job, NewJob, Reply
 from beam_llm.testing.emulator.family import Family, iso
 from beam_llm.testing.emulator.models import CHAT
-from beam_llm.testing.emulator.wire import WireError, json_response, page_asked, with_json
+from beam_llm.testing.emulator.wire import WireError, json_of, json_response, page_asked, with_json
 
 
 class Wire(Family):
@@ -76,10 +76,7 @@ class Wire(Family):
         return {**answer.body, "usage": {**usage, **sums}}
 
     async def _new_job(self, raw: bytes) -> NewJob | WireError:
-        try:
-            body = orjson.loads(raw)
-        except orjson.JSONDecodeError:
-            body = None
+        body = json_of(raw)
         if not isinstance(body, dict) or not isinstance(body.get("name"), str):
             return WireError(422, "Failed to deserialize the JSON body: missing field `name`")
         if unknown := set(body) - {"name", "input_file_id"}:
