@@ -559,14 +559,12 @@ class BatchProviderContract:
 
     @pytest.mark.parametrize("mishap", [Mishap.CREATE_LOST, Mishap.CREATE_LATE], ids=_id_of)
     @pytest.mark.parametrize(
-        "listed",
-        [None, Mishap.LISTED_LATE, Mishap.LISTED_OLDEST_FIRST],
-        ids=lambda mishap: getattr(mishap, "value", "usual"),
+        "listed", [None, Mishap.LISTED_LATE, Mishap.LISTED_OLDEST_FIRST], ids=_id_of
     )
     def test_a_lost_create_is_found_among_others(
         self, mishap: Mishap, listed: Mishap | None
     ) -> None:
-        self._arrange(mishap, *([listed] if listed is not None else []))
+        self._arrange(mishap, listed)
         provider = self._provider_on(*_LISTING)
         since, made = self.now(), self._staged(provider)
         self._lost(provider, made)
@@ -582,7 +580,7 @@ class BatchProviderContract:
 
     @pytest.mark.parametrize("listed", [None, Mishap.LISTED_OLDEST_FIRST], ids=_id_of)
     def test_it_is_found_behind_jobs_of_long_ago(self, listed: Mishap | None) -> None:
-        self._arrange(*([listed] if listed is not None else []))
+        self._arrange(listed)
         provider = self._provider_on(*_LISTING)
         # A list that is oldest first can't be left at the first job that is too old.
         for number in range(3):
@@ -636,8 +634,8 @@ class BatchProviderContract:
     # Whether it was lost or never sent, the client can't know: the answer has to be the same.
     @pytest.mark.parametrize("is_lost", [True, False], ids=["lost", "never sent"])
     def test_label_a_list_without_names_and_inputs_proves_nothing(self, is_lost: bool) -> None:
-        lost = (Mishap.CREATE_LOST,) if is_lost else ()
-        self._arrange(Mishap.LISTED_WITHOUT_NAME, Mishap.LISTED_WITHOUT_INPUT, *lost)
+        lost = Mishap.CREATE_LOST if is_lost else None
+        self._arrange(Mishap.LISTED_WITHOUT_NAME, Mishap.LISTED_WITHOUT_INPUT, lost)
         provider = self._provider_on(Recovery.LABEL)
         since, made = self.now(), self._staged(provider)
         if is_lost:
@@ -657,7 +655,7 @@ class BatchProviderContract:
 
     @pytest.mark.parametrize("is_lost", [True, False], ids=["lost", "never sent"])
     def test_none_it_can_never_be_told(self, is_lost: bool) -> None:
-        self._arrange(*([Mishap.CREATE_LOST] if is_lost else []))
+        self._arrange(Mishap.CREATE_LOST if is_lost else None)
         provider = self._provider_on(Recovery.NONE)
         since, made = self.now(), self._staged(provider)
         if is_lost:
@@ -673,7 +671,7 @@ class BatchProviderContract:
     def test_unnamed_a_lost_create_is_found_once_it_has_ended(
         self, mishap: Mishap, listed: Mishap | None
     ) -> None:
-        self._arrange(mishap, *([listed] if listed is not None else []))
+        self._arrange(mishap, listed)
         provider = self._unnamed()
         since, made = self.now(), self._staged(provider)
         self._lost(provider, made)
@@ -729,7 +727,7 @@ class BatchProviderContract:
 
     @pytest.mark.parametrize("listed", [None, Mishap.LISTED_OLDEST_FIRST], ids=_id_of)
     def test_unnamed_it_is_found_behind_jobs_of_long_ago(self, listed: Mishap | None) -> None:
-        self._arrange(*([listed] if listed is not None else []))
+        self._arrange(listed)
         provider = self._unnamed()
         for number in range(3):
             provider.create(f"theirs-{number}", *self._staged(provider, number + 1))
@@ -755,22 +753,14 @@ class BatchProviderContract:
 
     def _found_unnamed(self, provider: Any, since: float) -> Sequence[RemoteJob]:
         """What is found once jobs have ended; before, there is nothing, or a doubt."""
-        end = time.monotonic() + _PATIENCE_SECONDS
-        while True:
-            try:
-                found: Sequence[RemoteJob] = provider.find_unnamed(
-                    "ours", 3, since, lambda job_id: False
-                )
-            except Retryable:
-                found = []
-            if found:
-                return found
-            assert time.monotonic() < end, "the job is never found"
-            self.pass_time(1.0)
+        return self._until_found(
+            lambda: provider.find_unnamed("ours", 3, since, lambda job_id: False), Retryable
+        )
 
     # How it is asked
 
-    def _arrange(self, *mishaps: Mishap) -> None:
+    def _arrange(self, *given: Mishap | None) -> None:
+        mishaps = [mishap for mishap in given if mishap is not None]
         # Skipped, not passed: a report shows which promises this provider was not held to.
         impossible = self.impossible.intersection(mishaps)
         if impossible:
@@ -821,11 +811,19 @@ class BatchProviderContract:
         self, provider: BatchProvider, staged: str | None, since: float, count: int = 1
     ) -> Sequence[RemoteJob]:
         """What is found once the server shows it; before, it may be nothing, or a doubt."""
+        return self._until_found(lambda: provider.find("ours", staged, since), CannotTell, count)
+
+    def _until_found(
+        self,
+        find: Callable[[], Sequence[RemoteJob]],
+        doubt: type[CallError],
+        count: int = 1,
+    ) -> Sequence[RemoteJob]:
         end = time.monotonic() + _PATIENCE_SECONDS
         while True:
             try:
-                found = provider.find("ours", staged, since)
-            except CannotTell:
+                found = find()
+            except doubt:
                 found = []
             if len(found) >= count:
                 return found
