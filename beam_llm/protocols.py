@@ -77,11 +77,9 @@ class LearnsSchemas(Protocol):
     def enforces_schemas(self) -> bool:
         """Whether it holds replies to their schema, as far as is known by now."""
 
-    def note_ignored_schema(self, request: Request) -> bool:
-        """Learns from a reply that ended well and is not JSON, although its request had a schema.
-
-        Returns:
-          Whether the same question would now be asked in another form.
+    def note_ignored_schema(self, request: Request) -> None:
+        """Learns from a reply that ended well and is not JSON, although its request had a
+        schema.
         """
 
 

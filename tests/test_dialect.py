@@ -68,19 +68,18 @@ def test_a_server_that_has_a_bad_minute_is_asked_with_the_schema_all_the_same(se
     assert [has_schema(body) for body in server.bodies[-3:]] == [False, True, True]
 
 
-def test_a_server_that_ignores_the_schema_gets_it_in_words_from_then_on(server):  # noqa: F811
+def test_a_server_that_ignores_the_schema_gets_it_in_words_from_then_on(server, caplog):  # noqa: F811
     async def two(chat: Any) -> list[bool]:
         await chat.complete(REQUEST, 10)
-        without = dataclasses.replace(REQUEST, schema=None)
-        changes = [
-            chat.note_ignored_schema(without),
-            chat.note_ignored_schema(REQUEST),
-            chat.note_ignored_schema(REQUEST),
-        ]
+        enforces = []
+        for request in (dataclasses.replace(REQUEST, schema=None), REQUEST, REQUEST):
+            chat.note_ignored_schema(request)
+            enforces.append(chat.enforces_schemas)
         await chat.complete(REQUEST, 10)
-        return changes
+        return enforces
 
-    assert with_client(server, "chatty", two) == [False, True, False]
+    assert with_client(server, "chatty", two) == [True, False, False]
+    assert caplog.text.count("does not keep to the JSON schema") == 1
     before, after = server.bodies
     assert has_schema(before)
     assert "JSON schema" not in str(before["messages"])

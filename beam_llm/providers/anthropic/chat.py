@@ -96,11 +96,10 @@ class AnthropicChat:
         """Whether replies are held to the schema that is sent. The input of a tool is not."""
         return self._dialect.reply_format == SCHEMA
 
-    def note_ignored_schema(self, request: Request) -> bool:
+    def note_ignored_schema(self, request: Request) -> None:
         """Nothing is learned from it: where a schema is enforced here, it is; elsewhere it is asked
         for in the one other way there is.
         """
-        return False
 
     async def close(self) -> None:
         """Gives back connections; harmless when done twice."""

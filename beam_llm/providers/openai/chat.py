@@ -116,22 +116,17 @@ class OpenAIChat:
         """
         return self._dialect.enforces_schemas
 
-    def note_ignored_schema(self, request: Request) -> bool:
+    def note_ignored_schema(self, request: Request) -> None:
         """To be called with a request whose reply ended well and is not JSON, although
         `request.schema` was sent with it: from now on the schema is put into words as well as being
         sent.
-
-        Returns:
-          Whether the same question would now be asked in another form.
         """
-        if request.schema is None or not self._dialect.note_ignored_schema():
-            return False
-        _log.warning(
-            "%s does not keep to the JSON schema that it is sent: from now on it is asked in "
-            "words, too",
-            self._place.host,
-        )
-        return True
+        if request.schema is not None and self._dialect.note_ignored_schema():
+            _log.warning(
+                "%s does not keep to the JSON schema that it is sent: from now on it is asked in "
+                "words, too",
+                self._place.host,
+            )
 
     async def close(self) -> None:
         """Gives back connections; harmless when done twice."""
