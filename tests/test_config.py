@@ -207,6 +207,11 @@ def test_the_base_url_is_read_when_the_pipeline_is_built(monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:2/v1")
     assert known.base_url == "http://127.0.0.1:1/v1"
     assert settings(MODEL, base_url="http://host/v1").base_url == "http://host/v1"
+    monkeypatch.setenv("OPENAI_BASE_URL", "localhost:8000/v1")
+    with pytest.raises(
+        UsageError, match=r"^base_url \(of OPENAI_BASE_URL\) is 'localhost:8000/v1'"
+    ):
+        settings("openai:gpt-4.1-mini")
 
 
 def test_azure_needs_its_endpoint(monkeypatch):

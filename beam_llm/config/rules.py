@@ -161,9 +161,10 @@ def _base_url(known: Settings, provider: str) -> str | None:
     spec = PROVIDERS[provider]
     variable, usual = spec.base_url_variable, spec.base_url
     # Read now and kept: a worker's environment is not the one where the pipeline was built.
-    url = known.base_url
+    url, place = known.base_url, "base_url"
     if url is None:
         url = (variable and os.environ.get(variable)) or usual
+        place = f"base_url (of {variable})"
     # Bedrock and Vertex AI make their address of the region, each in a way of its own.
     if url is None and (variable is None or spec.key_variable is None):
         return None
@@ -173,7 +174,7 @@ def _base_url(known: Settings, provider: str) -> str | None:
         )
     if re.match(r"[^/]*//[^/]*@", url):  # looked at first, for it must not be shown
         raise UsageError(
-            "base_url holds a user name or password: those would be stored in the pipeline; "
+            f"{place} holds a user name or password: those would be stored in the pipeline; "
             "give the key by api_key='env:NAME'"
         )
     # No query and no fragment: paths are put behind it.
@@ -187,7 +188,7 @@ def _base_url(known: Settings, provider: str) -> str | None:
         # Also of what is not an address: `user:password@host`, without https://.
         shown = re.split(r"[?#]", url)[0].rpartition("@")[2]
         raise UsageError(
-            f"base_url is {shown!r}: it has to be an address with http:// or https:// and "
+            f"{place} is {shown!r}: it has to be an address with http:// or https:// and "
             "without spaces, ? or #; write base_url='https://host/v1'"
         )
     return url.rstrip("/")
