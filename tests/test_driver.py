@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from beam_llm.errors import Aborted, Failure, Kind, NotCreated, Retryable, UsageError
+from beam_llm.errors import Aborted, Failure, Kind, NotCreated, Rejected, Retryable, UsageError
 from beam_llm.jobs import Ready, Waiting, list_jobs
 from beam_llm.jobs.pacing import jitter, poll_interval
 from beam_llm.ledger import Ledger, find_ref
@@ -413,6 +413,15 @@ def test_a_refused_create_ends_its_records_and_the_next_run_asks_again_because_n
     assert not wrong(world.run(TEXTS), TEXTS)
     assert world.fake.calls["create"] == 2
     assert not billed_twice(world)
+
+
+def test_a_job_that_is_too_large_for_the_server_names_the_option(world: World) -> None:
+    def stage(*_: Any) -> str:
+        raise Rejected(Kind.TOO_LARGE, "HTTP 413", status=413)
+
+    world.fake.stage = stage  # type: ignore[method-assign]
+    said = {outcome.failure.message for found in world.run(TEXTS).values() for outcome in found}
+    assert said == {"HTTP 413; job_max_bytes makes jobs smaller"}
 
 
 def test_an_uploaded_file_that_is_gone_is_uploaded_again(world: World) -> None:

@@ -433,10 +433,10 @@ def test_mistrals_rate_limit_headers_have_a_minute_in_their_names():
         (403, {"error": {"message": "no access"}}, Remedy.ABORT, Kind.ABORTED, "no access"),
         (
             403,
-            "<!DOCTYPE html><html><head><title>Attention Required!</title></head></html>",
+            "<!DOCTYPE html><html><head><title>Attention Required! | Cloudflare</title></head></html>",
             Remedy.SPLIT,
             Kind.REJECTED,
-            "titled 'Attention Required!': a firewall",
+            "titled “Attention Required! | Cloudflare”: a firewall",
         ),
         (
             402,

@@ -221,7 +221,8 @@ class Submission:
                 raise error
             return JobEnd("aborted", Failure(Kind.ABORTED, error.message, 1))
         if isinstance(error, Rejected):
-            return JobEnd("refused", Failure(Kind.REJECTED, error.message, 1))
+            hint = "; job_max_bytes makes jobs smaller" if error.kind == Kind.TOO_LARGE else ""
+            return JobEnd("refused", Failure(Kind.REJECTED, error.message + hint, 1))
         return None
 
     def _later(self, error: CallError, status: str) -> Waiting:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from beam_llm.errors import Aborted, CallError, Kind, Rejected, Retryable
+from beam_llm.errors import Aborted, CallError, Kind, Rejected, Retryable, printable
 from beam_llm.providers.error_details import PER_DAY, details_of
 from beam_llm.providers.pace import retry_after_seconds
 from beam_llm.providers.typed import status_of, word
@@ -318,7 +318,9 @@ _FIREWALL = ": a firewall in front of the API may have taken the prompt for an a
 def _titled(page: str) -> str:
     """A web page in words: by its title, where it has one."""
     title = re.search(r"<title[^>]{0,100}>([^<]{1,80})", page, re.IGNORECASE)
-    return f"a web page titled {shown(title[1], None, False)!r}" if title else "a web page"
+    # Not in plain quotation marks: what is quoted at length is left out of messages.
+    named = shown(title[1].strip(), None, False) if title else ""
+    return f"a web page titled “{printable(named)}”" if named else "a web page"
 
 
 def left_for_live(error: CallError, *, is_for_its_form: bool) -> CallError:
