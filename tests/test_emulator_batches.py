@@ -455,14 +455,20 @@ def test_line_faults_strike_their_line_only(
     assert emulator.billed["one"] == 1
 
 
-def test_conflicting_lines_hold_two_valid_answers(start: Any) -> None:
+OVER_TWO = 'Summarise.\n\nGive one answer over all 2 records below.\n\nRecord 1: "a"\nRecord 2: "b"'
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"), [("I love it", "positive"), (OVER_TWO, "2 records, most often a b")]
+)
+def test_conflicting_lines_hold_two_valid_answers(start: Any, text: str, answer: str) -> None:
     _, client = start(Fault("line_conflicting"))
-    batch = wait(client, submit(client, "I love it").id)
-    answers = [
+    batch = wait(client, submit(client, text).id)
+    one, other = [
         reply["response"]["body"]["choices"][0]["message"]["content"]
         for reply in content(client, batch.output_file_id)
     ]
-    assert answers == ["positive", "negative"]
+    assert one == answer != other
 
 
 def test_faults_of_replies_strike_lines_too(start: Any) -> None:

@@ -13,7 +13,7 @@ import html
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -55,9 +55,7 @@ class Brain:
     def values(self, question: Question) -> list[Any]:
         """One answer per record; an indexed object answer comes without its index."""
         fill = self._filler(question)
-        if question.covers is not None:
-            return [fill(_over_all(question))]
-        return [fill(text) for text in question.texts]
+        return [fill(text) for text in _answered_texts(question)]
 
     def reply(self, question: Question, faults: tuple[Fault, ...] = ()) -> str:
         """The reply's text, with such faults as concern its answers or its form."""
@@ -66,7 +64,7 @@ class Brain:
             # Another answer to the same line, which the client must not take for the first.
             values = [
                 self.other_value(question, text, value)
-                for text, value in zip(question.texts, values, strict=True)
+                for text, value in zip(_answered_texts(question), values, strict=True)
             ]
         if self._reads is not None and question.indexed:
             values = self._partly_read(question, values, self._reads)
@@ -340,6 +338,11 @@ def _spoken(choice: Mapping[str, Any] | None, schema: Mapping[str, Any]) -> Mapp
     """The choice that the instruction gives, where the schema asks for any text."""
     is_text = schema.get("type") == "string" and "enum" not in schema
     return choice if choice and is_text else schema
+
+
+def _answered_texts(question: Question) -> Sequence[str]:
+    """What each answer is drawn from."""
+    return question.texts if question.covers is None else (_over_all(question),)
 
 
 def _over_all(question: Question) -> str:
