@@ -19,6 +19,7 @@ import apache_beam as beam
 import orjson
 import pydantic
 import pytest
+from apache_beam.metrics import MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing import test_stream
 from apache_beam.transforms.periodicsequence import PeriodicImpulse
@@ -324,7 +325,11 @@ def test_turns_that_wait_together_share_a_prompt(emulator):
 
 def test_what_a_shared_prompt_leaves_is_asked_again_in_its_turn_and_paid_for_once_more(emulator):
     emulator.set_faults(Fault("missing", text="text 1", times=1))
-    found = answered([("a", f"text {n}") for n in range(4)], batch_size=4, output=Mood)
+    kept, turns = Collect(), beam.Create([("a", f"text {n}") for n in range(4)], reshuffle=False)
+    with pipeline() as p:
+        _ = p | turns | LLMChat(MODEL, PROMPT, batch_size=4, output=Mood) | kept
+    found, query = kept.found, MetricsFilter().with_name("splits")
+    assert [each.committed for each in p.result.metrics().query(query)["counters"]] == [1]
     assert all(p.error is None for p in found)
     shapes = [
         (len(prompt) // 2, prompt[-1][1].count("\nInput ")) for prompt in prompts(emulator, "text")

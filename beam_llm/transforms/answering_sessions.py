@@ -255,7 +255,11 @@ class AskSessions(WithEngine[tuple[Session, list[Turn]]]):
         ended, tally = list[tuple[Turn, Outcome]](), Tally()
         for (session, turns), asked in group:
             tally.merge(asked.tally)
-            ended += session.settle(turns, asked.outcomes)
+            settled = session.settle(turns, asked.outcomes)
+            ended += settled
+            left = len(turns) - len(settled)  # asked again by us, as several are asked once
+            tally.retries += left == 1
+            tally.splits += left > 1
             # Its next turn is on its way before anybody reads the answer to this one.
             self._ask_next(session)
         packed = [len(turns) for (_, turns), asked in group if asked.tally.requests]
