@@ -176,6 +176,17 @@ def test_the_number_of_a_lost_entry_goes_to_no_other_job_and_its_records_are_not
     assert local.fake.calls["create"] == 3
 
 
+def test_a_copy_of_a_ledger_and_its_original_are_two_in_one_process_too(local: World) -> None:
+    local.run(["text 0"])
+    copy = World(f"{local.location} copy", local.clock)
+    shutil.copytree(local.location, copy.location)
+    copy.run(["something new"])
+    local.run(["text 1"])
+    found = copy.run(["text 1"])
+    assert not wrong(found, ["text 1"])
+    assert found["text 1"][0].failure is None
+
+
 def test_an_entry_that_lies_under_another_number_is_damage(local: World) -> None:
     local.plan(["text 0"])
     local.plan(["text 1"])

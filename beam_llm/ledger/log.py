@@ -117,13 +117,15 @@ class Ledger:
         """All that is known now. Kept per process, so that the next look reads only what was
         appended since."""
         with _lock:
-            known = _known_here.get(self.id) or self._from_snapshot()
+            # With its place: a copied ledger has its original's id, and goes on in its own way.
+            place = self.id, self.location
+            known = _known_here.get(place) or self._from_snapshot()
             known = self._with_tail(known)
             if known.last - self._snapshot_number() > SNAPSHOT_AFTER:
                 known = self._write_snapshot(known)
             # One ledger at a time: an index of many million keys is not kept twice.
             _known_here.clear()
-            _known_here[self.id] = known
+            _known_here[place] = known
             return known
 
     def _with_tail(self, known: Known) -> Known:
@@ -168,7 +170,7 @@ class Ledger:
 
 
 _lock = threading.Lock()
-_known_here: dict[str, Known] = {}
+_known_here: dict[tuple[str, str], Known] = {}
 _appended_here: set[tuple[str, int]] = set()
 
 
