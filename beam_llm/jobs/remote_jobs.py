@@ -167,13 +167,13 @@ def acknowledged_late(job: Job) -> RemoteJob | None:
     Raises:
       CallError: the provider can't be asked how that job stands.
     """
-    gave_nothing = {closed.job_id for closed in job.journal.all(Closed)}
-    for attempt in job.journal.counts(Created):
-        closed, created = job.journal.read(Closed, attempt), job.journal.read(Created, attempt)
+    closed = {attempt: job.journal.read(Closed, attempt) for attempt in job.journal.counts(Closed)}
+    gave_nothing = {each.job_id for each in closed.values() if each is not None}
+    for attempt, each in closed.items():
         # An attempt that is closed after its answer has come is closed with the job's id.
-        if created is None or closed is None or closed.job_id is not None:
-            continue
-        if created.job_id not in gave_nothing:
+        late = each is not None and each.job_id is None
+        created = job.journal.read(Created, attempt) if late else None
+        if created is not None and created.job_id not in gave_nothing:
             remote = guarded(job.provider.look, created.job_id)
             if remote.state is not JobState.CANCELLED:
                 return remote

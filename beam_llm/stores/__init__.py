@@ -139,7 +139,7 @@ def local_copy(store: Store, name: str) -> Iterator[str]:
     """
     path = store.path_of(name)
     if path is not None:
-        if not path.exists():
+        if not path.is_file():
             raise missing(store, name)
         yield str(path)
         return
