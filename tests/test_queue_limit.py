@@ -24,6 +24,7 @@ from beam_llm.ledger.model_limit import LIMIT_SECONDS, ModelLimit
 from beam_llm.protocols import BatchTraits
 from beam_llm.providers.openai.job_objects import stated_limit
 from beam_llm.stores import open_store
+from beam_llm.stores.local import LocalStore
 from beam_llm.values import JobState
 from tests.batch_world import Killed, World, driven, gathered, killing, wrong
 from tests.killed import Run, billed, complaints, once, reviews_of, rows_of
@@ -681,3 +682,22 @@ def test_a_pipeline_whose_only_job_is_ten_times_the_limit_answers_every_record_o
 )
 def test_what_becomes_of_a_job_the_queue_refuses(verdict: Verdict, seen: Observed) -> None:
     assert decide(seen) is verdict
+
+
+def test_what_was_written_of_earlier_attempts_is_read_once_however_long_a_job_queues(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refs, driver = world.plan(TEXTS[:4]), world.driver()
+    world.fake.create_faults = ["queue"] * 30
+    reads, get = Counter[str](), LocalStore.get
+
+    def counting(store: LocalStore, name: str) -> bytes | None:
+        reads[name] += 1
+        return get(store, name)
+
+    monkeypatch.setattr(LocalStore, "get", counting)
+    found = gathered(driven(driver, refs, world.clock.sleep, lambda waiting: None))
+    assert not wrong(found, TEXTS[:4])
+    of_attempts = {name: count for name, count in reads.items() if "/closed-" in name}
+    assert len(of_attempts) > 10
+    assert max(of_attempts.values()) <= 2

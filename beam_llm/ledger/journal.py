@@ -358,6 +358,9 @@ class Journal:
 
     def __init__(self, store: Store, job: str):
         self.store, self.job, self.folder = store, job, folder(job)
+        # Of those that were read: they never change, and a job that has waited for hours behind a
+        # full queue has many hundred, which all count at every further attempt.
+        self._known: dict[tuple[type[Document], int], Document] = {}
 
     def name(self, kind: type[Document], count: int = 0) -> str:
         return f"{self.folder}{kind.word}" + (f"-{count:0{kind.digits}d}" if kind.digits else "")
@@ -365,7 +368,15 @@ class Journal:
     def read(self, kind: type[D], count: int = 0) -> D | None:
         """One document; None where there is none. Raises LedgerError as `parse` does."""
         # The attempt before the first, and the upload that was not made, are number -1.
-        return read(self.store, self.name(kind, count), kind) if count >= 0 else None
+        if count < 0:
+            return None
+        known = self._known.get((kind, count))
+        if isinstance(known, kind):
+            return known
+        found = read(self.store, self.name(kind, count), kind)
+        if found is not None:
+            self._known[kind, count] = found
+        return found
 
     def add(self, document: Document, count: int = 0) -> bool:
         """Creates a document; False where another process has created it before."""
