@@ -206,6 +206,8 @@ def test_an_entry_that_lies_under_another_number_is_damage(local: World) -> None
         "jobs/lost+found/created-0000",
         "jobs/00000000000000000001/closed-0000 (copy)",
         "jobs/00000000000000000001/created-0000.bak",
+        "jobs/00000000000000000001/input.jsonl (copy)",
+        "manifests/of another (copy).manifest",
     ],
 )
 def test_files_that_are_not_the_ledgers_are_left_alone(local: World, name: str) -> None:
