@@ -410,6 +410,9 @@ REFUSED = {
         "'partial.output' is 'intger'",
     ),
     "a sum of texts": ("SELECT SUM(title) FROM t", 8, "SUM is of numbers, and this is STRING"),
+    "RLIKE": ("SELECT text RLIKE 'a' FROM t", 8, "REGEXP"),
+    "IS JSON": ("SELECT text IS JSON FROM t", 8, "JSON_EXISTS"),
+    "a time of two units": ("SELECT day + INTERVAL '1:30' HOUR TO MINUTE FROM t", 8, "one unit"),
     "a hint": ("SELECT id FROM t /*+ OPTIONS('path'='x') */", 18, "hints.*into WITH"),
     "a column twice": (
         "SELECT q.a FROM (SELECT id AS a, title AS a FROM t) AS q", 8, "several columns 'a'.*AS",
@@ -648,6 +651,8 @@ def test_show_and_describe_print_what_there_is():
     assert printed("DESCRIBE MODEL two;")[-1] == ("score", "DOUBLE", "output")
     assert printed("DESC out;") == [("id", "STRING"), ("mood", "STRING")]
     assert printed("CREATE VIEW v AS SELECT n + 1 AS k FROM t; DESCRIBE v;") == [("k", "INT")]
+    view = "CREATE VIEW v (k) AS\n  SELECT n FROM t WHERE text <> 'a;b';"
+    assert printed(f"{view} SHOW CREATE VIEW v;") == [(view,)]
 
 
 def test_what_show_create_prints_makes_the_same_model_again():
@@ -922,6 +927,7 @@ VALUES = {
     "EXTRACT(MILLISECOND FROM TIMESTAMP '2026-05-04 03:02:01.5')": 500,
     "EXTRACT(MICROSECOND FROM TIMESTAMP '2026-05-04 03:02:01.5')": 500000,
     "EXTRACT(EPOCH FROM TIMESTAMP '1970-01-01 00:01:00')": 60,
+    "CAST(CAST('2026-05-04 03:02:01' AS TIMESTAMP_LTZ(3)) AS STRING)": "2026-05-04 03:02:01",
 }  # fmt: skip
 
 

@@ -29,7 +29,11 @@ _ALLOWED = words(
 
 _SIZED = (exp.DataType.Type.CHAR, exp.DataType.Type.VARCHAR)
 # What is otherwise in DuckDB: its text of a value, its names of days and parts of a second.
-_AS_TEXT = {"BOOLEAN": "upper(CAST({} AS VARCHAR))", "BYTES": "decode({})"}
+_AS_TEXT = {
+    "BOOLEAN": "upper(CAST({} AS VARCHAR))",
+    "BYTES": "decode({})",
+    "TIMESTAMP_LTZ": "replace(CAST({} AS VARCHAR), '+00', '')",
+}
 _AS_TEXT |= dict.fromkeys(
     ("FLOAT", "DOUBLE"),
     "regexp_replace(replace(CAST({} AS VARCHAR), 'inf', 'Infinity'), '-?nan', 'NaN')",
@@ -41,7 +45,12 @@ _EXTRACTED = {
     "EPOCH": "CAST(floor({}) AS BIGINT)",
 }
 _OF_DAYS = ("DAY", "WEEK", "MONTH", "QUARTER", "YEAR")
-_INSTEAD = {"SimilarTo": "write LIKE, or REGEXP(text, '^a.*$')"}
+_INSTEAD = {
+    "SimilarTo": "write LIKE, or REGEXP(text, '^a.*$')",
+    "RegexpLike": "write REGEXP(text, 'a')",
+    "JSON": "write JSON_EXISTS(text, '$')",
+    "IntervalSpan": "write one unit: INTERVAL '90' MINUTE",
+}
 
 
 class Value(NamedTuple):

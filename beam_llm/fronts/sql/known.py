@@ -12,12 +12,13 @@ from beam_llm.fronts.sql.tables import Permissions, Table
 
 @dataclass(frozen=True)
 class View:
-    """A query by its name."""
+    """A query by its name, and its statement's place."""
 
     name: str
     columns: tuple[str, ...]
     query: Query
     start: int
+    end: int
 
 
 @dataclass

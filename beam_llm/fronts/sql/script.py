@@ -165,7 +165,7 @@ def _create_view(known: Known, statement: CreateView) -> None:
             f"give {len(columns)}",
         )
     known.views[statement.name] = View(
-        statement.name, statement.columns, statement.query, statement.start
+        statement.name, statement.columns, statement.query, statement.start, statement.end
     )
 
 
@@ -292,7 +292,8 @@ def _described(known: Known, found: Any) -> Printed:
 def _created(known: Known, found: Any) -> str:
     """The statement that makes it again. A key is a reference, and so it stands here."""
     if isinstance(found, View):
-        return f"-- a view, created at {known.source.place(found.start)}"
+        text = known.source.text[found.start : found.end]
+        return "\n".join(map(printable, f"{text};".splitlines()))
     head = f"CREATE {'TEMPORARY ' if getattr(found, 'temporary', False) else ''}"
     if isinstance(found, Model):
         head += f"MODEL {backticked(found.name)}"

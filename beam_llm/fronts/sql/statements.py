@@ -132,7 +132,9 @@ def _create_view(cursor: Cursor, start: int, name: str, if_not_exists: bool) -> 
     if cursor.take_words("COMMENT"):
         cursor.need_string("a comment")
     cursor.need_words("AS", where="in CREATE VIEW")
-    return CreateView(start, name, if_not_exists, tuple(columns), parse_query(cursor))
+    query = parse_query(cursor)
+    end = cursor.tokens[cursor.at - 1].end
+    return CreateView(start, name, if_not_exists, tuple(columns), query, end)
 
 
 def _create_table(cursor: Cursor, start: int, name: str, if_not_exists: bool) -> CreateTable:

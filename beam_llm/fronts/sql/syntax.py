@@ -184,12 +184,13 @@ class CreateTable(Statement):
 
 @dataclass(frozen=True)
 class CreateView(Statement):
-    """`CREATE VIEW name (…) AS SELECT …`."""
+    """`CREATE VIEW name (…) AS SELECT …`, and where it ends."""
 
     name: str
     if_not_exists: bool
     columns: tuple[str, ...]
     query: Query
+    end: int
 
 
 @dataclass(frozen=True)
