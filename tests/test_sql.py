@@ -177,6 +177,9 @@ KEPT = {
     "id": "1",
     "day": "2026-01-02",
     "at": "2026-01-02 03:04:05.5",
+    "seen": "2026-01-02 03:04:05+00:00",
+    "hour": "03:04:05.5",
+    "raw": "aGk=",
     "huge": "-Infinity",
     "odd": "NaN",
     "price": 12.5,
@@ -191,11 +194,12 @@ KEPT = {
 @pytest.mark.parametrize("kind", ["json", "csv", "parquet"])
 def test_values_of_all_types_come_back_from_a_file_of_every_format(folder: Path, kind: str):
     columns = (
-        "id STRING, day DATE, `at` TIMESTAMP(3), huge DOUBLE, odd DOUBLE, price DECIMAL(10, 2), "
+        "id STRING, day DATE, `at` TIMESTAMP(3), seen TIMESTAMP_LTZ(3), `hour` TIME, raw BYTES, huge DOUBLE, odd DOUBLE, price DECIMAL(10, 2), "
         "exact DECIMAL(20, 2), counts MAP<STRING, INT>, "
         "pair ROW<a INT, b STRING>, tags ARRAY<STRING>, `it's` STRING"
     )
-    line = json.dumps(KEPT).replace(f'"{KEPT["exact"]}"', KEPT["exact"])  # a number there
+    # A number there, and a time without a zone.
+    line = json.dumps(KEPT).replace(f'"{KEPT["exact"]}"', KEPT["exact"]).replace("+00:00", "")
     (folder / "in.jsonl").write_text(line + "\n" + '{"id": "2"}\n')
     sql = (
         MODEL.replace("<more>", "")

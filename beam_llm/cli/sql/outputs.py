@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import time
 from typing import IO, Any
 
 from beam_llm.cli.files.csv_cells import ALL_CELLS, NO_CELLS, cell, safe_cell
@@ -16,7 +17,7 @@ from beam_llm.errors import printable
 from beam_llm.fronts.sql.compute import arrow_type
 from beam_llm.fronts.sql.plan import Plan
 from beam_llm.fronts.sql.tables import Table
-from beam_llm.fronts.sql.types import NUMBERS, SqlType, to_json
+from beam_llm.fronts.sql.types import NUMBERS, SqlType, to_duckdb, to_json
 
 Values = Sequence[Any]
 _PARQUET_ROWS = 10_000
@@ -98,10 +99,12 @@ def _write_parquet(
 def _array(values: list[Any], kind: SqlType) -> Any:
     import pyarrow as pa
 
-    if kind.kind == "MAP":
-        # Arrow takes a map as its pairs.
-        values = [None if value is None else list(value.items()) for value in values]
-    return pa.array(values, arrow_type(kind)).cast(parquet_type(kind))
+    if kind.kind == "TIME":  # of which Arrow makes none from text
+        times = [None if value is None else time.fromisoformat(value) for value in values]
+        return pa.array(times, parquet_type(kind))
+    # As DuckDB is given them, and Arrow takes a map as its pairs.
+    given = [to_duckdb(kind, value, list) for value in values]
+    return pa.array(given, arrow_type(kind)).cast(parquet_type(kind))
 
 
 def parquet_type(kind: SqlType) -> Any:

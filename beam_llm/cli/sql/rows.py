@@ -115,8 +115,14 @@ def _typed_rows(plan: Plan, source: Source) -> Iterator[tuple[int, dict[str, Any
             yield number, {column: by_name[name] for name, column, _ in plan.columns}
         return
     decimals = [name for name, _, kind in plan.columns if _holds_decimals(kind)]
+    # A parquet file's bytes come as the text that they spell, where they do; others' as Base64.
+    binary = [name for name, _, kind in plan.columns if kind.kind == "BYTES"]
+    binary = binary if source.format == "parquet" else []
     for row in read_rows(source):
         fields = _with_exact(row, decimals) if decimals else row.fields
+        for name in binary:
+            if isinstance(text := fields.get(name), str):
+                fields = {**fields, name: text.encode()}
         yield row.line, typed_fields(plan, fields, f"{source}:{row.line}")
 
 

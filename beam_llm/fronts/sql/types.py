@@ -273,6 +273,8 @@ def _timestamp(kind: SqlType, value: Any) -> str:
     # In UTC, as DuckDB reckons on every worker (`compute.connect`).
     if kind.kind == "TIMESTAMP" and value.tzinfo is not None:
         value = value.astimezone(datetime.UTC).replace(tzinfo=None)
+    if kind.kind == "TIMESTAMP_LTZ" and value.tzinfo is None:  # a parquet file's have a zone
+        value = value.replace(tzinfo=datetime.UTC)
     return _without_zeros(value.isoformat(sep=" "))
 
 
