@@ -348,6 +348,22 @@ def test_a_table_that_is_the_file_which_is_read_is_not_written(
     assert (folder / "in.csv").read_text() == "id,text\n1,fine\n"
 
 
+@pytest.mark.parametrize("others", ["", "b.jsonl"])
+def test_folders_in_a_table_s_folder_are_told_where_they_are_not_read(
+    folder: Path, capsys: pytest.CaptureFixture[str], others: str
+):
+    (folder / "in" / "2026").mkdir(parents=True)
+    (folder / "in" / "2026" / "a.jsonl").write_text('{"id": "1"}\n')
+    if others:
+        (folder / "in" / others).write_text('{"id": "2"}\n')
+    (folder / "file.sql").write_text(table("i", "id STRING", "in/", "json") + "SELECT id FROM i;")
+    assert main(["run", "file.sql"]) == (0 if others else 2)
+    assert (
+        "folders in 'in/' are not read ('2026'): write 'path' = 'in/**/*'"
+        in capsys.readouterr().err
+    )
+
+
 def test_a_further_insert_runs_alone(folder: Path, llm_emulator: Emulator, model: str):
     assert run(folder, TABLES + model + INSERT) == 0
     more = "INSERT INTO labelled SELECT id, UPPER(text) AS sentiment FROM reviews;"

@@ -618,6 +618,23 @@ def test_what_means_nothing_here_is_said_with_its_place():
 
 
 @pytest.mark.parametrize(
+    ("expression", "is_said"),
+    [
+        ("CASE WHEN n > 1 THEN ML_PREDICT('m', text) ELSE 'x' END", True),
+        ("CASE WHEN n > 1 THEN 'x' ELSE UPPER(ML_PREDICT('m', text)) END", True),
+        ("IF(n > 1, 'x', ML_PREDICT('m', text))", True),
+        ("COALESCE(title, ML_PREDICT('m', text))", True),
+        ("COALESCE(ML_PREDICT('m', text), title)", False),
+        ("CASE WHEN ML_PREDICT('m', text) = 'x' THEN 1 ELSE 2 END", False),
+        ("AI_COMPLETE(IF(n > 1, 'm', 'm'), text, 'x')", False),
+    ],
+)
+def test_a_call_in_a_branch_asks_about_every_row_which_is_said(expression: str, is_said: bool):
+    said = [text for text in read(f"SELECT {expression} FROM t;").notices if "every row" in text]
+    assert len(said) == is_said
+
+
+@pytest.mark.parametrize(
     ("prompt", "said"),
     [
         ("Label {{ txt }}", "names the field 'txt', which it isn't given.*did you mean 'text'"),

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from beam_llm.cli.files.parquet_writer import chunks
 from beam_llm.cli.files.records import DataError, Row, Source, digest_of, is_remote
 from beam_llm.cli.files.sources import find_sources, header_of, read_rows
-from beam_llm.errors import UsageError
+from beam_llm.errors import LLMError, UsageError
 from beam_llm.fronts.sql.compute import CHUNK_ROWS, Evaluator, ExpressionError
 from beam_llm.fronts.sql.in_flight import kept
 from beam_llm.fronts.sql.places import nearest
@@ -54,10 +54,15 @@ def sources_of(plan: Plan) -> list[Source]:
     if isinstance(plan.source, Rows):
         return [INLINE]
     table = plan.source
+    head = f"{plan.place}: the table {table.name!r}"
     try:
         found = find_sources([_pattern(table)], table.format)
     except UsageError as error:
-        raise UsageError(f"{plan.place}: the table {table.name!r}: {error}") from None
+        if folders := folders_in(table):
+            raise UsageError(f"{head}: {not_read(table, folders)}") from None
+        raise UsageError(f"{head}: {error}") from None
+    except Exception as error:  # Beam's file systems have errors of all kinds
+        raise LLMError(f"{head}: {table.path!r} can't be looked at: {error}") from None
     sources = [source._replace(as_text=table.format != "parquet") for source in found]
     for source in sources:
         _check_header(plan, table, source)
@@ -72,6 +77,20 @@ def _pattern(table: Table) -> str:
         # As Spark and Hive have it; ours are written under a name with a dot before.
         return os.path.join(glob.escape(table.path), "[!._]*")
     return table.path
+
+
+def folders_in(table: Table) -> list[str]:
+    """Folders in a table's folder, whose files are none of the table's; not the hidden ones."""
+    if not os.path.isdir(table.path):
+        return []
+    with os.scandir(table.path) as entries:
+        return sorted(one.name for one in entries if one.is_dir() and one.name[0] not in "._")
+
+
+def not_read(table: Table, folders: list[str]) -> str:
+    """What is said of such folders."""
+    every = os.path.join(table.path, "**", "*")
+    return f"folders in {table.path!r} are not read ({folders[0]!r}): write 'path' = {every!r}"
 
 
 def _check_header(plan: Plan, table: Table, source: Source) -> None:

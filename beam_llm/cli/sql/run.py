@@ -29,7 +29,7 @@ from beam_llm.cli.sql.destinations import Destination, destinations_of, look_at_
 from beam_llm.cli.sql.ends import PlanRun, is_beam, settings_of
 from beam_llm.cli.sql.looking import look
 from beam_llm.cli.sql.outputs import print_rows, write_file
-from beam_llm.cli.sql.rows import sources_of
+from beam_llm.cli.sql.rows import folders_in, not_read, sources_of
 from beam_llm.cli.tally import Tally
 from beam_llm.errors import UsageError
 from beam_llm.fronts.sql.plan import Plan
@@ -164,6 +164,8 @@ class SqlRunner:
             raise UsageError(f"{plan.place}: LIMIT of a Beam source is not run: take it out")
         self._check_complete(plan)
         sources = [] if is_beam(plan.source) else sources_of(plan)
+        if isinstance(plan.source, Table) and (folders := folders_in(plan.source)):
+            self._say(f"{plan.place}: {not_read(plan.source, folders)}")
         if destination.is_file:
             # Another table, or another spelling of its path, may be the file that is read.
             refuse_overwriting(Target(destination.path, replaces=True), sources)

@@ -23,6 +23,7 @@ from beam_llm.fronts.sql.syntax import Call, Expression, Item, Lateral, Query, S
 from beam_llm.fronts.sql.tables import Table
 from beam_llm.fronts.sql.types import STRING
 
+_CHOICES = ("IF", "IFNULL", "COALESCE")
 RESULT = "result"
 """What the one call behind LATERAL is called that has no alias."""
 
@@ -193,6 +194,11 @@ class Planner:
         return name if name and call is None and name not in expression.aggregates else other
 
     def _value(self, expression: Expression, scope: Scope) -> Value:
+        for call in _calls_in_branches(expression):
+            self._known.notices.append(
+                f"{self._source.place(call.start)}: {call.function} is asked about every row, "
+                "whichever branch is taken: write one INSERT for each, with WHERE, to ask less"
+            )
         calls = {
             name: self._groups.value(call)
             if call.function in AGGREGATE_CALLS
@@ -266,6 +272,25 @@ class Planner:
             is_call = name in expression.calls
             arguments.append(("" if is_call else name, value, expression.start))
         return arguments
+
+
+def _calls_in_branches(expression: Expression) -> list[Call]:
+    """The calls of which other engines would make none for a row that takes another branch."""
+    names = [node for node in expression.tree.find_all(exp.Column) if _is_in_branch(node)]
+    found = [expression.calls.get(node.name) for node in names if expression.calls]
+    return [call for call in found if call is not None and call.function not in AGGREGATE_CALLS]
+
+
+def _is_in_branch(node: Any) -> bool:
+    while (parent := node.parent) is not None:
+        is_branch = isinstance(parent, exp.If) and node.arg_key != "this"
+        is_else = isinstance(parent, exp.Case) and node.arg_key == "default"
+        is_choice = isinstance(parent, exp.Anonymous) and str(parent.this).upper() in _CHOICES
+        # The first argument is always looked at.
+        if is_branch or is_else or (is_choice and node.index):
+            return True
+        node = parent
+    return False
 
 
 def _answer_columns(answer: Answer, taken: set[str], alias: str | None) -> list[Column]:

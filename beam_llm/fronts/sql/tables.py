@@ -167,7 +167,7 @@ def _of_files(
             nearest(kind.value, [name for name in FORMATS if name != "jsonl"], "formats"),
         )
     # As Flink writes paths; what reads them here knows none of that scheme.
-    local = path.value.removeprefix("file://")
+    local = re.sub(r"^file://|^file:(?=/)", "", path.value)
     # Python's `open` raises a ValueError for it, which nobody takes for a missing file.
     if "\0" in local:
         source.fail(path.value_start, "this is not a path", "take out what can't be shown")
