@@ -298,9 +298,10 @@ FILES = {
     "an unknown step": (STEP.replace("LLMPredict", "LLMPredikt"), r"file\.yaml:6: .*LLMPredikt"),
     "braces without raw": (
         STEP.replace("{% raw %}", "").replace("{% endraw %}", ""),
-        r"'text' is undefined.*raw",
+        r"file\.yaml:10: 'text' is undefined.*raw",
     ),
     "not Jinja2": ("a: 1\nb: {% if %}", r"file\.yaml:2: "),
+    "a sum that can't be": ("# one\n# two\na: 1\nb: {{ 1 // 0 }}", r"file\.yaml:4: ZeroDivision"),
     "not YAML": ("pipeline:\n  - a: [", r"file\.yaml:\d: not YAML"),
     "no pipeline": ("steps: []", r"there is no pipeline"),
     "an unknown input": (
@@ -357,7 +358,7 @@ def test_a_file_includes_others_and_changes_its_own_lists(tmp_path: Path):
     [step] = found.spec["pipeline"]["transforms"]
     assert list(step["config"]["elements"]) == [0, 1, 2]
     path.write_text("{% include 'nowhere.yaml' %}")
-    with pytest.raises(UsageError, match=r"all\.yaml: nowhere\.yaml; Beam runs the file through"):
+    with pytest.raises(UsageError, match=r"all\.yaml:1: nowhere\.yaml; Beam runs the file through"):
         read_yaml(str(path), path.read_text())
 
 

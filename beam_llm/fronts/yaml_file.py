@@ -7,6 +7,7 @@ from __future__ import annotations
 import datetime
 import os
 import re
+import traceback
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -89,9 +90,11 @@ def read_yaml(path: str, text: str) -> YamlPipeline:
         where = f"{name}:{error.lineno + lines_before}"
         raise UsageError(f"{where}: {error.message}; {_JINJA_HINT}") from None
     except jinja2.exceptions.SecurityError as error:
-        raise UsageError(f"{name}: its Jinja2 is not run: {error}") from None
+        where = f"{name}{_template_line(error, lines_before)}"
+        raise UsageError(f"{where}: its Jinja2 is not run: {error}") from None
     except jinja2.TemplateError as error:
-        raise UsageError(f"{name}: {error}; {_JINJA_HINT}") from None
+        where = f"{name}{_template_line(error, lines_before)}"
+        raise UsageError(f"{where}: {error}; {_JINJA_HINT}") from None
     except yaml.YAMLError as error:
         where = f"{name}{_line_of(error, expanded, lines_before)}"
         raise UsageError(f"{where}: not YAML: {_first_line(error)}") from None
@@ -100,7 +103,8 @@ def read_yaml(path: str, text: str) -> YamlPipeline:
     except UsageError:
         raise
     except Exception as error:  # a template's own arithmetic, an odd date, a key that is a list
-        raise UsageError(f"{name}: {type(error).__name__}: {_first_line(error)}") from None
+        where = f"{name}{_template_line(error, lines_before)}"
+        raise UsageError(f"{where}: {type(error).__name__}: {_first_line(error)}") from None
     if not isinstance(spec, dict) or not isinstance(spec.get("pipeline"), (dict, list)):
         raise UsageError(
             f"{name}: there is no pipeline in it: write pipeline: {{type: chain, transforms: […]}}"
@@ -132,6 +136,14 @@ def _included(folder: str, name: str) -> str | None:
             with FileSystems.open(place) as file:
                 return _without_comments(file.read().decode())
     return None
+
+
+def _template_line(error: Exception, lines_before: int) -> str:
+    """`:3`, where the file's Jinja2 was when it failed; nothing where it was not the Jinja2."""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_filename == "<template>":  # which Jinja2 puts there for the file
+            return f":{line + lines_before}"
+    return ""
 
 
 def _line_of(error: yaml.YAMLError, text: str, lines_before: int) -> str:
