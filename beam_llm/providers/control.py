@@ -143,6 +143,26 @@ class ControlCalls:
                 self._sleep(wait)
         raise AssertionError("unreachable")
 
+    def ensure(
+        self,
+        method: str,
+        url: str,
+        *done: int,
+        data: Any = None,
+        missing: type[CallError] = Rejected,
+    ) -> None:
+        """Creates, cancels or removes, by a call that is harmless to repeat.
+
+        Args:
+          done: statuses that say that there is nothing left to do.
+          missing: what a 404 means, where it is none of them.
+        """
+        with ignoring(*done):
+            self.harmless(
+                lambda seconds: self.call(method, url, seconds, missing=missing, data=data),
+                final=done,
+            )
+
     def object(
         self,
         method: str,

@@ -25,7 +25,7 @@ from beam_llm.providers.anthropic.job_objects import reason_of, remote_job
 from beam_llm.providers.anthropic.lines import first_custom_id, line_reply
 from beam_llm.providers.anthropic.place import Place
 from beam_llm.providers.anthropic.requests import encode_body
-from beam_llm.providers.control import ControlCalls, ignoring, steady
+from beam_llm.providers.control import ControlCalls, steady
 from beam_llm.providers.errors import ErrorContext
 from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
 from beam_llm.providers.ids import in_path
@@ -170,24 +170,13 @@ class AnthropicBatches:
         """Asks for cancellation; harmless where the job has ended or is not known."""
         # Only a batch under way can be cancelled, and this one may have ended since it was looked
         # at.
-        with ignoring(400, 404, 409):
-            self._control.harmless(
-                lambda seconds: self._control.call(
-                    "POST", self._url(job_id, "/cancel"), seconds, missing=UnknownJob
-                ),
-                final=(409,),
-            )
+        url = self._url(job_id, "/cancel")
+        self._control.ensure("POST", url, 400, 404, 409)
 
     def forget(self, job: RemoteJob | None, staged: str | None) -> None:
         """Removes an ended job with its results; harmless where it is gone."""
-        if job is None:
-            return
-        with ignoring(404):
-            self._control.harmless(
-                lambda seconds: self._control.call(
-                    "DELETE", self._url(job.job_id), seconds, missing=Rejected
-                )
-            )
+        if job is not None:
+            self._control.ensure("DELETE", self._url(job.job_id), 404)
 
     def now(self) -> float | None:
         """The server's own time, by its answers; see `ControlCalls.now`."""

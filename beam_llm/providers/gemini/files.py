@@ -13,7 +13,7 @@ from pathlib import Path
 import orjson
 
 from beam_llm.errors import Rejected
-from beam_llm.providers.control import ControlCalls, ignoring
+from beam_llm.providers.control import ControlCalls
 from beam_llm.providers.errors import unreadable
 from beam_llm.providers.gemini.job_objects import object_in
 from beam_llm.providers.gemini.place import Place
@@ -92,5 +92,4 @@ def file_path(name: str) -> str:
 
 def delete(control: ControlCalls, url: str) -> None:
     """Removes a file or a job; harmless where it is gone, which the API calls forbidden too."""
-    with ignoring(403, 404):
-        control.harmless(lambda seconds: control.call("DELETE", url, seconds, missing=Rejected))
+    control.ensure("DELETE", url, 403, 404)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from beam_llm.errors import UnknownJob
 from beam_llm.protocols import BatchTraits, LineReply, RemoteJob
-from beam_llm.providers.control import ControlCalls, ignoring
+from beam_llm.providers.control import ControlCalls
 from beam_llm.providers.gemini.job_list import USUAL_PAGE_JOBS, job_pages
 from beam_llm.providers.gemini.lines import COMPLETIONS, JobWire, encode_line, line_reply
 from beam_llm.providers.http import Bounds
@@ -112,11 +112,7 @@ class GoogleBatches(ABC):
     def cancel(self, job_id: str) -> None:
         """Asks for cancellation; harmless where the job has ended or is not known."""
         url = f"{self._job_url(job_id)}:cancel"
-        with ignoring(400, 404, 409):
-            self._control.harmless(
-                lambda seconds: self._control.call("POST", url, seconds, missing=UnknownJob),
-                final=(409,),
-            )
+        self._control.ensure("POST", url, 400, 404, 409)
 
     def now(self) -> float | None:
         """The server's own time, by its answers; see `ControlCalls.now`."""

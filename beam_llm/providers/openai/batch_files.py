@@ -18,7 +18,7 @@ import orjson
 from beam_llm.errors import Rejected, UnknownJob
 from beam_llm.protocols import LineForm, LineReply, Recovery, RemoteJob
 from beam_llm.providers import http
-from beam_llm.providers.control import ControlCalls, ignoring, steady
+from beam_llm.providers.control import ControlCalls, steady
 from beam_llm.providers.errors import ErrorContext, unreadable
 from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
 from beam_llm.providers.ids import identifier_of, in_path
@@ -172,11 +172,7 @@ class DialectBatches:
         """Asks for cancellation; harmless where the job is not known, or as these statuses say."""
         # Cancelling a job that has ended is a 409 at OpenAI; any other verb's 409 would be tried
         # again.
-        with ignoring(404, 409, *harmless):
-            self._control.harmless(
-                lambda seconds: self._control.call("POST", url, seconds, missing=UnknownJob),
-                final=(409,),
-            )
+        self._control.ensure("POST", url, 404, 409, *harmless)
 
     # Lists
 
@@ -291,11 +287,7 @@ class DialectBatches:
 
     def _delete_file(self, file_id: str) -> None:
         """Harmless where it is gone."""
-        url = self._place.url(f"/files/{in_path(file_id)}")
-        with ignoring(404):
-            self._control.harmless(
-                lambda seconds: self._control.call("DELETE", url, seconds, missing=Rejected)
-            )
+        self._control.ensure("DELETE", self._place.url(f"/files/{in_path(file_id)}"), 404)
 
 
 def without_model(body: bytes, model: str) -> bytes:

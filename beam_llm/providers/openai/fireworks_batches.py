@@ -21,7 +21,7 @@ import orjson
 from beam_llm.errors import Aborted, CallError, Kind, Rejected, Retryable
 from beam_llm.protocols import LineReply, RemoteJob
 from beam_llm.providers import http
-from beam_llm.providers.control import ControlCalls, ignoring
+from beam_llm.providers.control import ControlCalls
 from beam_llm.providers.errors import unreadable
 from beam_llm.providers.ids import in_path
 from beam_llm.providers.job_search import next_token
@@ -60,13 +60,7 @@ class FireworksBatches(DialectBatches):
         dataset = f"beam-llm-{uuid.uuid4().hex}"
         body = orjson.dumps({"datasetId": dataset, "dataset": {"userUploaded": {}}})
         # The id is new and random, so what is there already comes of a try whose answer was lost.
-        with ignoring(409):
-            self._control.harmless(
-                lambda seconds: self._control.call(
-                    "POST", self._url("datasets"), seconds, data=body
-                ),
-                final=(409,),
-            )
+        self._control.ensure("POST", self._url("datasets"), 409, data=body, missing=Aborted)
 
         def once(seconds: float) -> None:
             with open(lines, "rb") as file:
@@ -153,13 +147,7 @@ class FireworksBatches(DialectBatches):
         """Removes a job's output dataset, and an input dataset; harmless where they are gone."""
         datasets = job.result_files if job is not None else ()
         for dataset in datasets if staged is None else (*datasets, staged):
-            url = self._url("datasets", dataset)
-            with ignoring(404):
-                self._control.harmless(
-                    lambda seconds, url=url: self._control.call(  # type: ignore[misc]
-                        "DELETE", url, seconds, missing=Rejected
-                    )
-                )
+            self._control.ensure("DELETE", self._url("datasets", dataset), 404)
 
     # Lists
 

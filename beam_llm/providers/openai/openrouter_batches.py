@@ -17,9 +17,8 @@ from typing import Any
 
 import orjson
 
-from beam_llm.errors import CallError, CannotTell, Rejected, UnknownJob
+from beam_llm.errors import CallError, CannotTell, Rejected
 from beam_llm.protocols import LineReply, RemoteJob
-from beam_llm.providers.control import ignoring
 from beam_llm.providers.ids import in_path
 from beam_llm.providers.openai.batch_files import DialectBatches
 from beam_llm.providers.openai.job_objects import reason_of
@@ -141,11 +140,6 @@ class OpenRouterBatches(DialectBatches):
     def forget(self, job: RemoteJob | None, staged: str | None) -> None:
         """Removes an ended job and its results; harmless where it is gone."""
         # There is no cancelling, so that a job under way is left to its end.
-        if job is None or not job.state.has_ended:
-            return
-        url = self._place.url(f"/batches/{in_path(job.job_id)}")
-        with ignoring(404, 409):
-            self._control.harmless(
-                lambda seconds: self._control.call("DELETE", url, seconds, missing=UnknownJob),
-                final=(409,),
-            )
+        if job is not None and job.state.has_ended:
+            url = self._place.url(f"/batches/{in_path(job.job_id)}")
+            self._control.ensure("DELETE", url, 404, 409)
