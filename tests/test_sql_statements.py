@@ -968,7 +968,7 @@ def test_names_that_differ_by_case_alone_are_two_columns_as_in_flink():
     assert [found[str(column)] for _, column, _ in plan.outputs] == ["ID", "OTHER"]
 
 
-@pytest.mark.parametrize("value", [Decimal("1.75"), 1.75, True, "1.75"], ids=repr)
+@pytest.mark.parametrize("value", [Decimal("1.75"), 1.75, True, "1.75", "1_0"], ids=repr)
 def test_what_is_not_whole_is_not_an_integer(value: Any):
     with pytest.raises(ValueError, match="it is not INT"):
         value_of(SqlType("INT"), value)

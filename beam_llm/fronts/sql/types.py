@@ -179,6 +179,9 @@ def value_of(kind: SqlType, value: Any) -> Any:
     """
     if value is None or kind.kind == "NULL":
         return None
+    # `1_000` is a number to Python alone.
+    if kind.kind in NUMBERS and isinstance(value, str) and "_" in value:
+        raise ValueError(f"it is not {kind}")
     if kind.kind in INTEGERS:
         return _integer(kind, value)
     try:
