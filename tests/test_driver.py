@@ -846,6 +846,23 @@ def test_the_deadline_ends_the_wait_with_outcomes(world: World) -> None:
     assert world.fake.calls["cancel"] == 1
 
 
+def test_a_job_that_can_never_be_staged_ends_at_the_deadline_and_is_asked_another_day(
+    world: World,
+) -> None:
+    def stage(*_: Any) -> str:
+        raise Retryable(Kind.UNAVAILABLE, "the network is down")
+
+    world.options["job_deadline_hours"] = 0.1
+    works, world.fake.stage = world.fake.stage, stage  # type: ignore[method-assign]
+    started = world.clock.now
+    assert kinds(world.run(TEXTS)) == {Kind.UNAVAILABLE}
+    assert 360 <= world.clock.now - started < 720
+    world.fake.stage = works  # type: ignore[method-assign]
+    world.restart()
+    assert not wrong(world.run(TEXTS), TEXTS)
+    assert not billed_twice(world)
+
+
 def test_words_that_nobody_knows_are_jobs_still_running(world: World) -> None:
     moved = world.fake.moved
 

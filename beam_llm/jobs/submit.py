@@ -28,7 +28,7 @@ from beam_llm.jobs.closing import collect, split
 from beam_llm.jobs.doubt import Doubt
 from beam_llm.jobs.input_file import Staged, stage, stage_anew
 from beam_llm.jobs.job import Job
-from beam_llm.jobs.pacing import SHORTEST_PAUSE_SECONDS, visible_seconds
+from beam_llm.jobs.pacing import SHORTEST_PAUSE_SECONDS, deadline_seconds, visible_seconds
 from beam_llm.jobs.queue_limit import QueueLimit, Split
 from beam_llm.jobs.remote_jobs import acknowledged_late, find_remote, rejoin
 from beam_llm.jobs.step import Waiting
@@ -58,6 +58,8 @@ class Submission:
         self._job, self._inherited = job, inherited
         self._limit = QueueLimit(job)
         self._doubt: Doubt | None = None
+        # Since when in a row its input can't be staged.
+        self._failing_since: float | None = None
 
     def step(self) -> Waiting | Done | None:
         """Goes on as far as it can without waiting.
@@ -138,7 +140,8 @@ class Submission:
             try:
                 staged = stage(self._job, status, Path(path))
             except CallError as error:
-                return self._end_of(error) or self._later(error, "planned")
+                return self._end_of(error) or self._not_staged(error)
+            self._failing_since = None
             if staged is None:
                 why = "no line of this job fits the provider's limits"
                 return JobEnd("empty", Failure(Kind.TOO_LARGE, why), final=False)
@@ -149,6 +152,17 @@ class Submission:
             if not may_send:
                 return self._job.wait(self._job.soon(), "leased")
             return self._send(status.attempt, staged)
+
+    def _not_staged(self, error: CallError) -> Waiting | JobEnd:
+        """The job's input can't be staged by now. Nothing was sent of it, so nothing is lost when
+        the records end: a later run asks again."""
+        job, now = self._job, self._job.time()
+        self._failing_since = now if self._failing_since is None else self._failing_since
+        is_over = now >= self._failing_since + deadline_seconds(job.settings, job.provider.traits)
+        if not is_over or job.guesses():
+            return self._later(error, "planned")
+        why = f"no batch job was made until its deadline (job_deadline_hours): {error.message}"
+        return JobEnd("unreachable", Failure(Kind.UNAVAILABLE, why, 1))
 
     def _mark(self, attempt: int, staged: Staged) -> bool:
         """Writes down that a create may be sent from now on. False: it may not, for another process
