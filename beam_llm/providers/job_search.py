@@ -14,9 +14,10 @@ from contextlib import suppress
 from itertools import islice
 from typing import Any
 
-from beam_llm.errors import CallError, CannotTell, plural
+from beam_llm.errors import CallError, CannotTell, Rejected, plural
 from beam_llm.prompting.text import clean
 from beam_llm.protocols import RemoteJob
+from beam_llm.providers.control import ControlCalls
 from beam_llm.providers.ids import identifier_of
 from beam_llm.providers.typed import word
 
@@ -112,6 +113,22 @@ def pending_in(pages: Iterable[Sequence[RemoteJob]], page_jobs: int = 100) -> li
 def no_list(refused: CallError) -> CannotTell:
     """The error of a list of jobs that is refused."""
     return CannotTell(f"jobs can't be listed here: {refused.message}", status=refused.status)
+
+
+def list_page(control: ControlCalls, url: str, *, is_large: bool = False) -> dict[str, Any]:
+    """A page of jobs, or of results, which may be as large as a file of them.
+
+    Raises:
+      CannotTell: there is no such list.
+    """
+    try:
+        return control.harmless(
+            lambda seconds: control.object(
+                "GET", url, seconds, missing=Rejected, is_list=True, is_large=is_large
+            )
+        )
+    except Rejected as error:
+        raise no_list(error) from error
 
 
 _MOST_PENDING_JOBS = 1_000

@@ -29,7 +29,7 @@ from beam_llm.providers.control import ControlCalls, steady
 from beam_llm.providers.errors import ErrorContext
 from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
 from beam_llm.providers.ids import in_path
-from beam_llm.providers.job_search import last_id, no_list, pending_in, read_listed
+from beam_llm.providers.job_search import last_id, list_page, pending_in, read_listed
 from beam_llm.providers.result_files import fetch_files
 from beam_llm.providers.unnamed_jobs import (
     BYTES_A_SECOND,
@@ -227,11 +227,4 @@ class AnthropicBatches:
         # The API gives up to a thousand; `max_list_pages` is reckoned in pages of a hundred.
         query = {"limit": "100"} if after is None else {"limit": "100", "after_id": after}
         url = f"{self._place.url(_PATH)}?{urlencode(query)}"
-        try:
-            return self._control.harmless(
-                lambda seconds: self._control.object(
-                    "GET", url, seconds, missing=Rejected, is_list=True
-                )
-            )
-        except Rejected as error:
-            raise no_list(error) from error
+        return list_page(self._control, url)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from beam_llm.errors import Rejected
 from beam_llm.protocols import RemoteJob
 from beam_llm.providers.control import ControlCalls
-from beam_llm.providers.job_search import next_token, no_list, read_listed
+from beam_llm.providers.job_search import list_page, next_token, read_listed
 
 USUAL_PAGE_JOBS = 100
 
@@ -33,21 +32,10 @@ def job_pages(
     token = ""
     while True:
         query = {"pageSize": str(page_jobs)} | ({"pageToken": token} if token else {})
-        page = _page(control, url_of(**query))
+        # A job that was given its requests inline is listed with all of its answers.
+        page = list_page(control, url_of(**query), is_large=True)
         yield read_listed(page.get(field), read)
         # A list that never moves on is the reader's to notice: it must not be taken for its end.
         token = next_token(page, "nextPageToken")
         if not token:
             return
-
-
-def _page(control: ControlCalls, url: str) -> dict[str, Any]:
-    try:
-        # A job that was given its requests inline is listed with all of its answers.
-        return control.harmless(
-            lambda seconds: control.object(
-                "GET", url, seconds, missing=Rejected, is_list=True, is_large=True
-            )
-        )
-    except Rejected as error:
-        raise no_list(error) from error

@@ -15,14 +15,14 @@ from typing import Any
 import aiohttp
 import orjson
 
-from beam_llm.errors import Rejected, UnknownJob
+from beam_llm.errors import UnknownJob
 from beam_llm.protocols import LineForm, LineReply, Recovery, RemoteJob
 from beam_llm.providers import http
 from beam_llm.providers.control import ControlCalls, steady
 from beam_llm.providers.errors import ErrorContext, unreadable
 from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
 from beam_llm.providers.ids import identifier_of, in_path
-from beam_llm.providers.job_search import find_jobs, last_id, no_list, pending_in, read_listed
+from beam_llm.providers.job_search import find_jobs, last_id, list_page, pending_in, read_listed
 from beam_llm.providers.openai.dialect import Dialect
 from beam_llm.providers.openai.embed_wire import most_records, wire_of
 from beam_llm.providers.openai.job_objects import remote_job
@@ -225,20 +225,7 @@ class DialectBatches:
 
     def _page(self, after: str | None) -> dict[str, Any]:
         query = {"limit": str(_PAGE_JOBS)} | ({} if after is None else {"after": after})
-        return self._list_page(self._place.url("/batches", **query))
-
-    def _list_page(self, url: str, *, is_large: bool = False) -> dict[str, Any]:
-        """A page of jobs, or of results, which may be as large as a file of them. Raises CannotTell
-        where there is no such list.
-        """
-        try:
-            return self._control.harmless(
-                lambda seconds: self._control.object(
-                    "GET", url, seconds, missing=Rejected, is_list=True, is_large=is_large
-                )
-            )
-        except Rejected as error:
-            raise no_list(error) from error
+        return list_page(self._control, self._place.url("/batches", **query))
 
     # Files
 

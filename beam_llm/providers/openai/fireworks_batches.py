@@ -24,7 +24,7 @@ from beam_llm.providers import http
 from beam_llm.providers.control import ControlCalls
 from beam_llm.providers.errors import unreadable
 from beam_llm.providers.ids import in_path
-from beam_llm.providers.job_search import next_token
+from beam_llm.providers.job_search import list_page, next_token
 from beam_llm.providers.openai.batch_files import DialectBatches, without_model
 from beam_llm.providers.openai.dialect import Dialect
 from beam_llm.providers.openai.job_objects import FINGERPRINT, reason_of
@@ -154,7 +154,7 @@ class FireworksBatches(DialectBatches):
     def _pages(self) -> Iterator[Sequence[RemoteJob]]:
         query = {"pageSize": _PAGE}
         while True:
-            page = self._list_page(self._url("batchInferenceJobs", query=query))
+            page = list_page(self._control, self._url("batchInferenceJobs", query=query))
             yield self._listed(page.get("batchInferenceJobs"))
             # A page may be empty before the end; a list that never moves on is no end either.
             query["pageToken"] = next_token(page, "nextPageToken")

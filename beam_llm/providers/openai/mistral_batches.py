@@ -13,6 +13,7 @@ import orjson
 
 from beam_llm.protocols import RemoteJob
 from beam_llm.providers.ids import in_path
+from beam_llm.providers.job_search import list_page
 from beam_llm.providers.openai.batch_files import DialectBatches, without_model
 from beam_llm.providers.openai.dialect import Dialect
 from beam_llm.providers.openai.job_objects import FINGERPRINT, reason_of
@@ -55,7 +56,7 @@ class MistralBatches(DialectBatches):
         shown, number = 0, 0
         while True:
             query = {"page": str(number), "page_size": _PAGE, "order_by": "-created"}
-            page = self._list_page(self._place.url("/batch/jobs", **query))
+            page = list_page(self._control, self._place.url("/batch/jobs", **query))
             data = page.get("data")
             shown, number = shown + len(data) if isinstance(data, list) else shown, number + 1
             yield self._listed(data)

@@ -19,7 +19,7 @@ from beam_llm.errors import Kind, Rejected, Retryable
 from beam_llm.protocols import RemoteJob
 from beam_llm.providers.errors import unreadable
 from beam_llm.providers.ids import in_path
-from beam_llm.providers.job_search import next_token
+from beam_llm.providers.job_search import list_page, next_token
 from beam_llm.providers.openai.batch_files import DialectBatches
 from beam_llm.providers.openai.job_objects import FINGERPRINT, reason_of
 from beam_llm.providers.typed import count_of, word
@@ -73,7 +73,7 @@ class XaiBatches(DialectBatches):
         while True:
             named = {"pagination_token": token} if token else {}
             url = self._place.url(path, **query, **named)
-            page = self._list_page(url, is_large=name == "results")
+            page = list_page(self._control, url, is_large=name == "results")
             items = page.get(name)
             token = next_token(page, "pagination_token")
             yield items if isinstance(items, list) else [], token
