@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from beam_llm.config import Settings
 from beam_llm.errors import CallError, Kind, Rejected
 from beam_llm.values import Completion, JobState, Pace, Reading, Record, Request, Schema
 
@@ -109,7 +110,7 @@ class Task(Protocol):
     """
 
     @property
-    def settings(self) -> Any: ...
+    def settings(self) -> Settings: ...
     @property
     def output(self) -> Any: ...
     @property

@@ -90,7 +90,7 @@ class _Plan:
     ):
         self._ledger, self._clock = ledger, clock
         self._task, self._caps, self._traits = task, caps, traits
-        self._settings: Settings = task.settings
+        self._settings = task.settings
         # By name: then equal parts give equal jobs in whatever order they come, and rows lie in a
         # manifest's canonical order.
         self._pool = RecordPool(ledger.store, sorted(parts, key=lambda part: part.name))
