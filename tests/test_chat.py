@@ -359,6 +359,13 @@ def test_a_shared_prompt_whose_call_fails_is_not_asked_turn_by_turn(emulator):
     assert emulator.calls == 1
 
 
+def test_a_turn_at_which_the_server_fails_costs_no_other_of_its_prompt_its_answer(emulator):
+    emulator.set_faults(Fault("server_error", text="text 2"))
+    elements = [("a", f"text {n}") for n in range(6)]
+    found = answered(elements, batch_size=2, max_retries=0)
+    assert {p.element[1]: p.error.kind for p in found if p.error} == {"text 2": "unavailable"}
+
+
 # Order and windows
 # ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -680,7 +687,9 @@ def test_a_bundle_of_a_stream_that_fails_is_repeated_from_where_its_sessions_wer
 
     settle, write = Session.settle, LateWrites.write
     monkeypatch.setattr(
-        Session, "settle", lambda *given: (fail_once("the call is made"), settle(*given))[1]
+        Session,
+        "settle",
+        lambda *given, **more: (fail_once("the call is made"), settle(*given, **more))[1],
     )
     monkeypatch.setattr(
         LateWrites, "write", lambda *given: (fail_once("the state is written"), write(*given))[1]

@@ -90,6 +90,8 @@ class Ask:
                 self._count_re_ask()
                 continue
             if self._context.asks_once:
+                is_answering = self._context.endpoint.answers_lately()
+                self._state.tally.may_be_one = kind == Kind.REJECTED and is_answering
                 return
             step = next_step(
                 members=len(members),

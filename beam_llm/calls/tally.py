@@ -34,6 +34,8 @@ class Tally:
       latency_ms: one per reply.
       warnings: by the reader's word (`unknown_index`, …), and `larger_than_tokens_per_minute`,
         `not_split` (the breaker was open).
+      may_be_one: of a single ask of records that are asked once, together: one of them may be why
+        all failed, though the error says nothing of it, for others are answered.
     """
 
     requests: int = 0
@@ -53,6 +55,7 @@ class Tally:
     throttled_seconds: float = 0.0
     latency_ms: list[int] = field(default_factory=list)
     warnings: Counter[str] = field(default_factory=Counter)
+    may_be_one: bool = False
 
     def merge(self, other: Tally) -> None:
         """Adds the other's counts to these."""

@@ -255,7 +255,7 @@ class AskSessions(WithEngine[tuple[Session, list[Turn]]]):
         ended, tally = list[tuple[Turn, Outcome]](), Tally()
         for (session, turns), asked in group:
             tally.merge(asked.tally)
-            settled = session.settle(turns, asked.outcomes)
+            settled = session.settle(turns, asked.outcomes, may_be_one=asked.tally.may_be_one)
             ended += settled
             left = len(turns) - len(settled)  # asked again by us, as several are asked once
             tally.retries += left == 1

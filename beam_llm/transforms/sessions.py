@@ -162,7 +162,7 @@ class Session:
         return self._task.after(shown)
 
     def settle(
-        self, turns: Sequence[Turn], outcomes: Sequence[Outcome]
+        self, turns: Sequence[Turn], outcomes: Sequence[Outcome], *, may_be_one: bool = False
     ) -> list[tuple[Turn, Outcome]]:
         """The turns of a prompt that have ended with its reply, each with how.
 
@@ -170,6 +170,9 @@ class Session:
         answers came without knowing its. A turn whose prompt is too long for the model is asked
         after half of what was said, and what it was not asked after is forgotten once it is
         answered. A turn that ends as an error leaves nothing behind.
+
+        Args:
+          may_be_one: one turn may be why all failed, whatever their failures say.
         """
         self.is_asking = False
         good = next((n for n, o in enumerate(outcomes) if o.failure is not None), len(outcomes))
@@ -180,7 +183,8 @@ class Session:
             turns[0].note(outcomes[0])
             self._waiting.appendleft(turns[0])
             return []
-        if failure is not None and len(turns) > 1 and failure.kind not in _OF_EVERY_TURN:
+        may_help = failure is not None and (may_be_one or failure.kind not in _OF_EVERY_TURN)
+        if may_help and len(turns) > 1:
             for turn, outcome in zip(turns[good:], outcomes[good:], strict=True):
                 turn.note(outcome)
             turns[good].is_alone = True
