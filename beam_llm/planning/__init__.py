@@ -5,6 +5,6 @@ record_pool.py   the records of a plan, as columns
 cutting.py       where lines and jobs end
 """
 
-from beam_llm.planning.planner import plan
+from beam_llm.planning.planner import FRAME_BYTES, plan
 
-__all__ = ["plan"]
+__all__ = ["FRAME_BYTES", "plan"]

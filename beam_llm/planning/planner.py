@@ -36,7 +36,7 @@ from beam_llm.protocols import BatchTraits, Clock, Store, Task
 
 # More than a tree ever has, so that every phase counts as paid for.
 ALL_PHASES = 1_000_000
-_FRAME_BYTES = 400
+FRAME_BYTES = 400
 """Of a JSONL line around its messages: custom_id, url, parameters; an estimate from above."""
 _UNPAID = frozenset(
     {Kind.EXPIRED, Kind.RATE_LIMITED, Kind.TIMED_OUT, Kind.UNAVAILABLE, Kind.ABORTED, Kind.BUDGET}
@@ -243,7 +243,7 @@ class _Plan:
         # third does.
         one, two, three = (task.size(task.render([record] * count)) for count in (1, 2, 3))
         per_record = max(three - two - size, 0) + 24
-        return max(one - size, two - 2 * size - per_record, 0) + _FRAME_BYTES, per_record
+        return max(one - size, two - 2 * size - per_record, 0) + FRAME_BYTES, per_record
 
     def _refs_of(self, numbers: Array) -> list[BatchJobRef]:
         """One ref for each job of this run's rows, with the rows that it answers."""

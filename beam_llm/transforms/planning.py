@@ -24,7 +24,7 @@ from beam_llm import events
 from beam_llm.config import Settings
 from beam_llm.errors import plural
 from beam_llm.ledger import BatchJobRef, PartRef
-from beam_llm.planning import plan
+from beam_llm.planning import FRAME_BYTES, plan
 from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS
 from beam_llm.providers import connect_batch
 from beam_llm.stores import open_store
@@ -103,9 +103,8 @@ class PlanParts(beam.DoFn):
 
 _MOST_WAITS = 10
 """So many times as long as an incomplete job waits one that its provider would find too small."""
-_FRAME_BYTES = 400
 _BYTES_PER_TOKEN = 4
-"""Of a JSONL line beside its texts: parameters and ids; the prompt's own words."""
+"""Of the prompt's own words in a JSONL line."""
 
 
 class Planner:
@@ -128,7 +127,7 @@ class Planner:
         """
         caps, shared = self._caps, self._task.shared_tokens
         lines = math.ceil(records / caps.records)
-        size += lines * (_FRAME_BYTES + _BYTES_PER_TOKEN * shared)
+        size += lines * (FRAME_BYTES + _BYTES_PER_TOKEN * shared)
         tokens += lines * shared + records * RECORD_OVERHEAD_TOKENS
         return max(records / self._records, size / self._bytes, tokens / self._tokens)
 
