@@ -79,8 +79,8 @@ class Wire(Dialect):
     variables = ("ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY")
     shows_cancelled = True
 
-    def __init__(self, house: Service) -> None:
-        super().__init__(house)
+    def __init__(self, service: Service) -> None:
+        super().__init__(service)
         # They never expire here, as no test takes five minutes.
         self._prefixes: set[bytes] = set()
 
@@ -106,12 +106,12 @@ class Wire(Dialect):
         if (request.method, path) == ("POST", "/v1/messages"):
             if (request.content_length or 0) > MOST_BODY_BYTES:
                 return WireError(413, "Request exceeds the maximum size")
-            return await self.house.live(
+            return await self.service.live(
                 request, self, lambda body: self.asked(body, has_sampling, is_live=True)
             )
         if path != _BATCHES and not path.startswith(f"{_BATCHES}/"):
             return None
-        jobs, below = self.house.batches, path.removeprefix(_BATCHES)
+        jobs, below = self.service.batches, path.removeprefix(_BATCHES)
         job_id, _, tail = below[1:].partition("/")
         if job_id and (request.method, tail) == ("GET", "results"):
             return await self._results(request, job_id)
@@ -134,7 +134,7 @@ class Wire(Dialect):
         if problem is not None:
             return WireError(400, problem)
         model = body["model"]
-        if not self.house.chat.knows(model):
+        if not self.service.chat.knows(model):
             return unknown_model(model)
         messages = [
             {"role": m["role"], "content": joined(map(_part, _blocks(m["content"])))}
@@ -201,12 +201,12 @@ class Wire(Dialect):
 
     def headers(self, number: int, seconds: float | None = None) -> dict[str, str]:
         named = {
-            "request-id": f"req_{self.house.started}_{number}",
+            "request-id": f"req_{self.service.started}_{number}",
             "anthropic-organization-id": "org-emulator",
         }
         if seconds is None:
             return named
-        now = self.house.options.clock()
+        now = self.service.options.clock()
         # Two budgets for four headers: input and output are limited together here.
         for what, budget in (
             ("requests", "requests"),
@@ -214,7 +214,7 @@ class Wire(Dialect):
             ("input-tokens", "tokens"),
             ("output-tokens", "tokens"),
         ):
-            standing = self.house.limits.standing(budget)
+            standing = self.service.limits.standing(budget)
             reset = datetime.fromtimestamp(now + standing.reset_seconds, UTC)
             start = f"anthropic-ratelimit-{what}"
             named[f"{start}-limit"] = str(standing.limit)
@@ -232,11 +232,11 @@ class Wire(Dialect):
             body = orjson.loads(raw)
         except orjson.JSONDecodeError:
             return WireError(400, "The request body is not valid JSON")
-        problem = batch_problem(body, self.house.options.max_batch_requests)
+        problem = batch_problem(body, self.service.options.max_batch_requests)
         if problem is not None:
             return WireError(400, problem)
         job_id = f"msgbatch_{uuid.uuid4().hex[:24]}"
-        part = self.house.batches.part_path(job_id)
+        part = self.service.batches.part_path(job_id)
         with open(part, "wb") as file:
             for entry in body["requests"]:
                 asked = self.asked(entry["params"], has_sampling, is_live=False)
@@ -244,7 +244,7 @@ class Wire(Dialect):
         return NewJob(job_id, part, own={"requests": len(body["requests"])})
 
     def _page(self, request: web.BaseRequest, visible: list[Job]) -> Reply:
-        query, options = request.query, self.house.options
+        query, options = request.query, self.service.options
         limit = query.get("limit", "20")
         if not limit.isdecimal() or not 1 <= int(limit) <= 1000:
             return WireError(400, "limit: Input should be between 1 and 1000")
@@ -264,7 +264,7 @@ class Wire(Dialect):
 
     def job(self, job: Job) -> Any:
         is_over, stamps = job["status"] in TERMINAL, job["stamps"]
-        status = self.house.batches.status(job)
+        status = self.service.batches.status(job)
         is_usual = status == job["status"]
         named = "canceling" if status == "cancelling" else "in_progress" if is_usual else status
         ended = stamps.get(f"{job['status']}_at") if is_over else None
@@ -278,34 +278,34 @@ class Wire(Dialect):
             "expires_at": _rfc3339(job["created"] + _WINDOW_SECONDS),
             "archived_at": _rfc3339(self._archived_at(job)),
             "cancel_initiated_at": _rfc3339(stamps.get("cancelling_at")),
-            "results_url": f"{self.house.url}/anthropic{_BATCHES}/{job['id']}/results"
+            "results_url": f"{self.service.url}/anthropic{_BATCHES}/{job['id']}/results"
             if is_over
             else None,
         }
 
     def _archived_at(self, job: Job) -> float | None:
         end: float = job["created"] + _KEPT_SECONDS
-        return end if self.house.options.clock() >= end else None
+        return end if self.service.options.clock() >= end else None
 
     def _counts(self, job: Job, is_over: bool) -> dict[str, int | None]:
         """All zero but `processing` until the whole job has ended."""
-        if self.house.batches.counts(job)["completed"] is None:
+        if self.service.batches.counts(job)["completed"] is None:
             return dict.fromkeys(_COUNTS)
         if not is_over:
             return {**dict.fromkeys(_COUNTS, 0), "processing": job["own"]["requests"]}
         # Counted once: a list of a hundred ended jobs would read all of their results.
         if "counts" not in job["own"]:
-            ends = [_end_of(result) for result in self.house.batches.results_of(job)]
+            ends = [_end_of(result) for result in self.service.batches.results_of(job)]
             job["own"]["counts"] = {name: ends.count(name) for name in _COUNTS}
         return dict(job["own"]["counts"])
 
     async def _results(self, request: web.BaseRequest, job_id: str) -> Reply:
-        job = self.house.batches.known(self, job_id)
+        job = self.service.batches.known(self, job_id)
         if job is None:
             return self.no_job(job_id)
         if job["status"] not in TERMINAL or self._archived_at(job) is not None:
             return WireError(404, f"Batch {job_id} has no available results.")
-        return await self.house.batches.results(request, job, self._result)
+        return await self.service.batches.results(request, job, self._result)
 
     def _result(self, result: LineResult) -> Any:
         end = _end_of(result)

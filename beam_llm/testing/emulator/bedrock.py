@@ -87,11 +87,11 @@ class Wire(Dialect):
         }
 
     def refuse(self, request: web.BaseRequest) -> WireError | None:
-        if self.house.has_ended(request.headers.get("X-Amz-Security-Token", "")):
+        if self.service.has_ended(request.headers.get("X-Amz-Security-Token", "")):
             return WireError(
                 403, "The security token included in the request is expired", code=_ENDED
             )
-        keys = self.house.options.keys
+        keys = self.service.options.keys
         if keys == ():
             return None
         key = self.key_of(request)
@@ -108,7 +108,7 @@ class Wire(Dialect):
 
     async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
         # Without keys of its own the emulator knows no secret to reckon a signature with.
-        if self.house.options.keys and access_key_of(request):
+        if self.service.options.keys and access_key_of(request):
             secret = access_key_of(request)
             if not has_signed(request, await request.read(), secret):
                 return WireError(
@@ -119,10 +119,10 @@ class Wire(Dialect):
                 )
         if request.method == "POST" and (found := _CONVERSE.fullmatch(path)):
             model = found[1]
-            return await self.house.live(request, self, lambda body: self.asked(body, model))
+            return await self.service.live(request, self, lambda body: self.asked(body, model))
         if request.method == "POST" and (found := _INVOKE.fullmatch(path)):
             ask = self._embedding_of(found[1])
-            return await self.house.live(request, self, ask, self.house.embedder)
+            return await self.service.live(request, self, ask, self.service.embedder)
         return await self._jobs(request, path)
 
     # Live calls.
@@ -130,12 +130,12 @@ class Wire(Dialect):
     def asked(self, body: Any, model: str) -> Asked | WireError:
         """A Converse body, checked and translated."""
         found = converse.asked(body, model)
-        if isinstance(found, Asked) and not self.house.chat.knows(model):
+        if isinstance(found, Asked) and not self.service.chat.knows(model):
             return WireError(400, "The provided model identifier is invalid.")
         return found
 
     def _embedding_of(self, model: str) -> Callable[[Any], Asked | WireError]:
-        return lambda body: embed_invoke.asked(body, model, self.house.embedder)
+        return lambda body: embed_invoke.asked(body, model, self.service.embedder)
 
     def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
         if "data" in answer.body:
@@ -155,7 +155,7 @@ class Wire(Dialect):
         return json_response(body, status, {**named, **error.headers})
 
     def headers(self, number: int, seconds: float | None = None) -> dict[str, str]:
-        return {"x-amzn-requestid": f"{self.house.started}-{number}"}
+        return {"x-amzn-requestid": f"{self.service.started}-{number}"}
 
     def answer_headers(self, answer: Answer) -> dict[str, str]:
         is_vector = "data" in answer.body
@@ -166,9 +166,9 @@ class Wire(Dialect):
     async def _jobs(self, request: web.BaseRequest, path: str) -> Reply | None:
         if (request.method, path) == ("GET", _JOBS):
             # A list tells of ends as well as a look does.
-            for job in list(self.house.batches.clockwork.jobs.values()):
+            for job in list(self.service.batches.clockwork.jobs.values()):
                 await self._deliver(job if job["dialect"] == self.name else None)
-            return await self.house.batches.list_jobs(
+            return await self.service.batches.list_jobs(
                 request, self, lambda found: self._page(request, found)
             )
         if (request.method, path) == ("POST", _JOB):
@@ -186,7 +186,7 @@ class Wire(Dialect):
         known = self._made_by(await request.read())
         if known is not None:
             return json_response({"jobArn": known})
-        made = await self.house.batches.create(request, self, self._new_job)
+        made = await self.service.batches.create(request, self, self._new_job)
         if isinstance(made, web.Response) and made.status == 200 and isinstance(made.body, bytes):
             return json_response({"jobArn": orjson.loads(made.body)["jobArn"]})
         return made
@@ -196,7 +196,7 @@ class Wire(Dialect):
             token = orjson.loads(raw).get("clientRequestToken")
         except (ValueError, AttributeError):
             return None
-        jobs = self.house.batches.jobs if token else []
+        jobs = self.service.batches.jobs if token else []
         return next((job["jobArn"] for job in jobs if job.get("clientRequestToken") == token), None)
 
     async def _new_job(self, raw: bytes) -> NewJob | WireError:
@@ -212,18 +212,18 @@ class Wire(Dialect):
             return WireError(400, problem)
         job_id = uuid.uuid4().hex[:12]
         body |= {"endpoint": EMBED} if embed_invoke.embeds(body["modelId"]) else {}
-        part = self.house.batches.part_path(job_id)
+        part = self.service.batches.part_path(job_id)
         with temporary_file() as copy:
             source = body["inputDataConfig"]["s3InputDataConfig"]["s3Uri"]
             bucket, name = _place(source)
-            if not self.house.buckets.store_at(bucket).get_file(name, copy):
+            if not self.service.buckets.store_at(bucket).get_file(name, copy):
                 return WireError(400, f"The S3 object {source} does not exist.")
             lines, faulty = self._translate(Path(copy), part, body)
         if faulty is not None:
             why = f"Line {faulty} of the input has no modelInput."
             wrong = {"code": "ValidationException", "message": why, "param": None, "line": faulty}
             return NewJob(job_id, part, own=body, errors=(wrong,))
-        least = self.house.options.min_batch_requests
+        least = self.service.options.min_batch_requests
         few = f"The job contains less records ({lines}) than the required minimum of: {least}"
         error = {"code": "ValidationException", "message": few, "param": None, "line": None}
         return NewJob(job_id, part, own=body, errors=(error,) if lines < least else ())
@@ -249,7 +249,7 @@ class Wire(Dialect):
             return self.asked
         if not embed_invoke.embeds(job["modelId"]):
             return self._message
-        return lambda body, model: embed_invoke.asked(body, model, self.house.embedder)
+        return lambda body, model: embed_invoke.asked(body, model, self.service.embedder)
 
     def _message(self, body: Any, model: str) -> Asked | WireError:
         """A body of InvokeModel, as Claude takes it: Anthropic's, without a model."""
@@ -269,11 +269,11 @@ class Wire(Dialect):
 
     @property
     def _anthropic(self) -> Any:
-        return self.house.dialects["anthropic"]
+        return self.service.dialects["anthropic"]
 
     async def _look(self, request: web.BaseRequest, job_id: str) -> Reply:
-        await self._deliver(self.house.batches.known(self, job_id))
-        return await self.house.batches.look(request, self, job_id)
+        await self._deliver(self.service.batches.known(self, job_id))
+        return await self.service.batches.look(request, self, job_id)
 
     async def _deliver(self, job: Job | None) -> None:
         """Writes the results of a job that has ended, before anybody is told that it has."""
@@ -288,10 +288,10 @@ class Wire(Dialect):
         source = job["own"]["inputDataConfig"]["s3InputDataConfig"]["s3Uri"].rpartition("/")[2]
         with temporary_file() as path:
             with open(path, "wb") as file:
-                for result in self.house.batches.results_of(job):
+                for result in self.service.batches.results_of(job):
                     file.write(orjson.dumps(self._result(result)) + b"\n")
             bucket, name = _place(f"{folder}/{job['id']}")
-            store = self.house.buckets.store_at(bucket)
+            store = self.service.buckets.store_at(bucket)
             store.put_file(f"{name}/{source}.out", path)
             store.put(f"{name}/manifest.json.out", orjson.dumps(self._counts(job)))
 
@@ -313,13 +313,13 @@ class Wire(Dialect):
         return line
 
     async def _stop(self, request: web.BaseRequest, job_id: str) -> Reply:
-        stopped = await self.house.batches.cancel(request, self, job_id)
+        stopped = await self.service.batches.cancel(request, self, job_id)
         if isinstance(stopped, WireError) or stopped.status != 200:
             return stopped
         return json_response({})
 
     def _page(self, request: web.BaseRequest, visible: list[Job]) -> Reply:
-        query, options = request.query, self.house.options
+        query, options = request.query, self.service.options
         part = query.get("nameContains", "")
         found = [job for job in visible if part in job["own"]["jobName"]]
         asked = page_asked(query, "maxResults", 100, "nextToken", 1_000)
@@ -336,7 +336,7 @@ class Wire(Dialect):
         return json_response(page)
 
     def job(self, job: Job) -> Any:
-        own, status = job["own"], self.house.batches.status(job)
+        own, status = job["own"], self.service.batches.status(job)
         kept = {name: own[name] for name in converse.JOB_FIELDS if name in own and name != "tags"}
         shown: dict[str, Any] = {
             **kept,
@@ -351,7 +351,7 @@ class Wire(Dialect):
         return shown
 
     def _counts(self, job: Job) -> dict[str, int]:
-        counts = self.house.batches.counts(job)
+        counts = self.service.batches.counts(job)
         done, failed = counts["completed"], counts["failed"]
         if done is None or failed is None:
             return {}

@@ -8,7 +8,7 @@ A dialect is one file here, named in `NAMES`, with a class `Wire`:
 
         async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
             if (request.method, path) == ("POST", "/v1/ask"):
-                return await self.house.live(request, self, self._asked)
+                return await self.service.live(request, self, self._asked)
             return None  # no such route
 
         def _asked(self, body: Any) -> Asked | WireError:  # strict: name what is unknown
@@ -23,28 +23,28 @@ A dialect is one file here, named in `NAMES`, with a class `Wire`:
         def error(self, error: WireError) -> web.Response:
             return json_response({"oops": error.message}, error.status, error.headers)
 
-Faults, limits, latency, the book and the kept requests are the house's (`Service.live`). The life
+Faults, limits, latency, the book and the kept requests are the service's (`Service.live`). The life
 of jobs is too (`Batches`): a dialect's routes for jobs are its `create`, `look`, `list_jobs`,
 `cancel`, `delete` and `results`, which ask the dialect for the words alone.
 
         async def _new_job(self, raw: bytes) -> NewJob | WireError:  # for `batches.create`
             job_id = f"job-{uuid.uuid4().hex}"
-            part = self.house.batches.part_path(job_id)
+            part = self.service.batches.part_path(job_id)
             with open(part, "wb") as file:
                 for entry in orjson.loads(raw)["tasks"]:
                     file.write(Line(entry["name"], self._asked(entry["ask"])).encode())
             return NewJob(job_id, part, own={"label": "mine"})
 
         def job(self, job: Job) -> Any:
-            counts = self.house.batches.counts(job)
-            return {"id": job["id"], "state": self.house.batches.status(job), **counts}
+            counts = self.service.batches.counts(job)
+            return {"id": job["id"], "state": self.service.batches.status(job), **counts}
 
         def _result(self, result: LineResult) -> Any:  # for `batches.results`
             if result.answer is not None:
                 return {"name": result.custom_id, "is": self.reply(result.answer, result.asked, "")}
             return {"name": result.custom_id, "went_wrong": result.code or result.error.message}
 
-Files of a dialect's own clients can be kept in `house.files` (`part_path`, `add`, `get`, `path`,
+Files of a dialect's own clients can be kept in `service.files` (`part_path`, `add`, `get`, `path`,
 `remove`); `NewJob.own` may name them.
 """
 
@@ -154,7 +154,7 @@ class NewJob:
     Attributes:
       job_id: as the provider's own look.
       lines: a file of encoded `Line`s, which the job takes over; None: the job works on the file
-        `input_file_id` of `house.files`, which holds OpenAI's lines.
+        `input_file_id` of `service.files`, which holds OpenAI's lines.
       own: what the dialect wants to know of the job again (a label, metadata, a model); JSON.
       errors: of its validation, for which it fails; OpenAI's form.
     """
@@ -174,7 +174,7 @@ class Dialect:
       variables: of the environment: the base URL's, the key's.
       path: what a base URL has behind the prefix.
       shows_cancelled: lines that a cancelled job did not come to are results of their own.
-      house: the service that it is mounted on, with its options, limits, faults and jobs.
+      service: what it is mounted on, with options, limits, faults and jobs.
     """
 
     name: ClassVar[str]
@@ -182,8 +182,8 @@ class Dialect:
     path: ClassVar[str] = ""
     shows_cancelled: ClassVar[bool] = False
 
-    def __init__(self, house: Service) -> None:
-        self.house = house
+    def __init__(self, service: Service) -> None:
+        self.service = service
 
     @classmethod
     def environment(cls, url: str, key: str) -> dict[str, str]:
@@ -200,7 +200,7 @@ class Dialect:
     def refuse(self, request: web.BaseRequest) -> WireError | None:
         """What is wrong with a request whatever it asks: its key, its version."""
         # No tuple at all takes any key, an empty one asks for none: both are common in tests.
-        keys = self.house.options.keys
+        keys = self.service.options.keys
         if keys == ():
             return None
         key = self.key_of(request)

@@ -66,7 +66,10 @@ class Family(openai.Wire):
 
     def headers(self, number: int, seconds: float | None = None) -> dict[str, str]:
         # Without OpenAI's `openai-…` headers, by which a client might take it for OpenAI.
-        return {"x-request-id": f"req_{self.house.started}_{number}", **self.house.limits.headers()}
+        return {
+            "x-request-id": f"req_{self.service.started}_{number}",
+            **self.service.limits.headers(),
+        }
 
     def _asked(self, body: Any, deployment: str | None) -> Asked | WireError:
         # Deployments in a path are Azure's alone.
@@ -84,7 +87,7 @@ class Family(openai.Wire):
         return asked
 
     def _check_input(self, file_id: str) -> WireError | None:
-        meta = self.house.files.get(file_id)
+        meta = self.service.files.get(file_id)
         if meta is None:
             return WireError(400, f"Invalid file id '{file_id}': no such file.")
         if meta["purpose"] not in self.purposes:
@@ -170,7 +173,7 @@ class Together(Family):
         if (request.method, path) == ("POST", "/files"):
             return WireError(400, "Upload with POST /files/upload")
         if (request.method, path) == ("POST", "/files/upload"):
-            uploaded = await self.house.files.handle(request, "/files")
+            uploaded = await self.service.files.handle(request, "/files")
             return with_json(uploaded, self._file)
         if (request.method, path) == ("POST", "/batches"):
             made = await super().handle(request, path)
@@ -181,14 +184,14 @@ class Together(Family):
         made = await super()._new_job(raw)
         if isinstance(made, WireError) or made.input_file_id is None:
             return made
-        part = self.house.batches.part_path(made.job_id)
+        part = self.service.batches.part_path(made.job_id)
         errors = await asyncio.to_thread(self._rewrite, made.input_file_id, part)
         return dataclasses.replace(made, lines=part, errors=tuple(errors))
 
     def _rewrite(self, file_id: str, part: Path) -> list[dict[str, Any]]:
         """Lines of a `custom_id` and a `body` as OpenAI's; what is wrong with the first other."""
         target = {"method": "POST", "url": "/v1/chat/completions"}
-        with open(self.house.files.path(file_id), "rb") as lines, open(part, "wb") as file:
+        with open(self.service.files.path(file_id), "rb") as lines, open(part, "wb") as file:
             for number, data in enumerate(lines, 1):
                 line = object_of(data)
                 if line is None or not {"custom_id", "body"} <= set(line):
@@ -206,13 +209,13 @@ class Together(Family):
         return json_response([self.job(job) for job in visible])
 
     def job(self, job: Job) -> Any:
-        status, over = self.house.batches.status(job), job["status"] in TERMINAL
-        counts = self.house.batches.counts(job)
+        status, over = self.service.batches.status(job), job["status"] in TERMINAL
+        counts = self.service.batches.counts(job)
         done = (counts["completed"] or 0) + (counts["failed"] or 0)
         return {
             "id": job["id"],
             "user_id": "user-emulator",
-            "input_file_id": job["input_file_id"] if self.house.options.inputs_shown else None,
+            "input_file_id": job["input_file_id"] if self.service.options.inputs_shown else None,
             "file_size_bytes": 0,
             "status": self._words.get(status, status.upper()),
             "job_deadline": iso(job["created"] + 86_400),

@@ -47,8 +47,8 @@ class Wire(Family):
         "cancelling": "CANCELLING",
     }
 
-    def __init__(self, house: Service) -> None:
-        super().__init__(house)
+    def __init__(self, service: Service) -> None:
+        super().__init__(service)
         # Name → file; None between its making and its upload, which are two calls.
         self._datasets: dict[str, str | None] = {}
 
@@ -90,7 +90,7 @@ class Wire(Family):
             case "POST", False, None:
                 return await self._new_dataset(request)
             case "POST", True, ":upload":
-                uploaded = await self.house.files.handle(request, "/files", purpose="dataset")
+                uploaded = await self.service.files.handle(request, "/files", purpose="dataset")
                 return with_json(uploaded, lambda meta: self._filled(str(name), meta))
             case "GET", True, ":getDownloadEndpoint":
                 return await self._addresses(request, str(name))
@@ -99,7 +99,9 @@ class Wire(Family):
         return None
 
     async def _new_dataset(self, request: web.BaseRequest) -> Reply:
-        if (refused := await before_work(request, self.house.script.strike("upload"))) is not None:
+        if (
+            refused := await before_work(request, self.service.script.strike("upload"))
+        ) is not None:
             return refused
         body = object_of(await request.read())
         if body is None:
@@ -120,34 +122,38 @@ class Wire(Family):
         return meta
 
     async def _remove(self, request: web.BaseRequest, name: str) -> Reply:
-        if (refused := await before_work(request, self.house.script.strike("delete"))) is not None:
+        if (
+            refused := await before_work(request, self.service.script.strike("delete"))
+        ) is not None:
             return refused
         # A name is that of an upload, or of a job's results, which are a dataset as well.
         ids = [self._datasets.pop(name)] if name in self._datasets else list(self._outputs(name))
-        gone = [self.house.files.remove(file_id) for file_id in ids]
+        gone = [self.service.files.remove(file_id) for file_id in ids]
         return json_response({}) if any(gone) else WireError(404, f"dataset {name!r} not found")
 
     def _outputs(self, name: str) -> dict[str, str]:
         """The files of a job's output dataset: id → name."""
-        job = self.house.batches.known(self, name.removesuffix("-results"))
+        job = self.service.batches.known(self, name.removesuffix("-results"))
         kept = (("output_file_id", "BIJOutputSet.jsonl"), ("error_file_id", "error.jsonl"))
         ids = {job[field]: filename for field, filename in kept} if job is not None else {}
-        return {one: ids[one] for one in ids if one and self.house.files.get(one) is not None}
+        return {one: ids[one] for one in ids if one and self.service.files.get(one) is not None}
 
     async def _addresses(self, request: web.BaseRequest, name: str) -> Reply:
-        if (refused := await before_work(request, self.house.script.strike("content"))) is not None:
+        if (
+            refused := await before_work(request, self.service.script.strike("content"))
+        ) is not None:
             return refused
         outputs = self._outputs(name)
         if not outputs:
             return WireError(404, f"dataset {name!r} not found")
-        base = f"{self.house.url}/fireworks/signed"
+        base = f"{self.service.url}/fireworks/signed"
         urls = {filename: f"{base}/{file_id}" for file_id, filename in outputs.items()}
         return json_response({"filenameToSignedUrls": urls})
 
     async def _signed(self, request: web.BaseRequest, file_id: str) -> Reply:
-        if self.house.files.get(file_id) is None:
+        if self.service.files.get(file_id) is None:
             return WireError(404, "No such object")
-        lines = map(self._result, line_results(self.house.files.path(file_id)))
+        lines = map(self._result, line_results(self.service.files.path(file_id)))
         return await send_lines(request, lines)
 
     def _result(self, result: LineResult) -> dict[str, Any]:
@@ -164,7 +170,7 @@ class Wire(Family):
     # Jobs
 
     async def _jobs(self, request: web.BaseRequest, name: str | None) -> Reply | None:
-        jobs = self.house.batches
+        jobs = self.service.batches
         if request.method == "POST" and name is None:
             wanted = request.query.get("batchInferenceJobId", "")
             return await jobs.create(request, self, lambda raw: self._made_job(wanted, raw))
@@ -186,13 +192,13 @@ class Wire(Family):
         if not re.fullmatch(r"[a-z][a-z0-9-]{0,62}", job_id):
             return WireError(400, f"invalid job id {job_id!r}")
         # The id is the client's own, so that a repeated create finds its job, and makes no other.
-        if self.house.batches.known(self, job_id) is not None:
+        if self.service.batches.known(self, job_id) is not None:
             return WireError(409, f"batch inference job {job_id!r} already exists")
         dataset = str(body.get("inputDatasetId"))
         file_id = self._datasets.get(dataset.rpartition("/")[2])
-        if file_id is None or self.house.files.get(file_id) is None:
+        if file_id is None or self.service.files.get(file_id) is None:
             return WireError(404, f"dataset {dataset!r} not found")
-        part = self.house.batches.part_path(job_id)
+        part = self.service.batches.part_path(job_id)
         problem = await asyncio.to_thread(self._write, file_id, part, body["model"])
         if problem is not None:
             return problem
@@ -201,7 +207,7 @@ class Wire(Family):
 
     def _write(self, file_id: str, part: Path, model: str) -> WireError | None:
         """Writes a dataset's lines as a job's; returns what is wrong with the first bad one."""
-        with open(self.house.files.path(file_id), "rb") as lines, open(part, "wb") as file:
+        with open(self.service.files.path(file_id), "rb") as lines, open(part, "wb") as file:
             for number, data in enumerate(lines, 1):
                 line = object_of(data) or {}
                 if type(line.get("custom_id")) is not str or type(line.get("body")) is not dict:
@@ -214,7 +220,7 @@ class Wire(Family):
         asked = page_asked(request.query, "pageSize", 50, "pageToken", 200)
         if asked is None:
             return WireError(400, "invalid page size or page token")
-        start, end = asked.start, asked.start + min(asked.size, self.house.options.list_page)
+        start, end = asked.start, asked.start + min(asked.size, self.service.options.list_page)
         return json_response(
             {
                 "batchInferenceJobs": [self.job(job) for job in visible[start:end]],
@@ -224,8 +230,8 @@ class Wire(Family):
         )
 
     def job(self, job: Job) -> Any:
-        status, counts = self.house.batches.status(job), self.house.batches.counts(job)
-        options, own = self.house.options, job["own"]
+        status, counts = self.service.batches.status(job), self.service.batches.counts(job)
+        options, own = self.service.options, job["own"]
         problem = "; ".join(one["message"] for one in job["errors"] or ())
         return {
             "name": f"accounts/emulator/batchInferenceJobs/{job['id']}",

@@ -103,34 +103,34 @@ class Wire(Dialect):
         if request.method == "POST" and (found := _MODEL.fullmatch(path)) is not None:
             return await self._of_model(request, *found.groups())
         if request.method == "GET" and path == "/v1beta/models":
-            names = self.house.options.models or ("gemini-2.5-flash",)
+            names = self.service.options.models or ("gemini-2.5-flash",)
             return json_response({"models": [{"name": f"models/{name}"} for name in names]})
         if path == "/v1beta/batches" and request.method == "GET":
-            return await self.house.batches.list_jobs(
+            return await self.service.batches.list_jobs(
                 request, self, lambda jobs: self._page(request, jobs)
             )
         if (found := _BATCH.fullmatch(path)) is not None:
             return await self._batch(request, found[1], found[2] is not None)
-        return await GeminiFiles(self.house, self._results).handle(request, path)
+        return await GeminiFiles(self.service, self._results).handle(request, path)
 
     # Live calls.
 
     async def _of_model(self, request: web.BaseRequest, model: str, verb: str) -> Reply:
         if verb == "generateContent":
-            return await self.house.live(request, self, lambda body: self.asked(body, model))
+            return await self.service.live(request, self, lambda body: self.asked(body, model))
         if verb in _EMBEDDINGS:
-            ask, embedder = _EMBEDDINGS[verb], self.house.embedder
-            return await self.house.live(
+            ask, embedder = _EMBEDDINGS[verb], self.service.embedder
+            return await self.service.live(
                 request, self, lambda body: ask(body, model, embedder), embedder
             )
         embeds = verb == "asyncBatchEmbedContent"
-        return await self.house.batches.create(
+        return await self.service.batches.create(
             request, self, lambda raw: asyncio.to_thread(self._new_job, raw, model, embeds)
         )
 
     def asked(self, body: Any, model: str) -> Asked | WireError:
         """A body, checked and translated."""
-        return generate_content.asked(body, model, self.house.chat)
+        return generate_content.asked(body, model, self.service.chat)
 
     def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
         if "data" in answer.body:
@@ -147,20 +147,20 @@ class Wire(Dialect):
         body, problem = _batch_of(raw)
         if problem is not None:
             return problem
-        if self.house.batches.under_way(self) >= MOST_JOBS:
+        if self.service.batches.under_way(self) >= MOST_JOBS:
             return WireError(429, f"You exceeded your quota of {MOST_JOBS} concurrent batches.")
         source, inline = body["inputConfig"], "requests" in body["inputConfig"]
         if inline:
             entries: Iterable[Any] = map(_as_entry, source["requests"]["requests"])
         else:
-            meta = self.house.files.get(str(source["fileName"]).removeprefix("files/"))
+            meta = self.service.files.get(str(source["fileName"]).removeprefix("files/"))
             if meta is None:
                 return no_file(str(source["fileName"]).removeprefix("files/"))
-            entries = _lines_of(self.house.files.path(meta["id"]).read_bytes())
+            entries = _lines_of(self.service.files.path(meta["id"]).read_bytes())
         # Letters and digits, of no meaning, as in the recording.
         job_id = uuid.uuid4().hex + "x"
         errors: list[dict[str, Any]] = []
-        part = self.house.batches.part_path(job_id)
+        part = self.service.batches.part_path(job_id)
         with open(part, "wb") as file:
             for number, entry in enumerate(entries, 1):
                 line = self._line(entry, number, model, embeds, errors)
@@ -177,13 +177,13 @@ class Wire(Dialect):
             errors.append({"code": "INVALID_ARGUMENT", "message": message, "line": number})
             return Line(f"faulty-{number}", WireError(400, message))
         if embeds:
-            asked = embed_content.asked(entry["request"], model, self.house.embedder)
+            asked = embed_content.asked(entry["request"], model, self.service.embedder)
         else:
             asked = self.asked(entry["request"], model)
         return Line(str(entry["key"]), asked)
 
     async def _batch(self, request: web.BaseRequest, job_id: str, is_cancel: bool) -> Reply | None:
-        jobs = self.house.batches
+        jobs = self.service.batches
         match request.method, is_cancel:
             case "GET", False:
                 return await jobs.look(request, self, job_id)
@@ -197,7 +197,7 @@ class Wire(Dialect):
         return WireError(404, f"Could not find the batch with name: batches/{job_id}.")
 
     def _page(self, request: web.BaseRequest, visible: list[Job]) -> Reply:
-        options = self.house.options
+        options = self.service.options
         asked = page_asked(request.query, "pageSize", 50, "pageToken", 1_000)
         if asked is None:
             return WireError(400, "Request contains an invalid argument.")
@@ -223,7 +223,7 @@ class Wire(Dialect):
         batch = {
             "@type": _VECTORS_KIND if own.get("endpoint") == EMBED else _KIND,
             "model": f"models/{own['model']}",
-            **({"displayName": own["displayName"]} if self.house.options.names_kept else {}),
+            **({"displayName": own["displayName"]} if self.service.options.names_kept else {}),
             **({"output": output} if output else {}),
             "createTime": rfc3339(job["created"]),
             **({"endTime": rfc3339(ended)} if ended else {}),
@@ -241,12 +241,12 @@ class Wire(Dialect):
         return {**shown, "done": True, **({"response": output} if output else {})}
 
     def _state(self, job: Job) -> str:
-        status = self.house.batches.status(job)
+        status = self.service.batches.status(job)
         return _STATES.get(status, status.upper())
 
     def _counts(self, job: Job) -> dict[str, str]:
         """As text, and none of them is left out like any zero."""
-        found = self.house.batches.counts(job)
+        found = self.service.batches.counts(job)
         total, done, failed = found["total"], found["completed"], found["failed"]
         if done is None or failed is None:
             return {}
@@ -269,15 +269,15 @@ class Wire(Dialect):
             return {}
         if not job["own"]["inline"]:
             return {"responsesFile": f"files/batch-{job['id']}"}
-        responses = [self._inline(result) for result in self.house.batches.results_of(job)]
+        responses = [self._inline(result) for result in self.service.batches.results_of(job)]
         return {"inlinedResponses": {"inlinedResponses": responses}}
 
     async def _results(self, request: web.BaseRequest, job_id: str) -> Reply | None:
         """The file of results of a job; None where there is no such file."""
-        job = self.house.batches.known(self, job_id)
+        job = self.service.batches.known(self, job_id)
         if job is None or "responsesFile" not in self._output(job):
             return None
-        return await self.house.batches.results(request, job, self._result)
+        return await self.service.batches.results(request, job, self._result)
 
     def _result(self, result: LineResult) -> Any:
         return {"key": result.custom_id, **self._end(result)}

@@ -40,10 +40,10 @@ class GeminiFiles:
 
     def __init__(
         self,
-        house: Service,
+        service: Service,
         results: Callable[[web.BaseRequest, str], Awaitable[Reply | None]],
     ) -> None:
-        self._house = house
+        self._house = service
         self._results = results
 
     async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:

@@ -137,10 +137,10 @@ class Wire(Dialect):
     async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
         path = path.removeprefix("/v1")
         if path == "/chat/completions" and request.method == "POST":
-            return await self.house.live(request, self, self._asked)
+            return await self.service.live(request, self, self._asked)
         if path == EMBED and request.method == "POST":
             ask = self._asked_for_vectors
-            return await self.house.live(request, self, ask, self.house.embedder)
+            return await self.service.live(request, self, ask, self.service.embedder)
         if path == "/files" or path.startswith("/files/"):
             return await self._files(request, path)
         if path == "/batch/jobs" or path.startswith("/batch/jobs/"):
@@ -168,8 +168,8 @@ class Wire(Dialect):
         return json_response(body, error.status, error.headers)
 
     def headers(self, number: int, seconds: float | None = None) -> dict[str, str]:
-        named = {"mistral-correlation-id": f"{self.house.started}-{number}"}
-        limits = self.house.limits.headers()
+        named = {"mistral-correlation-id": f"{self.service.started}-{number}"}
+        limits = self.service.limits.headers()
         for theirs, ours in (("req-minute", "requests"), ("tokens-minute", "tokens")):
             for kind in ("limit", "remaining"):
                 if f"x-ratelimit-{kind}-{ours}" in limits:
@@ -182,7 +182,7 @@ class Wire(Dialect):
         problem = _problem(body)
         if problem is not None:
             return problem
-        if not self.house.chat.knows(body["model"]):
+        if not self.service.chat.knows(body["model"]):
             return unknown_model(body["model"])._replace(status=400, code="1500")
         # What OpenAI's rules would refuse, or call by another name, is taken out.
         images = refusal(map(_translated, body["messages"]), _MOST_IMAGES)
@@ -192,7 +192,7 @@ class Wire(Dialect):
         renamed = {**body, "seed": body.get("random_seed"), "messages": messages}
         for name in ("random_seed", "safe_prompt", "metadata"):
             renamed.pop(name, None)
-        error = self.house.chat.check(renamed)
+        error = self.service.chat.check(renamed)
         return Asked(renamed) if error is None else error
 
     def _asked_for_vectors(self, body: Any) -> Asked | WireError:
@@ -201,12 +201,12 @@ class Wire(Dialect):
         if isinstance(body["input"], list) and len(body["input"]) > _MOST_TEXTS:
             message = "Too many inputs in request, split into more batches."
             return WireError(400, message, code="3210")
-        if not self.house.embedder.knows(body["model"]):
+        if not self.service.embedder.knows(body["model"]):
             return unknown_model(body["model"])._replace(status=400, code="1500")
         renamed = {"dimensions": body.get("output_dimension")}
         renamed |= {name: body.get(name) for name in ("model", "input", "encoding_format")}
         translated = {name: value for name, value in renamed.items() if value is not None}
-        error = self.house.embedder.check(translated)
+        error = self.service.embedder.check(translated)
         return Asked(translated) if error is None else error
 
     def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
@@ -243,10 +243,10 @@ class Wire(Dialect):
 
     async def _files(self, request: web.BaseRequest, path: str) -> Reply | None:
         file_id, _, tail = path.removeprefix("/files").lstrip("/").partition("/")
-        meta = self.house.files.get(file_id) if file_id else None
+        meta = self.service.files.get(file_id) if file_id else None
         if tail == "content" and meta is not None and meta["purpose"] == "batch_output":
             return await self._results(request, file_id)
-        reply = await self.house.files.handle(request, path)
+        reply = await self.service.files.handle(request, path)
         if request.method == "POST" and isinstance(reply, web.Response) and reply.status == 200:
             uploaded = orjson.loads(reply.body)["id"]  # type: ignore[arg-type]
             if (problem := await asyncio.to_thread(self._refused_upload, uploaded)) is not None:
@@ -255,22 +255,22 @@ class Wire(Dialect):
 
     def _refused_upload(self, file_id: str) -> WireError | None:
         """Why a file is not taken: lines are looked at here, not when a job is made of them."""
-        with open(self.house.files.path(file_id), "rb") as file:
+        with open(self.service.files.path(file_id), "rb") as file:
             for number, line in enumerate(file):
                 try:
                     msgspec.json.decode(line, type=_Entry)
                 except msgspec.MsgspecError as error:
-                    self.house.files.remove(file_id)
+                    self.service.files.remove(file_id)
                     return _wrong(("body", str(number)), f"Invalid line: {error}")
         return None
 
     async def _results(self, request: web.BaseRequest, file_id: str) -> Reply:
-        faults = self.house.script.strike("content")
+        faults = self.service.script.strike("content")
         if (refused := await before_work(request, faults)) is not None:
             return refused
         return await send_lines(
             request,
-            map(self._result, line_results(self.house.files.path(file_id))),
+            map(self._result, line_results(self.service.files.path(file_id))),
             content_type="application/octet-stream",
             cut_off=any(fault.kind == "content_cut" for fault in faults),
         )
@@ -295,7 +295,7 @@ class Wire(Dialect):
     # Batch jobs.
 
     async def _jobs(self, request: web.BaseRequest, path: str) -> Reply | None:
-        serve = self.house.batches.serve
+        serve = self.service.batches.serve
         return await serve(
             request, self, path, self._new_job, lambda found: self._page(request, found)
         )
@@ -316,14 +316,14 @@ class Wire(Dialect):
         if (wrong := misfit(body, _Create)) is not None:
             return _misfit_error(wrong)
         for file_id in body.get("input_files") or [""]:
-            meta = self.house.files.get(file_id)
+            meta = self.service.files.get(file_id)
             if meta is None or meta["purpose"] != "batch":
                 return WireError(404, f"File not found: {file_id}", code="3001")
         return None
 
     def _made(self, body: dict[str, Any]) -> NewJob | WireError:
         job_id = str(uuid.uuid4())
-        part = self.house.batches.part_path(job_id)
+        part = self.service.batches.part_path(job_id)
         ask = self._asked_for_vectors if bare(body["endpoint"]) == EMBED else self._asked
         with open(part, "wb") as file:
             for line in self._lines(body["input_files"]):
@@ -339,7 +339,7 @@ class Wire(Dialect):
 
     def _lines(self, file_ids: list[str]) -> Iterator[dict[str, Any]]:
         for file_id in file_ids:
-            with open(self.house.files.path(file_id), "rb") as file:
+            with open(self.service.files.path(file_id), "rb") as file:
                 yield from map(orjson.loads, file)
 
     def _page(self, request: web.BaseRequest, visible: list[Job]) -> Reply:
@@ -347,15 +347,15 @@ class Wire(Dialect):
         asked = page_asked(request.query, "page_size", 100, "page", 1_000)
         if asked is None:
             return _wrong(("query", "page"), "Input should be a valid integer")
-        size = min(asked.size, self.house.options.list_page)
+        size = min(asked.size, self.service.options.list_page)
         start = asked.start * size
         shown = [self.job(job) for job in visible[start : start + size]]
         return json_response({"data": shown, "object": "list", "total": len(visible)})
 
     def job(self, job: Job) -> Any:
-        status, counts = self.house.batches.status(job), self.house.batches.counts(job)
+        status, counts = self.service.batches.status(job), self.service.batches.counts(job)
         over, runs = job["status"] in TERMINAL, job["status"] != "validating"
-        options, good, bad = self.house.options, counts["completed"], counts["failed"]
+        options, good, bad = self.service.options, counts["completed"], counts["failed"]
         known = good is not None and bad is not None
         return {
             "id": job["id"],

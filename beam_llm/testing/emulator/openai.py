@@ -97,8 +97,8 @@ class Wire(Dialect):
     name = "openai"
     variables = ("OPENAI_BASE_URL", "OPENAI_API_KEY")
 
-    def __init__(self, house: Service) -> None:
-        super().__init__(house)
+    def __init__(self, service: Service) -> None:
+        super().__init__(service)
         self._control_calls = itertools.count(10**9)  # live calls have the numbers before
 
     @classmethod
@@ -114,10 +114,12 @@ class Wire(Dialect):
     async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
         path, deployment = local_path(path)
         if path == CHAT and request.method == "POST":
-            return await self.house.live(request, self, lambda body: self._asked(body, deployment))
+            return await self.service.live(
+                request, self, lambda body: self._asked(body, deployment)
+            )
         if path == EMBED and request.method == "POST" and self.embeds:
             asked = functools.partial(self._asked_for_vectors, deployment=deployment)
-            return await self.house.live(request, self, asked, self.house.embedder)
+            return await self.service.live(request, self, asked, self.service.embedder)
         # Control calls have the headers of live ones, under numbers of their own.
         started = time.perf_counter()
         reply = await self._control(request, path)
@@ -132,13 +134,13 @@ class Wire(Dialect):
         if path == "/models" and request.method == "GET":
             return self._models()
         if path == "/files" or path.startswith("/files/"):
-            return await self.house.files.handle(request, path, purposes=self.upload_purposes)
+            return await self.service.files.handle(request, path, purposes=self.upload_purposes)
         if path == "/batches" or path.startswith("/batches/"):
             return await self._batches(request, path)
         return None
 
     def _models(self) -> Reply:
-        names = self.house.options.models or ("gpt-4.1-mini", "gpt-4.1", "gpt-4o-mini")
+        names = self.service.options.models or ("gpt-4.1-mini", "gpt-4.1", "gpt-4o-mini")
         models = [
             {"id": name, "object": "model", "created": 0, "owned_by": "emulator"} for name in names
         ]
@@ -150,16 +152,16 @@ class Wire(Dialect):
         # Azure's older route names the model in its path, and takes none in the body.
         if deployment and isinstance(body, dict):
             body = {**body, "model": deployment}
-        error = self.house.chat.check(body) or self._unknown(body)
-        if error is None and not self.house.chat.knows(body["model"]):
+        error = self.service.chat.check(body) or self._unknown(body)
+        if error is None and not self.service.chat.knows(body["model"]):
             error = unknown_model(body["model"])
         return Asked(body) if error is None else error
 
     def _asked_for_vectors(self, body: Any, deployment: str | None) -> Asked | WireError:
         if deployment and isinstance(body, dict):
             body = {**body, "model": deployment}
-        error = self.house.embedder.check(body)
-        if error is None and not self.house.embedder.knows(body["model"]):
+        error = self.service.embedder.check(body)
+        if error is None and not self.service.embedder.knows(body["model"]):
             error = unknown_model(body["model"])
         return Asked(body) if error is None else error
 
@@ -179,19 +181,19 @@ class Wire(Dialect):
 
     def headers(self, number: int, seconds: float | None = None) -> dict[str, str]:
         named = {
-            "x-request-id": f"req_{self.house.started}_{number}",
+            "x-request-id": f"req_{self.service.started}_{number}",
             "openai-version": "2020-10-01",
             "openai-organization": "org-emulator",
         }
         if seconds is not None:
-            named.update(self.house.limits.headers())
+            named.update(self.service.limits.headers())
             named["openai-processing-ms"] = str(int(seconds * 1000))
         return named
 
     # Batch jobs.
 
     async def _batches(self, request: web.BaseRequest, path: str) -> Reply | None:
-        serve = self.house.batches.serve
+        serve = self.service.batches.serve
         below = path.removeprefix("/batches")
         return await serve(
             request, self, below, self._new_job, lambda found: self._page(request, found)
@@ -237,7 +239,7 @@ class Wire(Dialect):
         )
 
     def _check_input(self, file_id: str) -> WireError | None:
-        meta = self.house.files.get(file_id)
+        meta = self.service.files.get(file_id)
         if meta is None:
             problem = f"Invalid file id '{file_id}': no such file."
         elif meta["purpose"] != "batch":
@@ -247,7 +249,7 @@ class Wire(Dialect):
         return WireError(400, problem, param="input_file_id", code="invalid_request")
 
     def _page(self, request: web.BaseRequest, visible: list[Job]) -> Reply:
-        options = self.house.options
+        options = self.service.options
         after, limit = request.query.get("after"), request.query.get("limit")
         # A list without end begins with the jobs that there are, and goes on with made-up ones.
         if not options.list_ends and (after is not None or not visible):
@@ -266,7 +268,7 @@ class Wire(Dialect):
     def job(self, job: Job) -> Any:
         """The batch object as the API shows it; result files only in a terminal state."""
         over = job["status"] in _TERMINAL
-        options, own = self.house.options, job["own"]
+        options, own = self.service.options, job["own"]
         return {
             "id": job["id"],
             "object": "batch",
@@ -275,7 +277,7 @@ class Wire(Dialect):
             "errors": {"object": "list", "data": job["errors"]} if job["errors"] else None,
             "input_file_id": job["input_file_id"] if options.inputs_shown else None,
             "completion_window": "24h",
-            "status": self.house.batches.status(job),
+            "status": self.service.batches.status(job),
             # The files are there earlier, from `finalizing` on; nobody is told before the end.
             "output_file_id": job["output_file_id"] if over else None,
             "error_file_id": job["error_file_id"] if over else None,
@@ -285,7 +287,7 @@ class Wire(Dialect):
                 name: int(job["stamps"][name]) if name in job["stamps"] else None
                 for name in _STAMPS
             },
-            "request_counts": self.house.batches.counts(job),
+            "request_counts": self.service.batches.counts(job),
             "usage": _usage(job["result"] if over else None),
             "metadata": own["metadata"] if options.names_kept else None,
         }

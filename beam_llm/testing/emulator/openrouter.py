@@ -42,7 +42,7 @@ class Wire(Family):
     price = 1e-6
 
     async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
-        jobs = self.house.batches
+        jobs = self.service.batches
         job_id = path.removeprefix("/batches/") if path.startswith("/batches/") else ""
         if path.startswith("/files") or "/" in job_id:  # nor can jobs be cancelled
             return None
@@ -59,7 +59,7 @@ class Wire(Family):
         return reply
 
     def headers(self, number: int, seconds: float | None = None) -> dict[str, str]:
-        return {"x-generation-id": f"gen-{self.house.started}-{number}"}
+        return {"x-generation-id": f"gen-{self.service.started}-{number}"}
 
     def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
         body = answer.body
@@ -97,7 +97,7 @@ class Wire(Family):
         if problem is not None:
             return WireError(400, problem)
         job_id = f"batch_{uuid.uuid4().hex[:24]}"
-        part = self.house.batches.part_path(job_id)
+        part = self.service.batches.part_path(job_id)
         with open(part, "wb") as file:
             for entry in body["requests"]:
                 asked = self._asked({"model": body["model"], **entry["body"]}, None)
@@ -120,7 +120,7 @@ class Wire(Family):
             return f"Unrecognized key: '{min(unknown)}'"
         if body.get("completion_window", "24h") != "24h":
             return "completion_window: only '24h' is supported"
-        most = min(self.most_requests, self.house.options.max_batch_requests)
+        most = min(self.most_requests, self.service.options.max_batch_requests)
         if not 1 <= len(body["requests"]) <= most:
             return f"requests: between 1 and {most} are allowed"
         if not (isinstance(body["endpoint"], str) and isinstance(body["model"], str)):
@@ -146,12 +146,12 @@ class Wire(Family):
             "endpoint": job["own"]["endpoint"],
             "model": job["own"]["model"],
             "provider": "Emulator" if job["status"] != "validating" else None,
-            "status": self.house.batches.status(job),
+            "status": self.service.batches.status(job),
             "completion_window": "24h",
             "created_at": int(job["created"]),
             "expires_at": int(job["created"]) + 86_400,
             "finalized_at": int(ended) if over and ended is not None else None,
-            "request_counts": self.house.batches.counts(job),
+            "request_counts": self.service.batches.counts(job),
             "error": {"message": errors} if errors else None,
             "usage": None,
             "results": None,
@@ -159,10 +159,10 @@ class Wire(Family):
 
     def _with_results(self, shown: dict[str, Any]) -> dict[str, Any]:
         # Only a look has them: a list would be as large as all of its jobs' answers.
-        job = self.house.batches.known(self, shown["id"])
+        job = self.service.batches.known(self, shown["id"])
         if job is None or job["status"] not in TERMINAL:
             return shown
-        results = [self._result(result) for result in self.house.batches.results_of(job)]
+        results = [self._result(result) for result in self.service.batches.results_of(job)]
         return {**shown, "results": results}
 
     def _result(self, result: LineResult) -> dict[str, Any]:

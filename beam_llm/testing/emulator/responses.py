@@ -122,16 +122,16 @@ class Wire(openai.Wire):
     async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
         if request.method != "POST":
             return None
-        return await self.house.live(request, self, self._read)
+        return await self.service.live(request, self, self._read)
 
     def _read(self, body: Any) -> Asked | WireError:
         problem = next(_problems(body), None)
         if problem is not None:
             return problem
-        if not self.house.chat.knows(body["model"]):
+        if not self.service.chat.knows(body["model"]):
             return _unknown_model(body["model"])
         chat = _as_chat(body)
-        error = self.house.chat.check(chat)
+        error = self.service.chat.check(chat)
         if error is not None:
             return error._replace(param="text.format.schema")
         text = {"format": {"type": "text"}, "verbosity": "medium", **(body.get("text") or {})}

@@ -75,7 +75,7 @@ class Wire(Dialect):
         if request.path.endswith("/token"):
             return None
         refused = super().refuse(request)
-        if refused is None and self.house.has_ended(self.key_of(request)):
+        if refused is None and self.service.has_ended(self.key_of(request)):
             refused = wrong_key()
         if refused is None:
             return None
@@ -84,7 +84,7 @@ class Wire(Dialect):
 
     async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
         if path == "/token" and request.method == "POST":
-            keys = self.house.options.keys
+            keys = self.service.options.keys
             token = keys[0] if keys else f"token-{uuid.uuid4().hex}"
             granted = {"access_token": token, "expires_in": 3600, "token_type": "Bearer"}
             return json_response(granted)
@@ -98,13 +98,13 @@ class Wire(Dialect):
 
     async def _live(self, request: web.BaseRequest, model: str, verb: str) -> Reply:
         if verb == "generateContent":
-            return await self.house.live(request, self, lambda body: self.asked(body, model))
-        embedder = self.house.embedder
+            return await self.service.live(request, self, lambda body: self.asked(body, model))
+        embedder = self.service.embedder
 
         def ask(body: Any) -> Asked | WireError:
             return embed_content.vertex_asked(body, model, verb, embedder)
 
-        return await self.house.live(request, self, ask, embedder)
+        return await self.service.live(request, self, ask, embedder)
 
     def asked(self, body: Any, model: str) -> Asked | WireError:
         """A body, checked and translated; a tier is a header here, and no field."""
@@ -117,7 +117,7 @@ class Wire(Dialect):
         for name, value in labels.items():
             if not _LABEL.fullmatch(name) or not _LABEL.fullmatch(value):
                 return WireError(400, f"Label {name!r}: {value!r} is not a valid label.")
-        return generate_content.asked(body, model, self.house.chat, ("gs", "https"))
+        return generate_content.asked(body, model, self.service.chat, ("gs", "https"))
 
     def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
         if "data" in answer.body:
@@ -132,7 +132,7 @@ class Wire(Dialect):
     async def _jobs(
         self, request: web.BaseRequest, parent: str, job_id: str | None, is_cancel: bool
     ) -> Reply | None:
-        jobs = self.house.batches
+        jobs = self.service.batches
         if job_id is not None and not is_cancel:
             await asyncio.to_thread(self._deliver, jobs.known(self, job_id))
         match request.method, job_id, is_cancel:
@@ -165,10 +165,10 @@ class Wire(Dialect):
         model = body["model"].rpartition("/")[2]
         parameters = body.get("modelParameters", {}) if "embedding" in model else None
         own |= {} if parameters is None else {"endpoint": EMBED}
-        part = self.house.batches.part_path(job_id)
+        part = self.service.batches.part_path(job_id)
         with open(part, "wb") as file, temporary_file() as given:
             folder, _, name = uri.rpartition("/")
-            if not self.house.buckets.store_at(folder).get_file(name, given):
+            if not self.service.buckets.store_at(folder).get_file(name, given):
                 message = f"The object {uri} does not exist, or the service agent can't read it."
                 return WireError(400, message)
             lines = _lines_of(given)
@@ -190,7 +190,7 @@ class Wire(Dialect):
         if parameters is not None:
             request = entry
             asked: Asked | WireError = embed_content.instance_asked(
-                entry, parameters, model, self.house.embedder
+                entry, parameters, model, self.service.embedder
             )
         elif not isinstance(entry, dict) or set(entry) != {"request"}:
             asked = WireError(400, "A line must have a request, and no more.")
@@ -209,7 +209,7 @@ class Wire(Dialect):
         folder = f"{prefix.rstrip('/')}/prediction-model-{rfc3339(job['created'])}"
         embeds = job["own"].get("endpoint") == EMBED
         results = [orjson.dumps(self._result(found, embeds)) for found in self._results(job)]
-        store, half = self.house.buckets.store_at(folder), (len(results) + 1) // 2
+        store, half = self.service.buckets.store_at(folder), (len(results) + 1) // 2
         for number, lines in enumerate((results[:half], results[half:]), 1):
             if lines:
                 store.put(f"predictions_{number:05}.jsonl", b"\n".join([*lines, b""]))
@@ -217,7 +217,7 @@ class Wire(Dialect):
 
     def _results(self, job: Job) -> list[LineResult]:
         """Of requests that the job came to."""
-        found = self.house.batches.results_of(job) if job["status"] != "failed" else ()
+        found = self.service.batches.results_of(job) if job["status"] != "failed" else ()
         return [result for result in found if result.code != "batch_expired"]
 
     def _result(self, result: LineResult, embeds: bool) -> Any:
@@ -237,7 +237,7 @@ class Wire(Dialect):
         return {"status": f"Bad Request: {told}", "request": echo, "response": {}}
 
     def _page(self, request: web.BaseRequest, visible: list[Job]) -> Reply:
-        options = self.house.options
+        options = self.service.options
         asked = page_asked(request.query, "pageSize", 50, "pageToken", 1_000)
         if asked is None:
             return WireError(400, "Request contains an invalid argument.")
@@ -249,7 +249,7 @@ class Wire(Dialect):
         return json_response(page)
 
     def job(self, job: Job) -> Any:
-        own, stamps, options = job["own"], job["stamps"], self.house.options
+        own, stamps, options = job["own"], job["stamps"], self.service.options
         # Not over before its results are in the bucket; a look has them delivered first.
         over = job["status"] in TERMINAL and bool(own.get("delivered"))
         hidden = {"inputConfig"} if not options.inputs_shown else set()
@@ -273,11 +273,11 @@ class Wire(Dialect):
     def _state(self, job: Job, over: bool) -> str:
         if job["status"] in TERMINAL and not over:
             return "RUNNING"
-        status = self.house.batches.status(job)
+        status = self.service.batches.status(job)
         return _STATES.get(status, status.upper())
 
     def _counts(self, job: Job) -> dict[str, Any]:
-        found = self.house.batches.counts(job)
+        found = self.service.batches.counts(job)
         done, failed = found["completed"], found["failed"]
         if done is None or failed is None:
             return {}

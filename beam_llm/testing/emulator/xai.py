@@ -37,11 +37,11 @@ class Wire(Family):
 
     async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
         if (request.method, path) == ("POST", "/files"):
-            uploaded = await self.house.files.handle(request, path, purpose="")
+            uploaded = await self.service.files.handle(request, path, purpose="")
             return with_json(uploaded, lambda meta: {**meta, "purpose": ""})
         if request.method == "POST" and path.endswith(":cancel"):
             job_id = path.removeprefix("/batches/").removesuffix(":cancel")
-            return await self.house.batches.cancel(request, self, job_id)
+            return await self.service.batches.cancel(request, self, job_id)
         if request.method == "POST" and path.startswith("/batches/"):
             return None
         if path.startswith("/batches/") and path.endswith("/results"):
@@ -93,7 +93,7 @@ class Wire(Family):
     def _paged(
         self, request: web.BaseRequest, name: str, items: list[Any], show: Callable[[Any], Any]
     ) -> Reply:
-        options, query = self.house.options, request.query
+        options, query = self.service.options, request.query
         asked = page_asked(query, "limit", 100, "pagination_token", 1_000)
         if asked is None:
             return WireError(400, "Invalid limit or pagination_token.")
@@ -103,7 +103,7 @@ class Wire(Family):
         return json_response({name: list(map(show, items[start:end])), "pagination_token": token})
 
     def job(self, job: Job) -> Any:
-        counts, status = self.house.batches.counts(job), job["status"]
+        counts, status = self.service.batches.counts(job), job["status"]
         done, bad = counts["completed"] or 0, counts["failed"] or 0
         ended = status in TERMINAL
         # There is no status: a client goes by the counts, which are 0 until all requests are read.
@@ -114,13 +114,13 @@ class Wire(Family):
         day = datetime.fromtimestamp(job["created"], UTC).date()
         return {
             "batch_id": job["id"],
-            "name": job["own"]["name"] if self.house.options.names_kept else "",
+            "name": job["own"]["name"] if self.service.options.names_kept else "",
             "create_time": day.isoformat(),
             "expire_time": day.isoformat(),
             "create_api_key_id": "key",
             "cancel_time": iso(stamp) if ended and stamp else None,
             "cancel_by_xai_message": failed,
-            "input_file_id": job["input_file_id"] if self.house.options.inputs_shown else None,
+            "input_file_id": job["input_file_id"] if self.service.options.inputs_shown else None,
             "state": {
                 "num_requests": job["total"] if started else 0,
                 # One at least while it runs: none pending is how a client sees that it has ended.
@@ -132,10 +132,10 @@ class Wire(Family):
         }
 
     async def _results(self, request: web.BaseRequest, job_id: str) -> Reply:
-        faults = self.house.script.strike("content")
+        faults = self.service.script.strike("content")
         if (refused := await before_work(request, faults)) is not None:
             return refused
-        job = self.house.batches.known(self, job_id)
+        job = self.service.batches.known(self, job_id)
         if job is None:
             return self.no_job(job_id)
         found = list(self._lines(job)) if job["status"] in TERMINAL else []
@@ -144,7 +144,7 @@ class Wire(Family):
     def _lines(self, job: Job) -> Any:
         for name in ("output_file_id", "error_file_id"):
             if job[name] is not None:
-                with open(self.house.files.path(job[name]), "rb") as file:
+                with open(self.service.files.path(job[name]), "rb") as file:
                     yield from map(orjson.loads, file)
 
     def _result(self, line: dict[str, Any]) -> dict[str, Any]:
