@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from beam_llm.prompting.text import clean, request_json
+from beam_llm.providers.error_body import status_in
 from beam_llm.providers.errors import (
     NO_CONTEXT,
     ErrorContext,
     error_of,
-    status_in,
     unreadable,
 )
 from beam_llm.providers.finishes import finish_of

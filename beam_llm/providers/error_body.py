@@ -1,0 +1,146 @@
+"""What an error's body says, whatever its shape: its codes, its sentence, its details. Pure, and
+nothing is raised, whatever a server sends: what can't be read counts as not there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import orjson
+
+from beam_llm.providers.error_details import Details, details_of
+from beam_llm.providers.typed import status_of, word
+from beam_llm.redaction import MOST_READ
+
+MOST_NAME = 80
+"""Characters of a code that are shown."""
+
+_MOST_READ_NAME = 400
+
+
+class ErrorBody(NamedTuple):
+    """An error as it was written; empty where it says nothing.
+
+        ErrorBody.read(b'{"error": {"code": "context_length_exceeded", "message": "It is long."}}')
+
+    Attributes:
+      code, kind: its two names; many servers have one of them.
+      param: which parameter it is about.
+      sentence: for people.
+    """
+
+    code: str
+    kind: str
+    param: str
+    sentence: str
+    details: Details
+
+    @classmethod
+    def read(cls, body: Any) -> ErrorBody:
+        """Reads it.
+
+        Args:
+          body: parsed, or as bytes.
+        """
+        body = _parsed(body)
+        error = _error_in(body)
+        return cls(*_parts_of(body, error), details_of(error))
+
+    @property
+    def words(self) -> frozenset[str]:
+        """Its names and reasons, in lower case."""
+        return self.details.words | {self.code.lower(), self.kind.lower()}
+
+    def named(self, status: int) -> str:
+        """Status, name and parameter: `HTTP 400 invalid_value (temperature)`."""
+        name = self.kind if self.code == str(status) else self.code or self.kind
+        param = f"({self.param[:MOST_NAME]})" if self.param else ""
+        return " ".join(filter(None, (f"HTTP {status}", name[:MOST_NAME], param)))
+
+
+def status_in(error: Any) -> int | None:
+    """The HTTP status that an error body names in its code; None where it names none."""
+    code = error.get("code") if isinstance(error, dict) else None
+    status = status_of(code)
+    return status if status is not None and status >= 400 else None
+
+
+def _parsed(body: Any) -> Any:
+    """A body as JSON, or its text where it is none; of a list its first."""
+    if isinstance(body, bytes):
+        try:
+            body = orjson.loads(body)
+        except ValueError:
+            body = body[:2000].decode("utf-8", "replace")
+    return body[0] if isinstance(body, list) and body else body
+
+
+def _error_in(body: Any) -> Any:
+    """The error that a body holds, whatever its shape: mostly an object, perhaps a sentence."""
+    if not isinstance(body, dict):
+        return body
+    # An empty `error` beside other fields is a place that nobody filled: the sentence is in those.
+    nested = body.get("error")
+    return body if nested is None or (nested == "" and len(body) > 1) else nested
+
+
+def _parts_of(body: Any, error: Any) -> tuple[str, str, str, str]:
+    """Code, type, parameter and sentence of an error, cut; empty strings where it has none."""
+    if not isinstance(error, dict):  # xAI's code stands beside its sentence
+        beside = word(body.get("code"))[:_MOST_READ_NAME] if isinstance(body, dict) else ""
+        return beside, "", "", word(error)[:MOST_READ]
+    inner = error.get("innererror")
+    code = (inner.get("code") if isinstance(inner, dict) else None) or error.get("code")
+    kind = error.get("type")
+    if isinstance(error.get("status"), str):  # Google's: the code is HTTP's number once more
+        code, kind = error["status"], code if isinstance(code, str) else None
+    code, kind, param = (
+        "" if value == "None" else word(value)[:_MOST_READ_NAME]  # as LiteLLM writes nothing
+        for value in (code, kind, error.get("param"))
+    )
+    sentence = _PYTHON_DICT.sub(r"\1", _sentence_of(error)[:MOST_READ])
+    behind = _sentence_behind(error.get("metadata"))
+    return code, kind, param, ": ".join(filter(None, (sentence, behind)))[:MOST_READ]
+
+
+_PYTHON_DICT = re.compile(r"\A\{'error': '(.*)'\}\Z", re.DOTALL)
+"""LiteLLM's sentences of its own: what would look like one long quotation, and be left out."""
+
+_MOST_DETAILS = 20
+
+_DEEPEST = 4
+
+_SENTENCES = ("message", "detail", "msg", "error", "errors")
+"""Fields that an error's words stand in, at any depth: `{"detail": {"error": "…"}}`."""
+
+
+def _sentence_of(found: Any, depth: int = 0) -> str:
+    """The words of an error; empty where there are none. FastAPI's, which Mistral and many servers
+    have, are a list of what is wrong where; the input that it repeats is left out.
+    """
+    if isinstance(found, dict) and depth < _DEEPEST:
+        inner = next((found[name] for name in _SENTENCES if found.get(name)), None)
+        if inner is not None or not depth:
+            return _sentence_of(inner, depth + 1)
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        return word(found)
+    return "; ".join(filter(None, map(_detail, found[:_MOST_DETAILS])))
+
+
+def _detail(one: Mapping[str, Any]) -> str:
+    place = one.get("loc")
+    steps = place[:_MOST_DETAILS] if isinstance(place, list) else []
+    where = ".".join(word(step)[:MOST_NAME] for step in steps)
+    return ": ".join(filter(None, (where, word(one.get("msg") or one.get("message"))[:MOST_READ])))
+
+
+def _sentence_behind(metadata: Any) -> str:
+    """What the provider behind OpenRouter said, whose own sentence is "Provider returned error"
+    then; as text, or as that provider's JSON.
+    """
+    raw = metadata.get("raw") if isinstance(metadata, dict) else None
+    if isinstance(raw, str):
+        raw = _parsed(raw.encode("utf-8", "replace"))
+    return _sentence_of(raw)

@@ -1,0 +1,188 @@
+"""What an HTTP error means, by its status, its codes and its words. Pure.
+
+The words of all providers stand in one table, for proxies hand those of others through.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from beam_llm.providers.error_details import PER_DAY
+
+
+class Said(NamedTuple):
+    """What a server said in place of an answer: all that its meaning depends on.
+
+    Attributes:
+      words: codes and reasons, in lower case.
+      sentence: for people; it may quote a record.
+      is_page: it was a web page.
+    """
+
+    status: int
+    words: frozenset[str]
+    sentence: str
+    is_page: bool
+
+    @property
+    def is_redirect(self) -> bool:
+        """Whether it sends the call elsewhere."""
+        return 300 <= self.status < 400
+
+
+class Meaning(enum.Enum):
+    """What is wrong."""
+
+    FILTERED = "a filter stops this input"
+    BLOCKED = "a firewall stops this input"
+    WRONG_KEY = "the key is no good"
+    HOPELESS = "no request will succeed"
+    NOT_THERE = "the address, the model or the job isn't there"
+    TOO_LONG = "this input is too long"
+    MISSHAPEN = "the model's reply did not fit its schema"
+
+
+def meaning_of(said: Said) -> Meaning | None:
+    """What the first rule that applies says; None: what the status alone says."""
+    return next((meaning for meaning, applies in _RULES if applies(said)), None)
+
+
+_NOT_THERE = (404, 405, 410)
+"""405: a web server at an address that is no API's. 410: a model that is served no more."""
+
+_WRONG_KEY = {"api_key_invalid", "api_key_expired", "api_key_service_blocked"}
+"""Gemini's words for one, which come with a 400."""
+
+_SPENT = {
+    "insufficient_quota",
+    "billing_hard_limit_reached",
+    "billing_not_active",
+    "account_deactivated",
+    "access_terminated",
+    "blocked_api_access",
+    "budget_exceeded",
+    "organization_restricted",
+    "billing_disabled",
+    "service_disabled",
+    "consumer_suspended",
+    "failed_precondition",
+    "exceeded_current_quota_error",
+    "arrearage",
+    PER_DAY,
+    *("billing_error", "enforced_spend_limit_reached", "contract_spend_limit_reached"),
+    *("linked_organization_spend_limit_reached", "linked_organization_billing_unavailable"),
+    *("organization_on_hold", "workspace_human_review_disabled", "cmek_key_disabled"),
+}
+"""What nobody can mend by asking again. Google's `FAILED_PRECONDITION` is a country or a project
+without billing; `blocked_api_access` is Groq's, `budget_exceeded` LiteLLM's, the two before
+`PER_DAY` are Moonshot's (with a 429) and DashScope's; the last three rows are Anthropic's (SDK
+2.14, `types/shared`, read 2026-11).
+"""
+
+_ABORTING_WORDS = re.compile(
+    r"your credit balance is too low|you have reached your specified (workspace )?api usage limits"
+    r"|this organization has been disabled|your prepayment credits are depleted"
+    r"|your project has exceeded its (monthly )?spending cap|too many tokens per day"
+    r"|your team \S{1,80} has either used all available credits|account \S{1,80} is suspended"
+    r"|insufficient balance|rate limit exceeded: free-models-per-day"
+    r"|\S{1,200} is not a valid model id|invalid model id|model not found: |model not exist"
+    r"|/\S{1,40}: invalid model name passed in model=",
+    re.IGNORECASE,
+)
+"""What the sentence begins with where no request will succeed, and neither status nor code says so:
+a spent account with Anthropic (400), Gemini, xAI, Bedrock, z.ai, OpenRouter (429) and Fireworks
+(412), a model that OpenRouter, OpenAI, xAI, DeepSeek or a LiteLLM proxy doesn't have (400). Further
+on it may be quoting a record. Source: errors in public issues (anthropics/claude-code#66314,
+continuedev/continue#10373, #10758, Ivy-Interactive/Ivy-Tendril#1756) and code, read 2026-11.
+"""
+
+_NO_MODEL = {
+    *("model_not_found", "deploymentnotfound", "invalid_model", "model_not_available"),
+    *("model_not_supported", "unknown_model", "operationnotsupported"),
+}
+"""The last three are Hugging Face's, GitHub's, and Azure's of a model that has no chat."""
+
+_FILTERED = {
+    "content_filter",
+    "content_policy_violation",
+    "responsibleaipolicyviolation",
+    "invalid_prompt",
+    "moderation_blocked",
+}
+
+_FLAGGED_WORDS = re.compile(
+    r"requires moderation|was flagged|usage guidelines|blocked by content filtering", re.IGNORECASE
+)
+"""Of an input that a filter stops with the status of a bad key, or of a bad request: OpenRouter,
+xAI, Anthropic. Source: openrouter.ai/docs (errors), docs.x.ai (debugging), 2026-11.
+"""
+
+_BAD_KEY_WORDS = re.compile(r"(incorrect|invalid) api key", re.IGNORECASE)
+"""What the sentence begins with where xAI refuses a key, with a 400; further on it may be quoting a
+record. Source: recorded traffic, 2026-08.
+"""
+
+_MISSHAPEN = {"json_validate_failed"}
+"""The model's reply did not fit the schema, and the server keeps it to itself: Groq's word. Source:
+console.groq.com/docs (structured outputs), 2026-11.
+"""
+
+_TOO_LONG = {
+    "context_length_exceeded",
+    "string_above_max_length",
+    "request_too_large",
+    "tokens_limit_reached",
+    "exceed_context_size_error",
+}
+
+_TOO_LONG_WORDS = re.compile(
+    r"maximum context length|context.{0,20}(exceed|too long|too large)|request too large"
+    r"|prompt is too long|input is too long|input token count.{0,40}exceeds|payload size exceeds"
+    r"|input token count is \d+ but|too many input tokens|expected maxlength: \d+"
+    r"|exceeds? (the )?(available )?context|maximum (model|prompt) length|input tokens exceeded"
+    r"|context length (is|of) only|(longer|greater) than (the )?(model's )?context length"
+    r"|exceeded max context|`inputs` (tokens \+|must have less than)"
+    r"|reduce the length of the (input|messages|prompt)|exceeded model token limit"
+    r"|maximum allowed input length|token count of \d+ exceeds the limit",
+    re.IGNORECASE,
+)
+"""The last four rows are of vLLM and LM Studio, SGLang and Together; Ollama, Text Generation
+Inference; Groq, Moonshot; Poolside, GitHub. Source: errors in public code, read 2026-11.
+"""
+
+_MAY_BE_TOO_LONG = frozenset({400, 422, 429, 500, 502})
+"""500: of servers that people run themselves. 502: also an error in place of a reply."""
+
+_RULES: tuple[tuple[Meaning, Callable[[Said], object]], ...] = (
+    # These go before the look at the key: they are about one input, and must not end the pipeline.
+    (
+        Meaning.FILTERED,
+        lambda said: said.status in (400, 403) and _FLAGGED_WORDS.search(said.sentence),
+    ),
+    (Meaning.BLOCKED, lambda said: said.status == 403 and said.is_page),
+    (Meaning.WRONG_KEY, lambda said: said.status in (401, 403) or said.words & _WRONG_KEY),
+    (
+        Meaning.WRONG_KEY,
+        lambda said: said.status == 400 and _BAD_KEY_WORDS.match(said.sentence),
+    ),
+    # Words go before the status: a spent quota comes as 429, like a rate limit, but no wait mends
+    # it.
+    (Meaning.HOPELESS, lambda said: said.words & _SPENT or said.status == 402 or said.is_redirect),
+    (
+        Meaning.HOPELESS,
+        lambda said: (
+            said.status < 500 and (said.words & _NO_MODEL or _ABORTING_WORDS.match(said.sentence))
+        ),
+    ),
+    (Meaning.NOT_THERE, lambda said: said.status in _NOT_THERE),
+    (Meaning.TOO_LONG, lambda said: said.words & _TOO_LONG or said.status == 413),
+    (
+        Meaning.TOO_LONG,
+        lambda said: said.status in _MAY_BE_TOO_LONG and _TOO_LONG_WORDS.search(said.sentence),
+    ),
+    (Meaning.FILTERED, lambda said: said.words & _FILTERED),
+    (Meaning.MISSHAPEN, lambda said: said.words & _MISSHAPEN),
+)
