@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from beam_llm.config import Settings, settings
 from beam_llm.errors import Failure, Kind
 from beam_llm.ledger.columns import KEY
-from beam_llm.ledger.manifest import Manifest
+from beam_llm.ledger.manifest import LineManifest
 from beam_llm.ledger.outcomes import Outcomes
 from beam_llm.protocols import LineForm, RemoteJob, Slot
 from beam_llm.providers import compile_task
@@ -38,7 +38,7 @@ from beam_llm.values import JobState, Outcome, Usage
 KEY_IN_USE = "sk-0a1b2c3d4e5f6a7b8c9d"
 RECORDS = 12
 KEYS = np.frombuffer(b"".join(b"%015dx" % number for number in range(RECORDS)), dtype=KEY)
-LINES = Manifest(
+LINES = LineManifest(
     KEYS,
     np.zeros(RECORDS, "<u4"),
     np.arange(RECORDS, dtype="<u4"),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from beam_llm.config import settings
 from beam_llm.jobs.input_file import frame_of, input_lines
-from beam_llm.ledger.manifest import Manifest
+from beam_llm.ledger.manifest import LineManifest
 from beam_llm.ledger.parts import PartReader
 from beam_llm.providers import compile_task, connect_batch
 from beam_llm.stores import open_store
@@ -108,5 +108,7 @@ def staged(folder: Path, prompt: str, options: dict, found: list[str]) -> tuple:
         task,
         connect_batch(checked),
         store,
-        Manifest(keys, rows * 0, rows, (part.name,), np.arange(len(found) + 1, dtype=np.uint32)),
+        LineManifest(
+            keys, rows * 0, rows, (part.name,), np.arange(len(found) + 1, dtype=np.uint32)
+        ),
     )

@@ -34,7 +34,7 @@ from beam_llm.ledger.journal import (
     Done,
     DoneAgain,
 )
-from beam_llm.ledger.manifest import Manifest
+from beam_llm.ledger.manifest import LineManifest
 from beam_llm.ledger.outcomes import LEFT
 from beam_llm.protocols import RemoteJob
 from beam_llm.results.bill import Bill
@@ -71,7 +71,7 @@ def collect(
     Raises:
       CallError: with `is_whole` or `again`: there are fewer results than there should be, so far.
     """
-    manifest = Manifest.read(job.store, job.intent.lines)
+    manifest = LineManifest.read(job.store, job.intent.lines)
     with (
         contextlib.closing(PriorOutcomes(job.store, job.prior)) as prior,
         temporary_file() as path,
@@ -147,7 +147,7 @@ def _read_results(job: Job, reader: ResultReader, remote: RemoteJob, is_whole: b
 
 
 def _write(
-    job: Job, manifest: Manifest, reader: ResultReader, end: JobEnd, path: str, kind: type[Done]
+    job: Job, manifest: LineManifest, reader: ResultReader, end: JobEnd, path: str, kind: type[Done]
 ) -> Done:
     """Writes outcomes, leftovers and, last, the document."""
     # A name of its own for each process that collects.
@@ -188,7 +188,7 @@ def split(job: Job, at_line: int, line_tokens: Array) -> Done:
     Args:
       line_tokens: estimated tokens of each line.
     """
-    manifest = Manifest.read(job.store, job.intent.lines)
+    manifest = LineManifest.read(job.store, job.intent.lines)
     halves = [
         Child(name, part.write(job.store), len(part), part.lines, int(tokens.sum()))
         for name, part, tokens in (
@@ -228,7 +228,7 @@ def write_end(job: Job, done: Done) -> Done:
 
 
 def _going_on(
-    job: Job, manifest: Manifest, reader: ResultReader, left: Array, end: JobEnd
+    job: Job, manifest: LineManifest, reader: ResultReader, left: Array, end: JobEnd
 ) -> Child | None:
     """What asks once more for records that do not end here; None: nothing, they end as they are.
 
@@ -239,7 +239,7 @@ def _going_on(
     if settings.on_leftover == "fail":
         return None
     starts = _regrouped(manifest, left, np.frombuffer(reader.regroup, dtype=np.uint8))
-    passed_on = manifest.chosen(np.flatnonzero(left), starts)
+    passed_on = manifest.chosen(np.flatnonzero(left)).in_lines(starts)
     name, records = passed_on.write(job.store), len(passed_on)
     is_job = passed_on.lines >= job.provider.traits.min_requests
     goes_live = end.goes_live or not is_job or intent.is_second_try
@@ -249,10 +249,9 @@ def _going_on(
     return Child(child, name, records, passed_on.lines, tokens)
 
 
-def _regrouped(manifest: Manifest, left: Array, alone: Array) -> Array:
+def _regrouped(manifest: LineManifest, left: Array, alone: Array) -> Array:
     """Where the lines of the follow-up begin: records of a line that was at fault get a line each,
     others stay together as they were."""
-    assert manifest.line_starts is not None
     starts, count = [0], 0
     for start, end in pairwise(manifest.line_starts.tolist()):
         members = np.flatnonzero(left[start:end]) + start

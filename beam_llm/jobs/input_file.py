@@ -15,7 +15,7 @@ from beam_llm.errors import PromptError, guarded
 from beam_llm.jobs.job import Job
 from beam_llm.ledger.failpoints import failpoint
 from beam_llm.ledger.journal import Closed, CloseReason, Uploaded
-from beam_llm.ledger.manifest import Manifest
+from beam_llm.ledger.manifest import LineManifest
 from beam_llm.ledger.parts import by_part, records_of
 from beam_llm.ledger.status import JobStatus
 from beam_llm.protocols import BatchProvider, Store, Task
@@ -92,7 +92,7 @@ def write_lines(job: Job, path: Path) -> int:
     leftovers. So does a line that can't be rendered.
     """
     max_requests, max_bytes = job.provider.traits.max_requests, job.provider.traits.max_bytes
-    manifest = Manifest.read(job.store, job.intent.lines)
+    manifest = LineManifest.read(job.store, job.intent.lines)
     written = count = 0
     with open(path, "wb", buffering=_WRITE_BYTES) as file:
         for line in input_lines(manifest, job.store, job.task, job.provider):
@@ -107,7 +107,7 @@ def write_lines(job: Job, path: Path) -> int:
 
 
 def input_lines(
-    manifest: Manifest, store: Store, task: Task, provider: BatchProvider
+    manifest: LineManifest, store: Store, task: Task, provider: BatchProvider
 ) -> Iterator[bytes]:
     """The job's lines, with their newlines."""
     frame = frame_of(task, provider) if manifest.lines == len(manifest) else None
@@ -129,9 +129,9 @@ def input_lines(
 
 
 def _rendered(
-    manifest: Manifest, store: Store, task: Task, provider: BatchProvider
+    manifest: LineManifest, store: Store, task: Task, provider: BatchProvider
 ) -> Iterator[bytes]:
-    starts = [] if manifest.line_starts is None else manifest.line_starts.tolist()
+    starts = manifest.line_starts.tolist()
     records = records_of(store, manifest)
     for custom_id, start, end in zip(manifest.custom_ids(), starts, starts[1:], strict=False):
         members = list(islice(records, end - start))

@@ -31,7 +31,7 @@ from beam_llm.ledger.columns import Array
 from beam_llm.ledger.failpoints import failpoint
 from beam_llm.ledger.journal import Closed, CloseReason, Refusal
 from beam_llm.ledger.log import find_intent
-from beam_llm.ledger.manifest import Manifest
+from beam_llm.ledger.manifest import LineManifest
 from beam_llm.ledger.model_limit import ModelLimit
 from beam_llm.ledger.parts import by_part
 from beam_llm.planning.cutting import cut_jobs
@@ -217,8 +217,8 @@ class QueueLimit:
         if self._known.note(self._job.time(), **news):
             failpoint("limit.noted")
 
-    def _manifest(self) -> Manifest:
-        return Manifest.read(self._job.store, self._job.intent.lines)
+    def _manifest(self) -> LineManifest:
+        return LineManifest.read(self._job.store, self._job.intent.lines)
 
     def _line_tokens(self) -> Array:
         """Estimated input tokens of each line, as the planner reckons them."""
@@ -226,7 +226,6 @@ class QueueLimit:
         tokens = np.zeros(len(manifest), dtype=np.int64)
         for reader, here in by_part(self._job.store, manifest):
             tokens[here] = reader.tokens[manifest.row[here]]
-        assert manifest.line_starts is not None
         of_records = np.add.reduceat(tokens, manifest.line_starts[:-1].astype(np.int64))
         overhead = manifest.records_per_line().astype(np.int64) * RECORD_OVERHEAD_TOKENS
         sums: Array = of_records + overhead + self._job.task.shared_tokens

@@ -163,9 +163,8 @@ class _Plan:
 
     def _intent(self, members: Array, cut: _Cut, rows: Array) -> Intent:
         pool, store = self._pool, self._ledger.store
-        lines = compact(
-            pool.keys_of(members), *pool.places_of(members), pool.names, cut.line_starts
-        )
+        distinct = compact(pool.keys_of(members), *pool.places_of(members), pool.names)
+        lines = distinct.in_lines(cut.line_starts)
         return Intent(
             number=self._last + 1,
             lines=lines.write(store),

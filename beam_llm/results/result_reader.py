@@ -23,7 +23,7 @@ from beam_llm.errors import (
     missing_message,
 )
 from beam_llm.ledger.failpoints import failpoint
-from beam_llm.ledger.manifest import Manifest
+from beam_llm.ledger.manifest import LineManifest
 from beam_llm.ledger.outcomes import OutcomeWriter
 from beam_llm.protocols import BatchProvider, LineReply, RemoteJob, Task
 from beam_llm.results.bill import Bill
@@ -65,7 +65,7 @@ class ResultReader:
         task: Task,
         provider: BatchProvider,
         bill: Bill,
-        manifest: Manifest,
+        manifest: LineManifest,
         end: JobEnd,
         file: IO[bytes],
         prior: PriorOutcomes,
@@ -76,7 +76,6 @@ class ResultReader:
         self._plain_answer = functools.lru_cache(1024)(task.plain_answer)
         # The quick way doesn't add what the job before has cost, so a follow-up can't take it.
         self._plainly = task.answers_plainly and prior.is_empty
-        assert manifest.line_starts is not None
         self._starts: list[int] = manifest.line_starts.tolist()
         # By id, never by place: providers say that results may come in another order.
         self.line_of = {custom_id: line for line, custom_id in enumerate(manifest.custom_ids())}
