@@ -37,7 +37,7 @@ FILES = {
     "a range without end": (
         "a.yaml",
         b"pipeline:\n{% for i in range(10**9) %}\n- a{% endfor %}",
-        r"a\.yaml: its Jinja2 is not run: it gives a function the number 1,000,000,000; 100,000",
+        r"a\.yaml:2: its Jinja2 is not run: it gives a function the number 1,000,000,000; 100,000",
     ),
     "loops in loops": (
         "a.yaml",

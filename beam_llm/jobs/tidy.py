@@ -23,6 +23,7 @@ from beam_llm.ledger.log import Ledger
 from beam_llm.ledger.manifest import Manifest
 from beam_llm.ledger.parts import PartReader
 from beam_llm.protocols import BatchProvider, RemoteJob, Store
+from beam_llm.stores import valid_names
 
 Whose = tuple[str, str]
 """A provider and its host, which is empty where its cloud's library knows it."""
@@ -101,10 +102,10 @@ def cleanup(
     for tree in trees:
         for intent, _ in tree.nodes if tree.number in found.jobs else ():
             journal = Journal(store, intent.job)
-            found.names += store.list(journal.folder + "input.jsonl")
+            found.names += valid_names(store, journal.folder + "input.jsonl")
             # A finished job of live calls has them all in one.
             for each in journal.all(Slice):
-                found.names += store.list(each.outcomes)
+                found.names += valid_names(store, each.outcomes)
             if (whose := whose_job(intent)) in providers:
                 _find_remote(journal, whose, providers[whose], found)
     found.leftovers = list(store.sweep(dry_run=dry_run))
@@ -129,7 +130,7 @@ def _find_parts(ledger: Ledger, trees: Sequence[JobTree], found: Cleanup) -> Non
     known = ledger.known()
     # Of runs' rows the log names only those of the run that planned a job; a re-run has its own.
     of_lines = {intent.lines: tree.number for tree in trees for intent in tree.intents()}
-    for full_name in store.list("manifests/"):
+    for full_name in valid_names(store, "manifests/"):
         name = full_name.removeprefix("manifests/").removesuffix(".manifest")
         try:
             manifest = Manifest.read(store, name)

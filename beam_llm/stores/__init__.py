@@ -32,7 +32,7 @@ from typing import Any, cast
 from beam_llm.errors import LedgerError, UsageError
 from beam_llm.leftovers import scratch_folder
 from beam_llm.protocols import Store
-from beam_llm.stores.names import folder_of
+from beam_llm.stores.names import folder_of, is_name
 
 # Not Beam's FileSystems: their `create` and `rename` replace what is
 # there, so two creators of one name would both win.
@@ -128,6 +128,12 @@ def probe_create(store: Store) -> None:
             "a second creator of one object was let through, "
             f"so a job could be paid twice; use {LOCATIONS}"
         )
+
+
+def valid_names(store: Store, prefix: str) -> list[str]:
+    """The listed objects that this package may have put there: copies that others leave beside them
+    may be called anything."""
+    return [name for name in store.list(prefix) if is_name(name)]
 
 
 @contextlib.contextmanager

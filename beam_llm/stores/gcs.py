@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from beam_llm.errors import UsageError
-from beam_llm.stores.names import is_name, valid_name
+from beam_llm.stores.names import valid_name
 
 _BYTES = "application/octet-stream"
 
@@ -121,8 +121,7 @@ class GcsStore:
         first = self._prefix + start_after if start_after else None
         for blob in self._bucket.list_blobs(prefix=self._prefix + prefix, start_offset=first):
             name = blob.name[len(self._prefix) :]
-            # start_offset itself is included by GCS, and so are marks of folders, such as `log/`.
-            if name > start_after and is_name(name):
+            if name > start_after:  # start_offset itself is included by GCS
                 yield name
 
     def delete(self, name: str) -> None:

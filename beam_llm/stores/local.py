@@ -190,8 +190,8 @@ class LocalStore:
             return
         for entry in entries:
             name = f"{folder}/{entry.name}" if folder else entry.name
-            # `.tmp` holds files in the making; and copies that others make may be called anything.
-            if not is_name(entry.name):
+            # `.tmp` holds files in the making, and no object's name begins with a dot.
+            if entry.name.startswith("."):
                 continue
             if entry.is_dir(follow_symlinks=False):
                 yield from self._walk(name)

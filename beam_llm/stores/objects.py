@@ -229,7 +229,7 @@ class ObjectStore(ABC):
         for page in self._pages(folder, start_after):
             for found in page:
                 name = found["path"]
-                if name.startswith(prefix) and name > start_after and is_name(name):
+                if name.startswith(prefix) and name > start_after:
                     yield name
 
     def _pages(self, folder: str, start_after: str) -> Iterator[Sequence[Any]]:
