@@ -116,6 +116,7 @@ def test_whatever_is_wrong_with_a_reply_no_record_gets_anothers_answer(
     keep=st.floats(0.05, 1),
     finish=st.sampled_from([Finish.STOP, Finish.LENGTH]),
 )
+@example(12, "delimited", 0.08203125, "x", 1.0, Finish.STOP)
 @settings(max_examples=400, deadline=None)
 def test_a_damaged_reply_that_counts_from_zero_moves_no_answer(
     count, response_format, at, junk, keep, finish

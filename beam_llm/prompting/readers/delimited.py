@@ -55,6 +55,8 @@ class DelimitedReader:
             if not cut and items and lines[-1].index not in doubtful:
                 items[-1] = items[-1][0], _last(items[-1][1])
             items = [(index, answer.strip()) for index, answer in items]
+        # That a reply counts from 0, or beyond its records, is seen by lines in doubt as well.
+        items += [(index, "") for index in doubtful if index is not None and not 0 < index <= count]
         return Found(items, {"truncated"} if cut else set())
 
 
