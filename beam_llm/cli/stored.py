@@ -54,15 +54,20 @@ def stored_line(answer: StoredAnswer, fields: Mapping[str, Any] | None = None) -
     """
     if fields is not None:
         return json_bytes([*answer, fields]) + b"\n"
-    # orjson writes an infinity as null. Python's words for it are read again as what they were.
-    if has_non_finite(answer.value):
-        return json.dumps(list(answer), default=str).encode() + b"\n"
+    line: bytes | None
     try:
-        return orjson.dumps(
+        line = orjson.dumps(
             list(answer), default=str, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE
         )
     except TypeError:  # half a character, which orjson refuses
-        return json_bytes(list(answer)) + b"\n"
+        line = None
+    # orjson writes an infinity as null, so only a null too many is looked into: a vector has
+    # thousands of numbers. Python's words for them are read again as what they were.
+    if line is not None and line.count(b"null") == answer.count(None):
+        return line
+    if has_non_finite(answer.value):
+        return json.dumps(list(answer), default=str).encode() + b"\n"
+    return json_bytes(list(answer)) + b"\n" if line is None else line
 
 
 def answer_of(line: bytes) -> StoredAnswer:
