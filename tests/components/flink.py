@@ -20,7 +20,7 @@ import time
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tests.components import (
     Program,
@@ -167,7 +167,7 @@ class FlinkCluster:
             self._launch_taskmanager()
             server = self._start_job_server()
             jobmanager.wait_until(lambda: answers(f"{self.rest_url}/overview"), seconds=120)
-            self._wait_for_slots()
+            self._wait_for("freeSlots")
             server.wait_until(lambda: listening(self._job_port), seconds=120)
         except BaseException:
             self.close()
@@ -232,12 +232,12 @@ class FlinkCluster:
 
     def start_taskmanager(self, *, wait: bool = True) -> None:
         """Starts a TaskManager in place of a killed one; `wait`: until its slots are offered (up to
-        35 s on a loaded machine).
+        35 s on a loaded machine). A job that restarts takes them at once, so they needn't be free.
         """
         assert self._taskmanager is None, "a TaskManager runs already"
         self._launch_taskmanager()
         if wait:
-            self._wait_for_slots()
+            self._wait_for("slotsNumber")
 
     def python_workers(self) -> list[int]:
         """The pids of the living Python workers of the TaskManager."""
@@ -286,7 +286,7 @@ class FlinkCluster:
         if self._taskmanager is None:
             self.start_taskmanager()
         self._settle(cancel=True, seconds=60)
-        self._wait_for_slots()
+        self._wait_for("freeSlots")
 
     # Parts
 
@@ -302,21 +302,19 @@ class FlinkCluster:
                     self.rest(f"/jobs/{job}?mode=cancel", "PATCH")
             time.sleep(0.2)
 
-    def _wait_for_slots(self) -> None:
+    def _wait_for(self, count: Literal["slotsNumber", "freeSlots"]) -> None:
         assert self._taskmanager is not None
-        self._taskmanager.wait_until(lambda: self._free_slots() >= self._slots, seconds=120)
+        self._taskmanager.wait_until(lambda: self._reported(count) >= self._slots, seconds=120)
 
-    def _free_slots(self) -> int:
-        """Free slots of the TaskManager that runs now: for some seconds a killed one is still
+    def _reported(self, count: str) -> int:
+        """What Flink says of the TaskManager that runs now: for some seconds a killed one is still
         listed.
         """
         try:
             managers = self.rest("/taskmanagers")["taskmanagers"]
         except OSError:
             return 0
-        return sum(
-            manager["freeSlots"] for manager in managers if manager["id"] == self._taskmanager_id
-        )
+        return sum(manager[count] for manager in managers if manager["id"] == self._taskmanager_id)
 
     def _launch_taskmanager(self) -> None:
         self._taskmanager_id = f"taskmanager-{len(self._programs)}"
