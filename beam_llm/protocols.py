@@ -220,7 +220,7 @@ class MediaLimits(NamedTuple):
             return MediaLimits(kinds=("image/png", "image/jpeg"), image_bytes=5_000_000)
 
     Attributes:
-      kinds: MIME types of images.
+      kinds: MIME types of images; none: they are taken by their address alone.
       images: most in one request; None where nobody says.
       image_bytes: most bytes of one image, before base64.
       request_bytes: most bytes of a request's texts and images together, in base64.

@@ -4,13 +4,17 @@ dialect of the emulator.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
+from beam_llm import providers
+from beam_llm.config import settings
 from beam_llm.protocols import Recovery
 from beam_llm.testing import Emulator, Fault
 from beam_llm.testing.contracts.batches import Mishap
 from beam_llm.testing.contracts.completions import Does
+from beam_llm.values import JobState
 from tests.test_contracts import EmulatedBatchesContract, EmulatedCompletionsContract
 
 
@@ -125,6 +129,19 @@ class TestFireworksBatches(FamilyBatches):
 class TestOpenRouterBatches(FamilyBatches):
     name, rung = "openrouter", Recovery.NONE
     cancels = False
+
+    def test_googles_requests_of_several_schemas_make_one_job(self) -> None:
+        self.arrange()
+        address = {"api_key": self.key_reference, **self.address()}
+        provider = providers.connect_batch(settings("openrouter:google/m", **address))
+        lines = self.tmp_path / "lines"
+        with open(lines, "wb") as file:
+            for number, one in enumerate(self.requests()):
+                schema = {"type": "object", "properties": {str(number): {"type": "string"}}}
+                asked = dataclasses.replace(one, model="google/m", schema=schema)
+                file.write(provider.encode_line(f"r-{number}", asked) + b"\n")
+        ended = self._end(provider, provider.create("ours-0", None, lines))
+        assert (ended.state, ended.errors) == (JobState.COMPLETED, ())
 
 
 class TestAzureBatchesByAnOlderVersion(EmulatedBatchesContract):

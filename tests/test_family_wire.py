@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 
 from beam_llm import providers
 from beam_llm.config import settings
-from beam_llm.errors import CallError, CannotTell, Kind, Remedy, Retryable, UsageError
+from beam_llm.errors import (
+    Aborted,
+    CallError,
+    CannotTell,
+    Kind,
+    PromptError,
+    Remedy,
+    Retryable,
+    UsageError,
+)
 from beam_llm.pricing import Prices
 from beam_llm.protocols import RemoteJob
 from beam_llm.provider_table import PROVIDERS
@@ -30,6 +39,7 @@ from beam_llm.providers.pace import pace_of
 from beam_llm.testing import Emulator, Fault
 from beam_llm.values import Finish, JobState, Message, Pace, Request, Usage
 from tests.canned import Canned
+from tests.test_media_fields import RED
 from tests.test_wire_properties import anything, ended, good, paths, put, reply, written
 
 FAMILY = ("mistral", "openrouter", "together", "groq", "fireworks", "deepinfra", "xai")
@@ -125,6 +135,27 @@ def test_a_shape_is_asked_for_as_the_model_takes_it_live_and_by_batch(
         assert form["type"] == kind
         assert form.get("json_schema", {}).get("strict") is is_strict
         assert (body["messages"][0]["role"] == "system") is has_words
+
+
+def test_googles_jobs_at_openrouter_have_no_schema_which_would_have_to_be_that_of_all_requests():
+    asked = request("google/gemini-2.5-flash")
+    body = json.loads(batches("openrouter:google/gemini-2.5-flash").encode_line("r-1", asked))[
+        "body"
+    ]
+    assert "response_format" not in body
+    assert "JSON" in body["messages"][0]["content"]
+    assert sent("openrouter:google/gemini-2.5-flash")["response_format"]["json_schema"]["strict"]
+
+
+def test_openrouters_jobs_take_images_by_their_address_alone():
+    photo = {"media": ["photo"], "prompt": "Whose is it?"}
+    for options, data in (({}, RED), (JOBS, RED), (JOBS, "https://h/x.png")):
+        task = providers.compile_task(settings("openrouter:m", **photo, **options))
+        if options and isinstance(data, bytes):
+            with pytest.raises(PromptError, match="a PNG file: it has to be an address with https"):
+                task.record({"photo": data}, None)
+        else:
+            assert task.record({"photo": data}, None).media
 
 
 def test_openrouter_sends_a_question_with_a_schema_only_to_hosts_that_have_schemas():

@@ -21,7 +21,7 @@ from beam_llm.providers.openai.dialect import Dialect
 from beam_llm.providers.openai.job_objects import remote_job
 from beam_llm.providers.openai.lines import line_reply
 from beam_llm.providers.openai.plain import plain_line
-from beam_llm.providers.openai.servers import ANY, OPENAI
+from beam_llm.providers.openai.servers import ANY, AZURE, OPENAI
 from beam_llm.providers.openai.wire import completion_of, decode_reply, usage_of
 from beam_llm.providers.pace import pace_of, retry_after_seconds
 from beam_llm.providers.reply_json import read_reply
@@ -451,6 +451,7 @@ def test_a_schema_that_is_ignored_is_put_into_words_once_and_never_at_openai():
         "it is sent all the same: one damaged reply proves nothing"
     )
     assert not Dialect.of("gpt-5", OPENAI).note_ignored_schema()
+    assert Dialect.of("mine", AZURE).note_ignored_schema(), "a deployment may be of any model"
 
 
 @pytest.mark.parametrize("raised", [KeyError("x"), TypeError("x"), RecursionError("x")], ids=repr)

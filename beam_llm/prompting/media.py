@@ -179,11 +179,9 @@ class MediaFields:
     def _allowed(self) -> str:
         kinds = ", ".join(WORDS[kind] for kind in self._limits.kinds)
         schemes = " or ".join(f"{scheme}://" for scheme in self._limits.schemes)
-        address = f", an address with {schemes}" if schemes else ""
-        return (
-            f"it has to be bytes ({kinds}), a data: URL with base64{address}, a list of these, or "
-            "None"
-        )
+        ways = [f"bytes ({kinds}), a data: URL with base64"] if kinds else []
+        ways += [f"an address with {schemes}"] if schemes else []
+        return f"it has to be {', '.join(ways)}, a list of these, or None"
 
 
 _MISSING = object()

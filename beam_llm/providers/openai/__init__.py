@@ -30,7 +30,7 @@ from beam_llm.providers.checks import (
 )
 from beam_llm.providers.keys import resolve_key
 from beam_llm.providers.openai.place import Place, dialect_of
-from beam_llm.providers.openai.servers import ANY, OPENAI, WINDOW_OPTION, Server
+from beam_llm.providers.openai.servers import ANY, AZURE, OPENAI, WINDOW_OPTION, Server
 from beam_llm.providers.openai.wire import encode_body
 from beam_llm.providers.strict_schema import strict_schema
 from beam_llm.values import Request, Schema
@@ -195,12 +195,13 @@ def media_limits(settings: Settings) -> MediaLimits | None:
     """Which images the server takes; None where the model is known to take none."""
     server = Place.of(settings).server
     limits = server.images
-    if server is OPENAI:
+    if server in (OPENAI, AZURE):
         tokens = images.by_model(images.OPENAI_TOKENS, settings.model_name)
         limits = limits._replace(tokens=tokens)
+    if settings.mode == "batch_api" and server.batch and not server.batch.takes_image_data:
+        limits = limits._replace(kinds=())
     # A deployment's name says little of its model, and LocalAI serves any as `gpt-4`.
-    is_anything = settings.provider == "azure" or server is ANY
-    return limits if is_anything else images.limits_of(settings, limits)
+    return limits if server in (ANY, AZURE) else images.limits_of(settings, limits)
 
 
 def encode(settings: Settings, request: Request) -> bytes:

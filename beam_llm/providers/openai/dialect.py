@@ -60,9 +60,9 @@ class Dialect:
         """What the server's row says of the model.
 
         Args:
-          is_live: for live calls; in a batch a body has fewer fields with some.
+          is_live: for live calls; in a batch a body has fewer fields with some, or another form.
         """
-        form = server.form_of(model)
+        form = server.form_of(model, is_live)
         return cls(
             form.reply_format,
             server.tokens_field,

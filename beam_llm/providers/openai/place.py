@@ -92,8 +92,7 @@ class Place(NamedTuple):
             if self.azure
             else {"Authorization": f"Bearer {key}"}
         )
-        # Azure shares OpenAI's row, but organizations and projects are OpenAI's own.
-        if self.server is OPENAI and not self.azure:
+        if self.server is OPENAI:
             for header, variable in (
                 ("OpenAI-Organization", "OPENAI_ORG_ID"),
                 ("OpenAI-Project", "OPENAI_PROJECT_ID"),

@@ -65,6 +65,7 @@ class BatchApi:
       keeps_metadata: jobs are shown with the metadata that they were created with.
       keeps_inputs: jobs are shown with the id of their input file, so that a list without it proves
         that there is no such job.
+      takes_image_data: images may be sent as they are; else by their address alone.
     """
 
     traits: BatchTraits
@@ -78,6 +79,7 @@ class BatchApi:
     longest_hours: int = 0
     keeps_metadata: bool = True
     keeps_inputs: bool = False
+    takes_image_data: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -116,6 +118,7 @@ class Server:
       tokens_field, seed_field: the parameters that limit a reply's length, and repeat it.
       most_temperature: that may be asked for.
       forms: (pattern of model names, how they are asked for a shape), the first that matches.
+      batch_forms: of models that are asked otherwise by batch; these go first there.
       form: of all other models.
       is_enforced: replies are known to keep to a schema that was sent, so that nothing is learned
         from one that isn't JSON.
@@ -133,6 +136,7 @@ class Server:
     seed_field: str = "seed"
     most_temperature: float = 2.0
     forms: tuple[tuple[str, Form], ...] = ()
+    batch_forms: tuple[tuple[str, Form], ...] = ()
     form: Form = STRICTLY
     is_enforced: bool = False
     tiers: Mapping[str, str] = field(default_factory=dict)
@@ -143,9 +147,10 @@ class Server:
     has_bare_urls: bool = False
     source: str = ""
 
-    def form_of(self, model: str) -> Form:
+    def form_of(self, model: str, is_live: bool) -> Form:
         """How replies of this model are held to a schema."""
-        return next((form for names, form in self.forms if re.match(names, model)), self.form)
+        forms = self.forms if is_live else (*self.batch_forms, *self.forms)
+        return next((form for names, form in forms if re.match(names, model)), self.form)
 
 
 _ALL_TIERS = {tier: tier for tier in ("auto", "default", "flex", "priority")}
@@ -193,6 +198,9 @@ OPENAI = Server(
     "reference, 2026-11",
 )
 
+AZURE = dataclasses.replace(OPENAI, is_enforced=False)
+"""A deployment's name does not tell its model, which may be DeepSeek's or Meta's, too."""
+
 ANY = Server(
     forms=_OLDER_MODELS,
     tiers=_ALL_TIERS,
@@ -214,11 +222,14 @@ ANY = Server(
 
 OPENROUTER = Server(
     tiers=_ALL_TIERS,
+    # All requests of a job have to have one schema there, or none; prompts of n records have n's.
+    batch_forms=((r"~?google/", IN_WORDS),),
     # Else it may send a request on to a host that passes over the schema.
     beside_a_schema={"provider": {"require_parameters": True}},
     batch=BatchApi(
         kind="inline",
         names_url=False,
+        takes_image_data=False,
         traits=_like_openai(
             max_requests=5_000,
             window_seconds=4 * _DAY,
@@ -230,6 +241,7 @@ OPENROUTER = Server(
                 ),
                 "jobs can't be cancelled",
                 "a job may take 96 hours, where it runs at Vertex AI",
+                "images are taken by their address, and not as data",
             ),
         ),
     ),
@@ -359,7 +371,7 @@ MISTRAL = Server(
 
 BY_NAME = {
     "mistral": MISTRAL,
-    "azure": OPENAI,
+    "azure": AZURE,
     "openrouter": OPENROUTER,
     "together": TOGETHER,
     "groq": GROQ,

@@ -18,6 +18,7 @@ from beam_llm.testing.emulator.clockwork import TERMINAL
 from beam_llm.testing.emulator.dialects import Asked, Job, Line, LineResult, NewJob, Reply
 from beam_llm.testing.emulator.family import UNDONE, Family
 from beam_llm.testing.emulator.models import CHAT
+from beam_llm.testing.emulator.pictures import urls_in
 from beam_llm.testing.emulator.shapes import misfit
 from beam_llm.testing.emulator.wire import WireError, json_response, with_json
 
@@ -98,12 +99,27 @@ class Wire(Family):
             return WireError(400, problem)
         job_id = f"batch_{uuid.uuid4().hex[:24]}"
         part = self.service.batches.part_path(job_id)
+        # What fails all of a job while it is `validating`.
+        errors: list[dict[str, Any]] = []
         with open(part, "wb") as file:
             for entry in body["requests"]:
                 asked = self._asked({"model": body["model"], **entry["body"]}, None)
                 file.write(Line(entry["custom_id"], asked).encode())
+                if isinstance(asked, Asked) and (problem := self._invalid(asked.body, body)):
+                    named = f"{entry['custom_id']}: {problem}"
+                    errors.append({"code": "invalid_request", "message": named})
         own = {"endpoint": body["endpoint"], "model": body["model"]}
-        return NewJob(job_id, part, own=own)
+        return NewJob(job_id, part, own=own, errors=tuple(errors[:1]))
+
+    def _invalid(self, one: dict[str, Any], body: dict[str, Any]) -> str | None:
+        """What is wrong with one request among the others, though it would be answered live."""
+        if any(url.startswith("data:") for _, _, url in urls_in(one["messages"])):
+            return "images must be http(s) URLs"
+        # Google makes one schema of all.
+        first = body["requests"][0]["body"].get("response_format")
+        if body["model"].startswith("google/") and one.get("response_format") != first:
+            return "response_format differs from that of the first request"
+        return None
 
     def _problem(self, body: Any) -> str | None:
         if not isinstance(body, dict) or not isinstance(body.get("requests"), list):
@@ -185,4 +201,4 @@ class Wire(Family):
 
 
 def _gone(job_id: str) -> dict[str, Any]:
-    return {"id": job_id, "object": "batch.deleted", "deletion": {"openrouter": "deleted"}}
+    return {"id": job_id, "object": "batch", "deletion": {"openrouter": "deleted"}}
