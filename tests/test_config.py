@@ -318,6 +318,8 @@ def test_the_permission_itself_is_no_option(key):
     [
         ({"model": "openai/gpt-4.1-mini"}, "write 'openai:gpt-4.1-mini'"),
         ({"model": "azure:"}, "write it as 'azure:MODEL'"),
+        ({"model": "OpenAI:gpt-4.1"}, "did you mean 'openai:gpt-4.1'?"),
+        ({"model": "openai: gpt-4.1"}, "did you mean 'openai:gpt-4.1'?"),
         ({"prompt": "half \ud83d {{ text }}"}, "character 6 is half of one"),
         ({"temperature": 10**400}, "a number"),
         ({"extra_body": "[" * 100_000}, "JSON object"),

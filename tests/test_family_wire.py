@@ -234,11 +234,49 @@ JOBS = {"mode": "batch_api", "staging_location": "x"}
         ("groq:m", {"provider_options": {"window_hours": "48"}}, "for 24 to 168 hours"),
         ("xai:m", {"provider_options": {"window_hours": 48}}, "has no options of its own"),
         ("groq:m", {"api_version": "2024"}, "only azure: has versions"),
+        (
+            "fireworks:m",
+            {**JOBS, "provider_options": {"account_id": "accounts/me"}},
+            "it has no '/'; write 'me'",
+        ),
+        ("openrouter:m", {"base_url": "https://openrouter.ai/"}, "is at 'https://.*/api/v1'"),
+        ("groq:m", {"base_url": "https://api.groq.com/openai"}, "is at 'https://.*/openai/v1'"),
+        ("openai:m", {"base_url": "https://api.openai.com"}, "is at 'https://.*/v1'"),
+        (
+            "mistral:m",
+            {"base_url": "https://h/v1/chat/completions"},
+            "ends before '/chat/completions'; write base_url='https://h/v1'",
+        ),
+        ("openai:m", {"base_url": "http://h/v1/embeddings"}, "write base_url='http://h/v1'"),
+        (
+            "azure:m",
+            {"base_url": "https://h/openai/deployments/m/chat/completions"},
+            "ends before '/openai/deployments/m/chat/.*write base_url='https://h'",
+        ),
+        ("azure:m", {"base_url": "https://h/models"}, "write base_url='https://h'"),
+        *(
+            ("azure:m", {"base_url": "https://h", "api_version": version}, "are dates, such as")
+            for version in ("preview", "v1", "", "2024-10-21 ")
+        ),
     ],
 )
 def test_what_a_provider_has_not_is_told_with_its_fix(model, options, words):
     with pytest.raises(UsageError, match=words):
         providers.check(settings(model, **options))
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("azure:m", {"base_url": "https://h/openai/v1/", "api_version": "2025-04-01-preview"}),
+        ("azure:m", {"base_url": "https://h.services.ai.azure.com/api/projects/p"}),
+        ("openai:m", {"base_url": "http://h:8000"}),
+        ("mistral:m", {"base_url": "https://api.mistral.ai/"}),
+        ("openrouter:openai/gpt-4.1-mini:free", {"base_url": "https://openrouter.ai/api/v1/"}),
+    ],
+)
+def test_an_address_in_any_of_its_usual_forms_passes(model, options):
+    providers.check(settings(model, **options))
 
 
 def test_a_provider_without_a_batch_api_says_so_when_the_pipeline_is_built(monkeypatch):

@@ -264,6 +264,14 @@ def test_azure_is_asked_at_its_own_address_with_its_own_header(server, version, 
     assert server.seen[0][2]["api-key"] == KEY
 
 
+@pytest.mark.parametrize(("path", "has_advice"), [("", True), ("/v1", False)])
+def test_where_nothing_is_at_an_address_without_a_version_one_is_advised(server, path, has_advice):
+    server.says((404, {"detail": "Not Found"}))
+    with pytest.raises(Aborted) as caught:
+        call(server, base_url=server.url + path)
+    assert ("most servers want /v1" in caught.value.message) is has_advice
+
+
 # ---------------------------------------------------------------------------------------------------------- what is read
 
 

@@ -36,7 +36,7 @@ def completed(known: Settings) -> Settings:
             "template: leave models out"
         )
     provider, _, model = known.model.partition(":")
-    if not _is_provider(provider) or not model:
+    if not _is_provider(provider) or not model or model != model.strip():
         raise UsageError(
             f"model is {known.model!r}: it has to be PROVIDER:MODEL with a provider out of "
             f"{', '.join(PROVIDERS)}; {_advice_on(known.model)}"
@@ -67,8 +67,8 @@ def _is_provider(name: str) -> bool:
 
 def _advice_on(name: str) -> str:
     """What to write in place of a name that is not PROVIDER:MODEL, the likeliest slip first."""
-    provider, _, model = name.partition(":")
-    near = difflib.get_close_matches(provider, PROVIDERS, n=1)
+    provider, model = (half.strip() for half in name.partition(":")[::2])
+    near = difflib.get_close_matches(provider.lower(), PROVIDERS, n=1)
     if near and model:
         return f"did you mean '{near[0]}:{model}'?"
     if provider in PROVIDERS:

@@ -28,11 +28,13 @@ class ErrorContext(NamedTuple):
       secret: the key in use, taken out wherever the provider repeats it.
       key_reference: where that key is kept, named where the provider refuses it.
       log_data: whether the provider's sentences may be kept whole; they may quote a record.
+      hint: what may be wrong with the address, where nothing is there.
     """
 
     secret: str | None = None
     key_reference: str | None = None
     log_data: bool = False
+    hint: str | None = None
 
 
 NO_CONTEXT = ErrorContext()
@@ -65,8 +67,10 @@ def error_of(
     if meaning is Meaning.WRONG_KEY and context.key_reference:
         message = f"{message} (api_key is {context.key_reference!r})"
     if meaning is Meaning.NOT_THERE:  # whether that ends all, only the caller knows
-        kind = Kind.ABORTED if missing is Aborted else Kind.REJECTED
-        return missing(kind, message, status=status)
+        if missing is not Aborted:
+            return missing(Kind.REJECTED, message, status=status)
+        message += f" ({context.hint})" if context.hint else ""
+        return Aborted(Kind.ABORTED, message, status=status)
     error, kind = _ERRORS[meaning]
     return error(kind, message, status=status)
 

@@ -29,7 +29,7 @@ from beam_llm.providers.checks import (
     refuse_api_version,
 )
 from beam_llm.providers.keys import resolve_key
-from beam_llm.providers.openai.place import Place, dialect_of
+from beam_llm.providers.openai.place import Place, check_address, dialect_of
 from beam_llm.providers.openai.servers import ANY, AZURE, OPENAI, WINDOW_OPTION, Server
 from beam_llm.providers.openai.wire import encode_body
 from beam_llm.providers.strict_schema import strict_schema
@@ -48,6 +48,7 @@ def check(settings: Settings) -> None:
     """Raises UsageError where the settings ask for what this dialect does not have."""
     if settings.provider != "azure":
         refuse_api_version(settings)
+    check_address(settings)
     server = Place.of(settings).server
     _check_server(settings, server)
     _check_options(settings, server)
@@ -92,6 +93,11 @@ def _check_options(settings: Settings, server: Server) -> None:
             raise UsageError(
                 f"{settings.provider}:'s batch API needs {name!r}: give "
                 f"provider_options={{{name!r}: '…'}} or set {variables.get(name, 'it')}"
+            )
+        if "/" in given[name]:  # as in the names of resources
+            raise UsageError(
+                f"provider_options has {name!r}: {given[name]!r}: it has no '/'; write "
+                f"{given[name].strip('/').rpartition('/')[2]!r}"
             )
     hours = given.get(WINDOW_OPTION)
     if hours is not None and (type(hours) is not int or not 24 <= hours <= longest):

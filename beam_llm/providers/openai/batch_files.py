@@ -19,7 +19,7 @@ from beam_llm.errors import UnknownJob
 from beam_llm.protocols import LineForm, LineReply, Recovery, RemoteJob
 from beam_llm.providers import http
 from beam_llm.providers.control import ControlCalls, steady
-from beam_llm.providers.errors import ErrorContext, unreadable
+from beam_llm.providers.errors import unreadable
 from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
 from beam_llm.providers.ids import identifier_of, in_path
 from beam_llm.providers.job_search import find_jobs, last_id, list_page, pending_in, read_listed
@@ -88,8 +88,9 @@ class DialectBatches:
         self._place = place
         self._key = key
         self._log_data = log_data
-        self._context = ErrorContext(key, place.key_reference, log_data)
+        self._context = place.context(key, log_data)
         self._bounds = bounds
+        self._sleep = sleep
         self._clock = clock
         # Some servers without keys want to see one all the same.
         headers = place.headers(key or "none")

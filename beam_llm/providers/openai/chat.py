@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from beam_llm.errors import CallError
 from beam_llm.providers.asking import ask_in_form
-from beam_llm.providers.errors import ErrorContext, error_of
+from beam_llm.providers.errors import error_of
 from beam_llm.providers.http import DEFAULT_BOUNDS, Answer, Bounds
 from beam_llm.providers.live import LiveCalls
 from beam_llm.providers.openai.dialect import Dialect
@@ -41,7 +41,7 @@ class OpenAIChat:
         self._key = key
         self._dialect = dialect
         self._service_tier = service_tier
-        self._context = ErrorContext(key, place.key_reference, log_data)
+        self._context = place.context(key, log_data)
         self._calls = LiveCalls(place.headers(key), bounds)
 
     async def complete(self, request: Request, timeout_seconds: float) -> Completion:

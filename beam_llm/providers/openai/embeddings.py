@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from beam_llm.providers.errors import ErrorContext, error_of
+from beam_llm.providers.errors import error_of
 from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
 from beam_llm.providers.live import LiveCalls
 from beam_llm.providers.openai.chat import request_id_of
@@ -29,7 +29,7 @@ class OpenAIEmbeddings:
     ):
         self._place = place
         self._api = api
-        self._context = ErrorContext(key, place.key_reference, log_data)
+        self._context = place.context(key, log_data)
         self._calls = LiveCalls(place.headers(key), bounds)
 
     async def complete(self, request: Request, timeout_seconds: float) -> Completion:

@@ -16,8 +16,11 @@ from typing import NamedTuple
 from urllib.parse import quote, urlencode, urlsplit
 
 from beam_llm.config import Settings
+from beam_llm.errors import UsageError
+from beam_llm.provider_table import PROVIDERS
+from beam_llm.providers.errors import ErrorContext
 from beam_llm.providers.openai.dialect import Dialect
-from beam_llm.providers.openai.servers import OPENAI, Server, server_of
+from beam_llm.providers.openai.servers import ANY, OPENAI, Server, server_of
 
 
 class Place(NamedTuple):
@@ -81,6 +84,12 @@ class Place(NamedTuple):
         """The server's host name."""
         return urlsplit(self.live_url).hostname or ""
 
+    def context(self, key: str | None, log_data: bool) -> ErrorContext:
+        """What messages about this place must not hold, and what they should."""
+        is_bare = self.server is ANY and "/v1" not in self.base_url
+        hint = "most servers want /v1 at the end of base_url" if is_bare else None
+        return ErrorContext(key, self.key_reference, log_data, hint)
+
     def headers(self, key: str | None) -> dict[str, str]:
         """The key as this place wants it, and OpenAI's organization and project, where the
         environment names them as for its SDK.
@@ -100,6 +109,39 @@ class Place(NamedTuple):
                 if os.environ.get(variable):
                     named[header] = os.environ[variable]
         return named
+
+
+_ROUTE = re.compile(r"/(chat/completions|completions|embeddings|responses|batches)$")
+
+_AZURE_ROUTE = re.compile(r"/openai/deployments(/.*)?$|/models(/.*)?$")
+
+_VERSION = re.compile(r"\d{4}-\d{2}-\d{2}(-preview)?")
+
+
+def check_address(settings: Settings) -> None:
+    """Raises UsageError for an address or a version that no call can succeed with."""
+    given, is_azure = settings.base_url or "", settings.provider == "azure"
+    route = (is_azure and _AZURE_ROUTE.search(given)) or _ROUTE.search(given)
+    if route:
+        raise UsageError(
+            f"base_url is {given!r}: it ends before {route[0]!r}; write "
+            f"base_url={given[: route.start()]!r}"
+        )
+    version = settings.api_version
+    if is_azure and version is not None and not _VERSION.fullmatch(version):
+        raise UsageError(
+            f"api_version is {version!r}: Azure's are dates, such as '2024-10-21'; leave it out "
+            "for the v1 API"
+        )
+    usual = PROVIDERS[settings.provider].base_url
+    if usual is None:
+        return
+    own, found = urlsplit(usual), urlsplit(Place.of(settings).base_url)
+    if found.hostname == own.hostname and "v1" in own.path and "v1" not in found.path:
+        raise UsageError(
+            f"base_url is {given!r}: {settings.provider}: is at {usual!r}; write that, or leave it "
+            "out"
+        )
 
 
 known_dialects: dict[tuple[str, str], Dialect] = {}
