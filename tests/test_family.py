@@ -168,6 +168,12 @@ class TestAzureBatchesByAnOlderVersion(EmulatedBatchesContract):
         line = json.loads(self.provider().encode_line("r-1", self.requests()[0]))
         assert line["url"] == self.line_url
 
+    def test_a_job_is_made_of_a_file_only_once_that_is_processed(self) -> None:
+        self.arrange()
+        pending = Fault("file_pending", seconds=0.4)
+        self.emulator.set_faults(*self.emulator.service.script.faults, pending)
+        assert self._created(self.provider()).job_id
+
 
 class TestAzureBatchesByTheNewRoute(TestAzureBatchesByAnOlderVersion):
     options: dict[str, Any] = {}

@@ -9,13 +9,14 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import orjson
 
-from beam_llm.errors import UnknownJob
+from beam_llm.errors import CallError, UnknownJob
 from beam_llm.protocols import LineForm, LineReply, Recovery, RemoteJob
 from beam_llm.providers import http
 from beam_llm.providers.control import ControlCalls, steady
@@ -32,10 +33,18 @@ from beam_llm.providers.openai.plain import plain_form
 from beam_llm.providers.openai.servers import ANY, WINDOW_OPTION, BatchApi
 from beam_llm.providers.openai.wire import completion_of
 from beam_llm.providers.result_files import fetch_files
-from beam_llm.providers.typed import loads
+from beam_llm.providers.typed import loads, word
 from beam_llm.values import Request
 
 _PAGE_JOBS = 100
+
+_UNPROCESSED = ("pending", "notrunning", "running", "processing", "uploading")
+"""What a file is until a job may be made of it: Azure's words, and what others may have for them;
+not `uploaded`, which many servers leave it at. Source: Azure's REST reference (files);
+openai/openai-dotnet#312, read 2026-11.
+"""
+
+_FIRST_PAUSE_SECONDS, _MOST_PAUSE_SECONDS = 0.25, 10.0
 
 # Anthropic's rule: OpenAI demands an id that is unique and publishes no form for it.
 _CUSTOM_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -231,13 +240,15 @@ class DialectBatches:
     # Files
 
     def stage(self, lines: Path, name: str) -> str | None:
-        """Uploads a job's lines, streamed; returns the provider's file id."""
+        """Uploads a job's lines, streamed; returns the provider's file id, once a job may be made
+        of it.
+        """
         api, filename = self._api, f"{name}.jsonl"
         fields = {"purpose": api.purpose} if api.purpose else {}
         for field, value in api.upload_fields.items():
             fields[field] = filename if value == "{name}" else value
 
-        def once(seconds: float) -> str:
+        def once(seconds: float) -> tuple[str, Any]:
             # Opened by each try: the one before may have sent half of it.
             with open(lines, "rb") as file:
                 form = aiohttp.FormData(fields)
@@ -250,9 +261,24 @@ class DialectBatches:
             file_id = identifier_of(uploaded.get("id"), self._key)
             if file_id is None:
                 raise unreadable("the answer has no usable file id")
-            return file_id
+            return file_id, uploaded.get("status")
 
-        return self._control.harmless(once, self._bounds.transfer_seconds)
+        file_id, status = self._control.harmless(once, self._bounds.transfer_seconds)
+        self._wait_until_processed(file_id, status)
+        return file_id
+
+    def _wait_until_processed(self, file_id: str, status: Any) -> None:
+        """Azure makes no job of a file that it has not looked through, and refuses one for good."""
+        end, pause = self._clock() + self._bounds.transfer_seconds, _FIRST_PAUSE_SECONDS
+        url = self._place.url(f"/files/{in_path(file_id)}")
+        # Whoever says nothing of it, or nothing more, is asked for the job, and says what is wrong.
+        with suppress(CallError):
+            while word(status).lower() in _UNPROCESSED and self._clock() + pause < end:
+                self._sleep(pause)
+                pause = min(2 * pause, _MOST_PAUSE_SECONDS)
+                status = self._control.harmless(
+                    lambda seconds: self._control.object("GET", url, seconds, id_field=None)
+                ).get("status")
 
     def fetch(self, job: RemoteJob, path: Path) -> None:
         """Streams the output file and the error file of a job into one, and checks their lengths

@@ -70,6 +70,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "line_unknown": ("line",),
     # Files and jobs.
     "upload_cut": ("upload",),
+    "file_pending": ("upload",),
     "content_cut": ("content",),
     "create_lost": ("create",),
     "create_late": ("create",),
@@ -125,7 +126,8 @@ class Fault:
       code, message: of the error body, in place of the usual ones; for `status_word` the word is
         `message`.
       retry_after: seconds; None sends no such header.
-      seconds: how long: `slow`, `hang`, `list_lag`, `retrieve_missing`; `create_late`: the
+      seconds: how long: `slow`, `hang`, `list_lag`, `retrieve_missing`; `file_pending`: until a
+        job may be made of an upload, as with Azure; `create_late`: the
         connection breaks, and the job is made so much later; `status_word` and `stuck` (0: for
         ever).
       lines: 1-based line numbers a `validation` fault complains about.

@@ -21,6 +21,10 @@ from beam_llm.testing.emulator.small_files import read_json, write_json
 from beam_llm.testing.emulator.wire import WireError, json_response
 
 _CHUNK_BYTES = 2**18
+
+_KEPT_SECONDS = 30 * 86_400
+"""Of a batch's input, unless its upload says otherwise. Source: recorded traffic, 2026-08."""
+
 Strike = Callable[[str], tuple[Fault, ...]]
 
 
@@ -58,6 +62,20 @@ class Files:
             return None
         return meta
 
+    def is_processed(self, meta: dict[str, Any]) -> bool:
+        """Whether a job may be made of it by now."""
+        return self._options.clock() >= meta["processed_at"]
+
+    def shown(self, meta: dict[str, Any]) -> dict[str, Any]:
+        """The file object as the API shows it."""
+        ends = meta["created_at"] + _KEPT_SECONDS if meta["purpose"] == "batch" else None
+        hidden = ("made_at", "processed_at")
+        return {name: value for name, value in meta.items() if name not in hidden} | {
+            "status": "processed" if self.is_processed(meta) else "pending",
+            "status_details": None,
+            "expires_at": ends,
+        }
+
     def part_path(self, name: str) -> Path:
         """Where a body is written aside."""
         return self._folder / f".{name}.part"
@@ -75,9 +93,9 @@ class Files:
             "bytes": size,
             "filename": filename,
             "purpose": purpose,
-            "status": "processed",
             "created_at": int(self._options.clock()),
             "made_at": self._options.clock(),
+            "processed_at": self._options.clock(),
         }
         write_json(self._folder / f"{file_id}.json", meta)
         self._files[file_id] = meta
@@ -162,7 +180,9 @@ class Files:
         if size > self._options.max_file_bytes:
             return WireError(413, "File is too large.", code="file_too_large")
         meta = self.add(f"file-{uuid.uuid4().hex[:24]}", filename, purpose, part)
-        return after_work(request, faults) or json_response(shown(meta))
+        late = [fault.seconds for fault in faults if fault.kind == "file_pending"]
+        meta["processed_at"] += sum(late)
+        return after_work(request, faults) or json_response(self.shown(meta))
 
     async def _receive(self, field: BodyPartReader, part: Path, cut: bool) -> int:
         """Streams the body to disk; what is beyond the limit is read but not kept."""
@@ -186,13 +206,13 @@ class Files:
         ]
         if query.get("order", "desc") == "desc":
             metas.reverse()
-        return page(metas, query.get("after"), query.get("limit"), 10_000, 10_000, shown)
+        return page(metas, query.get("after"), query.get("limit"), 10_000, 10_000, self.shown)
 
     async def _retrieve(self, request: web.BaseRequest, file_id: str) -> Reply:
         if (refused := await before_work(request, self._strike("file"))) is not None:
             return refused
         meta = self.get(file_id)
-        return json_response(shown(meta)) if meta is not None else no_file(file_id)
+        return json_response(self.shown(meta)) if meta is not None else no_file(file_id)
 
     async def _delete(self, request: web.BaseRequest, file_id: str) -> Reply:
         if (refused := await before_work(request, self._strike("delete"))) is not None:
@@ -218,19 +238,6 @@ class Files:
         (self._folder / f"{file_id}.json").unlink(missing_ok=True)
         self.path(file_id).unlink(missing_ok=True)
         return True
-
-
-_KEPT_SECONDS = 30 * 86_400
-"""Of a batch's input, unless its upload says otherwise. Source: recorded traffic, 2026-08."""
-
-
-def shown(meta: dict[str, Any]) -> dict[str, Any]:
-    """The file object as the API shows it."""
-    ends = meta["created_at"] + _KEPT_SECONDS if meta["purpose"] == "batch" else None
-    return {name: value for name, value in meta.items() if name != "made_at"} | {
-        "status_details": None,
-        "expires_at": ends,
-    }
 
 
 def no_file(file_id: str) -> WireError:

@@ -244,6 +244,8 @@ class Wire(Dialect):
             problem = f"Invalid file id '{file_id}': no such file."
         elif meta["purpose"] != "batch":
             problem = "The input file's purpose must be 'batch'."
+        elif not self.service.files.is_processed(meta):
+            problem = f"The file '{file_id}' is not processed yet."
         else:
             return None
         return WireError(400, problem, param="input_file_id", code="invalid_request")
