@@ -540,6 +540,8 @@ def test_mistrals_rate_limit_headers_have_a_minute_in_their_names():
                 (400, {"message": "Unknown model: m", "code": "unknown_model"}),
                 (400, {"message": "It is not supported.", "code": "model_not_supported"}),
                 (400, {"message": "No chat with it.", "code": "OperationNotSupported"}),
+                (400, {"message": "API version not supported", "code": "BadRequest"}),
+                (400, {"message": "Model m is enabled only for api versions 2024-12-01 and later"}),
                 (405, {"message": "Method Not Allowed"}),
                 (410, {"message": "This model is deprecated."}),
             )
@@ -713,6 +715,17 @@ def test_a_fireworks_job_is_known_by_the_ends_of_its_resources_names():
         JobState.RUNNING,
         (),
     )
+
+
+@pytest.mark.parametrize(
+    ("code", "cause"),
+    [("INTERNAL", Retryable), ("DEADLINE_EXCEEDED", Retryable), ("PERMISSION_DENIED", Aborted)],
+)
+def test_why_a_fireworks_job_failed_is_told_by_its_code(code, cause):
+    status = {"code": code, "message": "It stopped."}
+    read = fireworks_job({**FIREWORKS_JOB, "state": "JOB_STATE_FAILED", "status": status})
+    assert isinstance(read.cause, cause)
+    assert read.errors == ((code, "It stopped.", None),)
 
 
 def test_the_id_of_a_fireworks_job_is_one_that_the_provider_takes_and_follows_from_its_name():

@@ -568,6 +568,7 @@ def test_a_rerun_of_a_chain_needs_no_provider(world: World) -> None:
             2_000_000,
         ),
         ("token_limit_exceeded: the limit is 90000 enqueued tokens", 90_000),
+        ("It has surpassed the configured limit of 30K for the deployment 'mine'.", 30_000),
         ("Enqueued token limit reached for fake-model", None),
         ("Limit: 0 enqueued tokens.", None),
         ("requested 5,000 tokens, try later", None),

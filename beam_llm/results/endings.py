@@ -120,16 +120,15 @@ def late(state: JobState) -> JobEnd:
 def _failed(job: RemoteJob) -> JobEnd:
     """Validation failed, and nothing ran; or it ran, and failed on the way. Where lines are named,
     those are at fault and the others can be asked again."""
-    code, message, _ = (
-        job.errors[0] if job.errors else ("failed", "the provider gave no reason", None)
-    )
-    reason = f"the provider's validation failed: {code}: {message}"
+    said = ": ".join(filter(None, job.errors[0][:2])) if job.errors else ""
+    said = said or "failed: the provider gave no reason"
+    reason = f"the provider's validation failed: {said}"
     if isinstance(job.cause, Aborted):
         return JobEnd("failed", Failure(Kind.ABORTED, reason, 1))
     # The provider's own failure is no fault of the lines, and what has answers was valid.
     is_its_own = isinstance(job.cause, Retryable) and not isinstance(job.cause, QueueFull)
     if is_its_own or job.completed:
-        reason = f"the provider failed: {code}: {message}"
+        reason = f"the provider failed: {said}"
         return JobEnd("failed", Failure(Kind.UNAVAILABLE, reason, 1), final=False)
     faulty = {
         line - 1: Failure(

@@ -190,7 +190,7 @@ def in_openai_shape(job: Mapping[str, Any]) -> dict[str, Any]:
     state = word(job.get("state")).removeprefix("JOB_STATE_")
     progress, status = job.get("jobProgress"), job.get("status")
     counted = progress if isinstance(progress, dict) else {}
-    why = status.get("message") if isinstance(status, dict) and state == "FAILED" else None
+    has_failed = state == "FAILED" and isinstance(status, dict) and status.get("message")
     return {
         "id": _last(job.get("name")),
         "status": state,
@@ -203,7 +203,7 @@ def in_openai_shape(job: Mapping[str, Any]) -> dict[str, Any]:
             "completed": counted.get("successfullyProcessedRequests"),
             "failed": counted.get("failedRequests"),
         },
-        "errors": [{"message": why}] if why else None,
+        "errors": [status] if has_failed else None,
     }
 
 

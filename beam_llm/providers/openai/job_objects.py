@@ -44,8 +44,15 @@ _QUEUE_WORDS = ("token_limit_exceeded", "enqueued token", "queue limit", "too ma
 
 
 _QUEUE_LIMIT = re.compile(
-    r"limit(?: is| of|:)?\s+(\d[\d,._]*)\s+(?:enqueued\s+|batch\s+)*tokens", re.IGNORECASE
+    r"limit(?: is| of|:)?\s+(\d[\d,._]*)([KMB]?)\s+"
+    r"(?:(?:enqueued\s+|batch\s+)*tokens|for the deployment)",
+    re.IGNORECASE,
 )
+"""OpenAI's sentence, and Azure's ("… the configured limit of 30K for the deployment 'mine'").
+Source: learn.microsoft.com/answers/questions/2285577, read 2026-11.
+"""
+
+_SCALES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
 
 _GONE_WORDS = ("not found", "no such", "does not exist", "was deleted", "expired", "cannot find")
@@ -54,7 +61,10 @@ file-V…, or organization org-… does not have access to it" (tobert/kaibo#169
 """
 
 
-_OWN_WORDS = ("internal", "server_error", "unavailable", "timeout", "timed_out", "overloaded")
+_OWN_WORDS = (
+    *("internal", "server_error", "unavailable", "timeout", "timed_out", "overloaded"),
+    *("deadline_exceeded", "resource_exhausted"),  # of gRPC's, which Fireworks has
+)
 
 
 _SPENT_WORDS = ("model_not_found", "billing", "quota", "permission", "unauthorized", "access")
@@ -102,17 +112,18 @@ def _cause(errors: Sequence[tuple[str, str, int | None]]) -> CallError | None:
     """Why a job failed as a whole, where there is something to be done about it."""
     if not errors:
         return None
-    said = "; ".join(f"{code}: {message}" for code, message, _ in errors)
+    said = "; ".join(": ".join(filter(None, error[:2])) for error in errors)
     # An error with a line's number is about a record, and may quote words like these from it.
     own = "; ".join(f"{code}: {message if line is None else ''}" for code, message, line in errors)
     if _says_queue_full(own):
         return QueueFull(said, limit_tokens=stated_limit(own))
     code, _, line = errors[0]
+    code = code.lower()
     if any(word in code for word in _SPENT_WORDS):
         return Aborted(Kind.ABORTED, f"the provider's validation failed: {said}")
     if line is None and _says_input_gone(own, None):
         return InputGone(Kind.REJECTED, f"the provider's validation failed: {said}")
-    if line is None and any(word in code.lower() for word in _OWN_WORDS):
+    if line is None and any(word in code for word in _OWN_WORDS):
         return Retryable(Kind.UNAVAILABLE, f"the provider failed: {said}")
     return None
 
@@ -170,4 +181,6 @@ def stated_limit(message: str) -> int | None:
     it says.
     """
     found = _QUEUE_LIMIT.search(message)
-    return (int(re.sub(r"\D", "", found[1])) or None) if found else None
+    if found is None:
+        return None
+    return int(re.sub(r"\D", "", found[1])) * _SCALES[found[2].lower()] or None
