@@ -621,6 +621,23 @@ def test_mistrals_rate_limit_headers_have_a_minute_in_their_names():
             Kind.ABORTED,
             "inference prohibited: the balance is used up",
         ),
+        *(
+            (
+                status,
+                {"error": {"code": status, "message": "No.", **error}},
+                Remedy.SPLIT,
+                kind,
+                "No",
+            )
+            for status, error, kind in (
+                (403, {"message": "Request blocked: No injections"}, Kind.REFUSED),
+                (404, {"metadata": {"error_type": "image_not_found"}}, Kind.REJECTED),
+                (404, {"availability": {"excluded_by": ["context_length"]}}, Kind.TOO_LARGE),
+                (400, {"metadata": {"error_type": "context_length_exceeded"}}, Kind.TOO_LARGE),
+                (400, {"metadata": {"error_type": "content_policy_violation"}}, Kind.REFUSED),
+                (400, {"metadata": {"error_type": "token_limit_exceeded"}}, Kind.REJECTED),
+            )
+        ),
         (
             400,
             {"error": {"message": "Failed to generate JSON.", "code": "json_validate_failed"}},
@@ -894,6 +911,21 @@ def test_an_expired_line_of_openrouter_is_known_by_its_type():
     found = line_reply(written({"custom_id": "c", "response": None, "error": error})).error
     assert isinstance(found, Retryable)
     assert found.kind == Kind.EXPIRED
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        ({"code": 400, "message": "It is no good."}, Remedy.SPLIT),
+        ({"type": "invalid_request_error", "message": "It is no good."}, Remedy.SPLIT),
+        ({"code": "invalid_request", "message": "No response_format here."}, Remedy.RETRY),
+        ({"code": "503", "message": "Try again."}, Remedy.RETRY),
+        ({"type": "server", "message": "It failed."}, Remedy.RETRY),
+    ],
+)
+def test_a_line_without_a_response_has_the_status_that_its_error_names(error, remedy):
+    line = written({"custom_id": "r-1", "response": None, "error": error})
+    assert line_reply(line).error.remedy == remedy
 
 
 def openrouter_job() -> dict[str, Any]:

@@ -1,11 +1,15 @@
-"""What an API of Google's or Anthropic's adds to an error: reasons, quotas, when to come back.
-Pure, and nothing is raised, whatever stands there.
+"""What an API of Google's, Anthropic's or OpenRouter's adds to an error: reasons, quotas, when to
+come back. Pure, and nothing is raised, whatever stands there.
 
     {"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "…", "details": [
         {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": [{"quotaId": "…"}]},
         {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "20.04s"}]}}
 
-Source: google/rpc/error_details.proto, and errors of the Gemini API in public issues, read 2026-11.
+    {"error": {"code": 404, "message": "…", "metadata": {"error_type": "image_not_found"},
+        "availability": {"code": "constraint_filtered", "excluded_by": ["context_length"]}}}
+
+Source: google/rpc/error_details.proto, and errors of the Gemini API in public issues;
+openrouter.ai/docs (errors and debugging), its SDK 1.3.84; read 2026-11.
 """
 
 from __future__ import annotations
@@ -14,10 +18,18 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from beam_llm.providers.pace import duration_seconds
-from beam_llm.providers.typed import word
+from beam_llm.providers.typed import field_of, word
 
 PER_DAY = "quota_per_day"
 """Our word for a quota that is filled again tomorrow only."""
+
+_ERROR_TYPES = frozenset(
+    {
+        *("context_length_exceeded", "string_too_long", "payload_too_large"),
+        *("content_policy_violation", "refusal", "image_not_found"),
+    }
+)
+"""OpenRouter's, where they say more than the status."""
 
 _MOST_DETAILS = 50
 
@@ -39,7 +51,20 @@ NONE = Details()
 
 def details_of(error: Any) -> Details:
     """The details of an error object; `NONE` where it has none."""
-    listed = error.get("details") if isinstance(error, dict) else None
+    found, types = _listed(field_of(error, "details")), _error_types(error)
+    return found._replace(words=found.words | types) if types else found
+
+
+def _error_types(error: Any) -> frozenset[str]:
+    found = [field_of(error, *at, "error_type") for at in ((), ("metadata",))]
+    types = frozenset(one for one in found if isinstance(one, str)) & _ERROR_TYPES
+    excluded = field_of(error, "availability", "excluded_by")
+    # No host of the model has room for it, which is told as if there were no host.
+    is_too_long = isinstance(excluded, list) and "context_length" in excluded
+    return types | {"context_length_exceeded"} if is_too_long else types
+
+
+def _listed(listed: Any) -> Details:
     if isinstance(listed, dict):  # Anthropic's: {"error_code": "enforced_spend_limit_reached"}
         return Details(frozenset({word(listed.get("error_code"))[:80].lower()} - {""}))
     if not isinstance(listed, list):

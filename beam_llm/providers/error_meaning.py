@@ -40,6 +40,7 @@ class Meaning(enum.Enum):
     BLOCKED = "a firewall stops this input"
     WRONG_KEY = "the key is no good"
     HOPELESS = "no request will succeed"
+    NO_IMAGE = "an image of this input isn't there"
     NOT_THERE = "the address, the model or the job isn't there"
     TOO_LONG = "this input is too long"
     MISSHAPEN = "the model's reply did not fit its schema"
@@ -114,13 +115,17 @@ _FILTERED = {
     "responsibleaipolicyviolation",
     "invalid_prompt",
     "moderation_blocked",
+    "refusal",
 }
 
 _FLAGGED_WORDS = re.compile(
-    r"requires moderation|was flagged|usage guidelines|blocked by content filtering", re.IGNORECASE
+    r"requires moderation|was flagged|usage guidelines|blocked by content filtering"
+    r"|\Arequest blocked:",
+    re.IGNORECASE,
 )
 """Of an input that a filter stops with the status of a bad key, or of a bad request: OpenRouter,
-xAI, Anthropic. Source: openrouter.ai/docs (errors), docs.x.ai (debugging), 2026-11.
+xAI, Anthropic; the last is of OpenRouter's guardrails. Source: openrouter.ai/docs (errors),
+docs.x.ai (debugging), 2026-11.
 """
 
 _BAD_KEY_WORDS = re.compile(r"(incorrect|invalid) api key", re.IGNORECASE)
@@ -137,6 +142,7 @@ _TOO_LONG = {
     "context_length_exceeded",
     "string_above_max_length",
     "request_too_large",
+    "string_too_long",
     "tokens_limit_reached",
     "exceed_context_size_error",
 }
@@ -180,8 +186,10 @@ _RULES: tuple[tuple[Meaning, Callable[[Said], object]], ...] = (
             said.status < 500 and (said.words & _NO_MODEL or _ABORTING_WORDS.match(said.sentence))
         ),
     ),
-    (Meaning.NOT_THERE, lambda said: said.status in _NOT_THERE),
+    # These are about one input, too, though OpenRouter's may come with a 404.
     (Meaning.TOO_LONG, lambda said: said.words & _TOO_LONG or said.status == 413),
+    (Meaning.NO_IMAGE, lambda said: "image_not_found" in said.words),
+    (Meaning.NOT_THERE, lambda said: said.status in _NOT_THERE),
     (
         Meaning.TOO_LONG,
         lambda said: said.status in _MAY_BE_TOO_LONG and _TOO_LONG_WORDS.search(said.sentence),

@@ -81,6 +81,7 @@ _ERRORS: dict[Meaning, tuple[type[CallError], str]] = {
     Meaning.WRONG_KEY: (Aborted, Kind.ABORTED),
     Meaning.HOPELESS: (Aborted, Kind.ABORTED),
     Meaning.TOO_LONG: (Rejected, Kind.TOO_LARGE),
+    Meaning.NO_IMAGE: (Rejected, Kind.REJECTED),
     Meaning.MISSHAPEN: (Retryable, Kind.UNREADABLE),
 }
 

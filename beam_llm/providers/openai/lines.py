@@ -9,6 +9,7 @@ from typing import Any
 
 from beam_llm.errors import CallError, Kind, Retryable
 from beam_llm.protocols import LineReply
+from beam_llm.providers.error_body import status_in
 from beam_llm.providers.errors import (
     NO_CONTEXT,
     ErrorContext,
@@ -64,8 +65,7 @@ def _answer(response: dict[str, Any], context: ErrorContext, read: ReadReply) ->
     status = status_of(response.get("status_code")) or 200
     if status >= 400 or isinstance(body, str):
         found = error_of(status if status >= 400 else 502, {}, body, context)
-        is_for_its_form = status in (400, 422) and refuses_form(found.message)
-        raise left_for_live(found, is_for_its_form=is_for_its_form)
+        raise _left_for_live(found, status)
     return read(body, response.get("request_id"), None, context)
 
 
@@ -77,13 +77,19 @@ def _line_error(response: Any, error: Any, context: ErrorContext) -> CallError:
     # Read as a lost answer, which is asked for again, and never as an empty one.
     if error is None and status is None:
         return no_answer()
-    named = status if status is not None and status >= 400 else None
-    found = error_of(named or 502, {}, {"error": error}, context)
     names = ("code", "type", "error_type")  # OpenRouter has no code
     words = [error.get(name) for name in names] if isinstance(error, dict) else [error]
     code = " ".join(map(word, words)).lower()
+    named = status if status is not None and status >= 400 else status_in(error)
+    named = named or (400 if "invalid_request" in code else 502)
+    found = error_of(named, {}, {"error": error}, context)
     ends = {"expired": Kind.EXPIRED, "cancelled": Kind.CANCELLED, "canceled": Kind.CANCELLED}
     for end, kind in ends.items():
         if end in code:
             return Retryable(kind, found.message.removeprefix("HTTP 502 "))
-    return found
+    return _left_for_live(found, named)
+
+
+def _left_for_live(found: CallError, status: int) -> CallError:
+    is_for_its_form = status in (400, 422) and refuses_form(found.message)
+    return left_for_live(found, is_for_its_form=is_for_its_form)
