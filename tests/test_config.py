@@ -346,6 +346,8 @@ def test_the_permission_itself_is_no_option(key):
     ids=[
         "slash",
         "no model",
+        "capitals",
+        "a blank behind the colon",
         "half a character",
         "huge number",
         "deep JSON",
