@@ -64,7 +64,7 @@ class Files:
 
     def is_processed(self, meta: dict[str, Any]) -> bool:
         """Whether a job may be made of it by now."""
-        return self._options.clock() >= meta["processed_at"]
+        return self._options.clock() >= float(meta["processed_at"])
 
     def shown(self, meta: dict[str, Any]) -> dict[str, Any]:
         """The file object as the API shows it."""
