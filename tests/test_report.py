@@ -230,7 +230,8 @@ def test_the_summary_says_how_many_answers_are_right(
 # --- any data
 
 
-texts = st.text(max_size=20) | st.sampled_from([EVIL, "'\"><b>", "{{ 7 * 7 }}", "\ud800", "&amp;"])
+SUM = "{{ 91193 * 97 }}"
+texts = st.text(max_size=20) | st.sampled_from([EVIL, "'\"><b>", SUM, "\ud800", "&amp;"])
 times = st.floats(0, 2e9)
 pages = st.builds(
     Page,
@@ -297,7 +298,7 @@ def test_whatever_stands_in_a_page_it_is_a_page_of_our_elements(page: Page) -> N
     drawn = rendered(page)
     assert set(Outline(drawn).elements) <= OURS
     drawn.encode("utf-8")
-    assert "49" not in drawn or "{{ 7 * 7 }}" not in str(page) or "{{ 7 * 7 }}" in drawn
+    assert "8845721" not in drawn, "a text was taken for a template"
 
 
 # --- calls over time
