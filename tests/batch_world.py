@@ -71,14 +71,21 @@ class World:
     def spool(self, texts: Sequence[str], per_part: int = 7, **changes: Any) -> list[PartRef]:
         task, store = compile_task(self.settings(**changes)), open_store(self.location)
         return [
-            write_part(store, [_row(task, text) for text in texts[start : start + per_part]], 1_000)
+            write_part(
+                store,
+                [_row(task, text) for text in texts[start : start + per_part]],
+                1_000,
+                task.fingerprint,
+            )
             for start in range(0, len(texts), per_part)
         ]
 
     def plan(self, texts: Sequence[str], per_part: int = 7, **changes: Any) -> list[BatchJobRef]:
+        return self.plan_parts(self.spool(texts, per_part, **changes), **changes)
+
+    def plan_parts(self, parts: Sequence[PartRef], **changes: Any) -> list[BatchJobRef]:
         known = self.settings(**changes)
         task = compile_task(known)
-        parts = self.spool(texts, per_part, **changes)
         return plan(
             open_store(self.location),
             task,

@@ -21,9 +21,11 @@ class PartRow(NamedTuple):
     failure: Failure | None
 
 
-def write_part(store: Store, rows: Iterable[PartRow], min_timestamp: int) -> PartRef:
+def write_part(
+    store: Store, rows: Iterable[PartRow], min_timestamp: int, task: bytes = b""
+) -> PartRef:
     """Writes `rows` as one part."""
-    with closing(PartWriter(store)) as part:
+    with closing(PartWriter(store, task)) as part:
         for row in rows:
             part.add(row.key, row.failure or row.record, row.envelope)
         return part.finish(min_timestamp)

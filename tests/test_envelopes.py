@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import apache_beam as beam
 import pytest
-from apache_beam.coders import StrUtf8Coder, WindowedValueCoder
+from apache_beam.coders import FastPrimitivesCoder, StrUtf8Coder, WindowedValueCoder
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.transforms.window import (
     FixedWindows,
@@ -19,13 +19,19 @@ from apache_beam.transforms.window import (
 from apache_beam.utils.timestamp import Timestamp
 
 from beam_llm import LLMPredict
-from beam_llm.config import settings
+from beam_llm.config import Settings, settings
 from beam_llm.errors import Failure, LedgerError
+from beam_llm.providers import compile_task
 from beam_llm.stores.local import LocalStore
 from beam_llm.testing import Emulator
 from beam_llm.transforms.envelopes import Arrivals, EnvelopeCoder, EnvelopeReader
 from beam_llm.transforms.forming import form_in_bundles
-from beam_llm.transforms.forming_streams import BufferedRecord, OpenPromptBatches, pack
+from beam_llm.transforms.forming_streams import (
+    BufferedRecord,
+    FormFromGroups,
+    OpenPromptBatches,
+    pack,
+)
 from beam_llm.values import Record
 from tests.collecting import Collect
 
@@ -108,10 +114,11 @@ def test_a_parcel_of_elements_is_in_one_window_whatever_its_elements_are_in():
 def test_a_packed_prompt_batch_is_in_one_window_and_its_elements_are_in_their_own(record, failure):
     coder = WindowedValueCoder(StrUtf8Coder(), SlidingWindows(30, 10).get_window_coder())
     members = [
-        BufferedRecord(
+        BufferedRecord.of(
             coder.encode(WindowedValue(text, Timestamp(at), WINDOWS)),
             at * 1_000_000,
-            *(record or ()),
+            record or failure,
+            compile_task(TEXT).fingerprint[:8],
         )
         for text, at in (("a", 27), ("b", 25))[: 1 if failure else 2]
     ]
@@ -120,7 +127,7 @@ def test_a_packed_prompt_batch_is_in_one_window_and_its_elements_are_in_their_ow
         [GlobalWindow()],
         Timestamp(27 if failure else 25),
     )
-    opening = OpenPromptBatches(coder)
+    opening = OpenPromptBatches(TEXT, coder)
     opening.setup()
     (batch,) = opening.process(packed.value)
     assert batch[::2] == (((), (failure,)) if failure else ((record,) * 2, ()))
@@ -128,6 +135,37 @@ def test_a_packed_prompt_batch_is_in_one_window_and_its_elements_are_in_their_ow
         (text, Timestamp(at), sorted(WINDOWS))
         for text, at in (("a", 27), ("b", 25))[: len(members)]
     ]
+
+
+def asking(prompt: str) -> Settings:
+    return settings("openai:fake-model", prompt=prompt, base_url=TEXT.base_url, batch_size=5)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "asked"),
+    [
+        ("Spam? {{ text }}", "Rude? {{ title }}", ("A title",)),
+        ("Spam? {{ text }}", "Rude? {{ title }}: {{ text }}", ("A title", "a text")),
+        ("Spam? {{ title }}: {{ text }}", "Rude? {{ text }}", ("a text",)),
+        ("Spam? {{ missing }}", "Rude? {{ text }}", ("a text",)),
+        ("Spam? {{ text }}", "Rude? {{ missing }}", None),
+    ],
+    ids=["another field", "a field more", "a field less", "what failed", "what fails now"],
+)
+def test_what_waits_in_a_stream_that_is_updated_is_asked_what_its_prompt_says_now(
+    before, now, asked
+):
+    coder = WindowedValueCoder(FastPrimitivesCoder(), GlobalWindows().get_window_coder())
+    element = {"title": "A title", "text": "a text"}
+    forming = FormFromGroups(asking(before), coder)
+    forming.setup()
+    (packed,) = forming.process((0, [coder.encode(in_windows(element, GlobalWindow()))]))
+    opening = OpenPromptBatches(asking(now), coder)
+    opening.setup()
+    (batch,) = opening.process(packed.value)
+    assert [arrived.value for arrived in batch.elements] == [element]
+    assert [record.inputs for record in batch.records] == ([] if asked is None else [asked])
+    assert [failure.kind for failure in batch.failures] == (["prompt"] if asked is None else [])
 
 
 @pytest.mark.parametrize(

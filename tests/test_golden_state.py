@@ -36,14 +36,16 @@ ELEMENT = WindowedValue(
 STATE = {
     "buffered element": (
         STATE_CODER,
-        BufferedRecord(
-            ENVELOPES.encode(ELEMENT),
-            25_000_000,
-            ("größer",),
-            3,
-            {"text": "größer", "n": 1.5},
-            "r-1",
-        ).stored,
+        tuple(
+            BufferedRecord(
+                ENVELOPES.encode(ELEMENT),
+                25_000_000,
+                ("größer",),
+                3,
+                {"text": "größer", "n": 1.5},
+                "r-1",
+            )
+        )[:6],
     ),
     "buffer's figures": (
         STATE_CODER,

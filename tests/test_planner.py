@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from beam_llm.errors import UsageError
 from beam_llm.ledger import Ledger
 from beam_llm.ledger.columns import KEY
 from beam_llm.ledger.intent import Intent
@@ -197,6 +198,16 @@ def test_whatever_does_not_shape_it_finds_the_old_answer(
 ) -> None:
     world.plan(TEXTS)
     assert [ref.number for ref in world.plan(TEXTS, **change)] == [1]
+
+
+def test_what_was_spooled_for_another_question_makes_no_job(world: World) -> None:
+    """A stream was updated while its elements waited to fill a job: as answers to today's prompt
+    they would stand in the ledger under the question of before.
+    """
+    parts = world.spool(TEXTS, prompt="Is it spam? {{ element }}")
+    with pytest.raises(UsageError, match="let the pipeline drain"):
+        world.plan_parts(parts, prompt="Is it rude? {{ element }}")
+    assert Ledger(open_store(world.location)).known().last == 0
 
 
 def test_the_loser_of_a_race_leaves_to_the_winner_what_it_claimed(

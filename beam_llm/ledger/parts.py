@@ -20,7 +20,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import orjson
 
-from beam_llm.errors import Failure, LedgerError
+from beam_llm.errors import Failure, LedgerError, UsageError
 from beam_llm.ledger.columns import KEY, Array, Rows, content_name, pack, packer_of, unpack
 from beam_llm.ledger.manifest import Manifest
 from beam_llm.leftovers import scratch_folder
@@ -62,10 +62,14 @@ class PartRef(NamedTuple):
 
 class PartWriter:
     """A part in the making, in a local file until it is finished. Memory: 37 bytes a row and a
-    megabyte, whatever the rows hold."""
+    megabyte, whatever the rows hold.
 
-    def __init__(self, store: Store):
-        self._store, self._table = store, bytearray()
+    Args:
+      task: of the question whose keys and texts these are (`Task.fingerprint`).
+    """
+
+    def __init__(self, store: Store, task: bytes = b""):
+        self._store, self._task, self._table = store, task.hex(), bytearray()
         self._digest, self._buffer = hashlib.sha256(), bytearray()
         self._file: IO[bytes] | None = None
         self.rows = self.size_bytes = 0
@@ -123,7 +127,8 @@ class PartWriter:
         columns = {name: table[name] for name in _ROW.names or ()} | {
             "starts": np.append(table["starts"], np.uint64(self.size_bytes))
         }
-        index = pack("part", columns, rows=self._digest.hexdigest(), min_timestamp=min_timestamp)
+        facts = {"rows": self._digest.hexdigest(), "task": self._task}
+        index = pack("part", columns, **facts, min_timestamp=min_timestamp)
         name = content_name(index)
         # A retried bundle finds its part whole, or writes again what is missing or damaged.
         if not (
@@ -183,6 +188,16 @@ class PartReader:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def check_task(self, task: bytes) -> None:
+        """Raises `UsageError` where its keys and texts are of another question than this."""
+        # A part of an earlier version does not say.
+        if (self.facts.get("task") or task.hex()) != task.hex():
+            raise UsageError(
+                f"elements that wait in {self._store.location!r} were spooled for another model, "
+                "prompt, output or parameter than now: let the pipeline drain with the arguments "
+                "it was started with, and start it anew with others"
+            )
 
     def record(self, row: int) -> Record:
         """What the row asks.

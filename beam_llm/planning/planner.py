@@ -60,6 +60,7 @@ def plan(
 
     Raises:
       LedgerError: the staging location is damaged or of a newer format.
+      UsageError: a part was spooled for another question: the pipeline was updated meanwhile.
     """
     if not parts:
         return []
@@ -93,7 +94,8 @@ class _Plan:
         self._settings = task.settings
         # By name: then equal parts give equal jobs in whatever order they come, and rows lie in a
         # manifest's canonical order.
-        self._pool = RecordPool(ledger.store, sorted(parts, key=lambda part: part.name))
+        ordered = sorted(parts, key=lambda part: part.name)
+        self._pool = RecordPool(ledger.store, ordered, task.fingerprint)
         self._min_timestamp = min(part.min_timestamp for part in parts)
         self._trees: dict[int, JobTree] = {}
         self._rows_named: dict[int, str] = {}

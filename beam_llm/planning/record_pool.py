@@ -41,15 +41,22 @@ class RecordPool:
 
     Memory: 17 bytes a row, for its key and whether it failed early. What rows weigh is read when it
     is asked for.
+
+    Args:
+      task: of the question that all of them have to ask.
+
+    Raises:
+      UsageError: a part is of another question.
     """
 
-    def __init__(self, store: Store, parts: Sequence[PartRef]):
+    def __init__(self, store: Store, parts: Sequence[PartRef], task: bytes):
         self._store = store
         self.names = [part.name for part in parts]
         self.starts = np.cumsum([0, *(part.rows for part in parts)])
         self.keys = np.zeros(self.starts[-1], dtype=KEY)
         self.failed = np.zeros(self.starts[-1], dtype=bool)
         for here, reader in self._readers():
+            reader.check_task(task)
             self.keys[here], self.failed[here] = reader.keys, reader.failed
 
     def _readers(self) -> Iterator[tuple[slice, PartReader]]:

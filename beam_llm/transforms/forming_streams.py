@@ -81,7 +81,7 @@ class FormFromStream(beam.PTransform):
             else self._by_timers(keyed, coder)
         )
         return batches | "Open prompt batches" >> beam.ParDo(
-            OpenPromptBatches(coder)
+            OpenPromptBatches(self._settings, coder)
         ).with_output_types(PromptBatch)
 
     def _by_timers(self, keyed: pvalue.PCollection, coder: coders.Coder) -> pvalue.PCollection:
@@ -161,6 +161,7 @@ class BufferedRecord(NamedTuple):
       micros: its timestamp.
       inputs, tokens, fields, record_id: its Record's; all plain values.
       media: its Record's, each as a plain tuple.
+      task: of which question these are; another one reads the element anew.
     """
 
     envelope: bytes
@@ -170,6 +171,7 @@ class BufferedRecord(NamedTuple):
     fields: Mapping[str, Any] | None = None
     record_id: str | None = None
     media: tuple[tuple[str, ...], ...] = ()
+    task: bytes = b""
 
     @property
     def record(self) -> Record:
@@ -179,17 +181,15 @@ class BufferedRecord(NamedTuple):
         media = tuple([Media(*one) for one in self.media])
         return Record(self.inputs, self.tokens, self.fields, self.record_id, media)
 
-    @property
-    def stored(self) -> tuple[Any, ...]:
-        """As it lies in the state: without images, as before there were any."""
-        return tuple(self) if self.media else self[:6]
-
-
-def _plain(record: Record) -> tuple[Any, ...]:
-    """A record's fields as plain values, in the order of a BufferedRecord's."""
-    if not record.media:
-        return record[:4]
-    return (*record[:4], tuple([tuple(one) for one in record.media]))
+    @classmethod
+    def of(
+        cls, envelope: bytes, micros: int, record: Record | Failure, task: bytes
+    ) -> "BufferedRecord":
+        """An element with what it asks; with nothing, where it can't be asked."""
+        if isinstance(record, Failure):
+            return cls(envelope, micros, task=task)
+        media = tuple([tuple(one) for one in record.media])
+        return cls(envelope, micros, *record[:4], media, task)
 
 
 def pack(members: Sequence[BufferedRecord], failure: Failure | None = None) -> WindowedValue:
@@ -200,33 +200,15 @@ def pack(members: Sequence[BufferedRecord], failure: Failure | None = None) -> W
       failure: why its only element can't be asked.
     """
     data = STATE_CODER.encode(
-        (tuple([member.stored for member in members]), None if failure is None else tuple(failure))
+        (tuple([tuple(member) for member in members]), None if failure is None else tuple(failure))
     )
     return WindowedValue(
         data, Timestamp(micros=min(member.micros for member in members)), [GlobalWindow()]
     )
 
 
-class OpenPromptBatches(beam.DoFn):
-    """What `pack` made → PromptBatches, with their elements as they arrived."""
-
-    def __init__(self, coder: coders.WindowedValueCoder):
-        self._coder = coder
-
-    def setup(self) -> None:
-        self._decode = self._coder.get_impl().decode
-
-    def process(self, data: bytes) -> tuple[PromptBatch]:
-        packed, failure = STATE_CODER.decode(data)
-        members = [BufferedRecord(*member) for member in packed]
-        elements = tuple(self._decode(member.envelope) for member in members)
-        if failure is not None:
-            return (PromptBatch((), elements, (Failure(*failure),)),)
-        return (PromptBatch(tuple(member.record for member in members), elements),)
-
-
-class _FormFromEnvelopes(beam.DoFn):
-    """What both DoFns share that form prompt batches of envelopes: the records in them, packed."""
+class _OfEnvelopes(beam.DoFn):
+    """What DoFns share that open envelopes, and know what the elements in them ask."""
 
     def __init__(self, settings: Settings, coder: coders.WindowedValueCoder):
         self._settings = settings
@@ -234,10 +216,47 @@ class _FormFromEnvelopes(beam.DoFn):
 
     def setup(self) -> None:
         self._reader = RecordReader(self._settings)
+        self._task = self._reader.task.fingerprint[:8]
+        self._decode = self._coder.get_impl().decode
+
+
+class OpenPromptBatches(_OfEnvelopes):
+    """What `pack` made → PromptBatches, with their elements as they arrived.
+
+    What was put aside for another question, before a running pipeline was updated, is read anew.
+    """
+
+    def process(self, data: bytes) -> Iterator[PromptBatch]:
+        packed, failure = STATE_CODER.decode(data)
+        members = [BufferedRecord(*member) for member in packed]
+        asked = []
+        for member in members:
+            arrived = self._decode(member.envelope)
+            record: Record | Failure = member.record if failure is None else Failure(*failure)
+            if member.task != self._task:
+                record = self._reader.record(arrived.value)
+            if isinstance(record, Failure):
+                yield PromptBatch((), (arrived,), (record,))
+            else:
+                asked.append((record, arrived))
+        if asked:
+            records, elements = zip(*asked, strict=True)
+            yield PromptBatch(records, elements)
+
+
+class _FormFromEnvelopes(_OfEnvelopes):
+    """What both DoFns share that form prompt batches of envelopes: the records in them, packed."""
+
+    def setup(self) -> None:
+        super().setup()
         self._batcher: Batcher[BufferedRecord] = Batcher(
             self._reader.caps, self._settings.model_name
         )
-        self._decode = self._coder.get_impl().decode
+
+    def _buffered(
+        self, envelope: bytes, arrived: WindowedValue, record: Record | Failure
+    ) -> BufferedRecord:
+        return BufferedRecord.of(envelope, arrived.timestamp_micros, record, self._task)
 
     def _packed(self, members: Iterable[BufferedRecord]) -> Iterator[WindowedValue]:
         for member in members:
@@ -319,7 +338,7 @@ class FormAcrossBundles(_FormFromEnvelopes):
         record = self._reader.record(arrived.value)
         if isinstance(record, Failure):
             # Past the buffer: nothing is asked about it, so it has to wait for nobody.
-            yield pack([BufferedRecord(keyed[1], arrived.timestamp_micros)], record)
+            yield pack([self._buffered(keyed[1], arrived, record)], record)
             return
         # The figures lie beside the bag: to read a whole buffer for each element would be
         # quadratic.
@@ -327,7 +346,7 @@ class FormAcrossBundles(_FormFromEnvelopes):
         if held.overflows(record, caps):
             yield from self._take(buffer)
             held = Buffered()
-        buffer.add((keyed[1], arrived.timestamp_micros, *_plain(record)))
+        buffer.add(tuple(self._buffered(keyed[1], arrived, record)))
         held = self._with(held, record, arrived, window_end, wait)
         if held.records >= caps.records:
             yield from self._take(buffer)
@@ -390,8 +409,9 @@ class FormFromGroups(_FormFromEnvelopes):
         for envelope in grouped[1]:
             arrived = self._decode(envelope)
             record = self._reader.record(arrived.value)
+            member = self._buffered(envelope, arrived, record)
             if isinstance(record, Failure):
-                yield pack([BufferedRecord(envelope, arrived.timestamp_micros)], record)
+                yield pack([member], record)
             else:
-                members.append(BufferedRecord(envelope, arrived.timestamp_micros, *_plain(record)))
+                members.append(member)
         yield from self._packed(members)

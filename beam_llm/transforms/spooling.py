@@ -90,7 +90,7 @@ class WriteParts(beam.DoFn):
         # A part is named by its content, which must not depend on the records before it: a bundle
         # that is repeated writes the same file.
         self._reader.restart()
-        self._part = PartWriter(self._store)
+        self._part = PartWriter(self._store, self._reader.task.fingerprint)
         self._oldest_micros = MAX_TIMESTAMP.micros
 
     def process(self, element: Any, arrived: Any = beam.DoFn.WindowedValueParam) -> None:
