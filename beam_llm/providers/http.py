@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 import threading
 import urllib.request
@@ -134,6 +135,21 @@ async def read_body(response: aiohttp.ClientResponse, most: int) -> bytes:
         if not is_error:
             raise
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def in_utf8(body: bytes, headers: Mapping[str, str]) -> bytes:
+    """The body as JSON has to be, where a server says that it sends Latin-1, and does."""
+    if not _LATIN_1.search(headers.get("Content-Type", "")) or body.isascii():
+        return body
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        # What browsers read under either name.
+        return body.decode("cp1252", "replace").encode()
+    return body
+
+
+_LATIN_1 = re.compile(r"charset=\W?(iso-8859-1|latin-?1|windows-1252)\b", re.IGNORECASE)
 
 
 def _may_be_longer(headers: Mapping[str, str]) -> bool:

@@ -66,7 +66,9 @@ class LiveCalls:
                 allow_redirects=False,
             ) as response:
                 content = await http.read_body(response, self._most_bytes)
-                return Answer(response.status, response.headers, content)
+                return Answer(
+                    response.status, response.headers, http.in_utf8(content, response.headers)
+                )
         except TimeoutError as error:
             raise Retryable(Kind.TIMED_OUT, f"no answer within {timeout_seconds:g} s") from error
         except http.TooLarge:
