@@ -14,6 +14,8 @@ import tracemalloc
 from typing import NamedTuple
 from xml.etree import ElementTree
 
+import numpy
+import pandas
 import pydantic
 import pytest
 from apache_beam.utils.timestamp import Timestamp
@@ -61,11 +63,13 @@ class RowLike:
         ("text", "text"),
         (None, ""),
         (math.nan, ""),
+        (-math.inf, "-Infinity"),
         (3, "3"),
         (2**70, str(2**70)),
         (0.5, "0.5"),
         (True, "true"),
         ([1, None, "x"], '[1,null,"x"]'),
+        ([pandas.NA, pandas.NaT, numpy.datetime64("NaT")], "[null,null,null]"),
         ({"a": {"b": 1}}, '{"a":{"b":1}}'),
         ({1: 2}, '{"1":2}'),
         (Pair(1, "x"), '{"a":1,"b":"x"}'),

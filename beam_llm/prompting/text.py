@@ -7,6 +7,7 @@ import base64
 import enum
 import inspect
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
@@ -41,6 +42,8 @@ def show(value: Any) -> Any:
         return str(value)
     if is_missing(value):
         return ""
+    if (isinstance(value, float) or type(value).__name__ in _FLOATS) and math.isinf(value):
+        return json.dumps(float(value))  # `Infinity`; orjson writes null
     text = _json_of(value)
     # A date, a Decimal: a string in JSON, and shown as one.
     return orjson.loads(text) if text.startswith('"') else text
@@ -59,7 +62,8 @@ def is_missing(value: Any) -> bool:
 
 # By name: pandas and numpy need not be there.
 _MISSING_IN_PANDAS = ("NAType", "NaTType")
-_MAY_BE_NAN = ("float32", "float16", "datetime64", "timedelta64")
+_FLOATS = ("float32", "float16")
+_MAY_BE_NAN = (*_FLOATS, "datetime64", "timedelta64")
 
 
 def plain(value: Any) -> Any:
@@ -95,6 +99,8 @@ def _simpler(value: Any) -> Any:
             f"{value.__qualname__} is a method or a class, not a value, "
             "and the element has no field of that name"
         )
+    if is_missing(value):  # pandas' NA and NaT, inside an element
+        return None
     # The last is of Beam's Timestamp, whose `str` is `Timestamp(1790000000)`.
     for method in ("model_dump", "as_dict", "_asdict", "to_dict", "to_rfc3339"):
         if callable(found := getattr(value, method, None)):
