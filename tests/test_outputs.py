@@ -533,6 +533,9 @@ def test_what_an_answer_is_and_whether_strict_mode_can_say_so(
         (pydantic.ImportString, "import code"),
         (pydantic.create_model("Tool", run=(list[pydantic.ImportString], ...)), "import code"),
         (enum.Enum("Nothing", []), "nothing to answer"),
+        (Literal[Color.RED, "none"], "make it a StrEnum"),
+        (pydantic.create_model("Tagged", kind=(Literal[Color.RED], ...)), "make it a StrEnum"),
+        (["positive", "negative"], "for ['positive', 'negative']); use str"),
         (Annotated[TypedDict("Deep", {"day": Moved}), "doc"], "is a path"),
         (pydantic.create_model("Deep", day=Moved), "is a path"),
     ],
@@ -646,6 +649,7 @@ def test_a_stored_answer_is_checked_by_the_class_as_it_is_now():
 
 def test_aliases_and_computed_fields_are_written():
     assert Output(Named).dump(Named(fullName="Ada")) == {"fullName": "Ada", "initial": "A"}
+    assert Output(Place).dump(Place("Bonn", 1)) == {"city": "Bonn", "zip": 1}
 
 
 @pytest.mark.parametrize(

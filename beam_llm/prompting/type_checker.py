@@ -36,7 +36,13 @@ class TypeChecker:
         self.python_type = declared
         self._adapter = _adapter(declared)
         self.schema = _schema_of(declared, self._adapter)
-        self._validate, self._dump = _tools_of(self._adapter)
+        self._validate, dump = _tools_of(self._adapter)
+        # Of a NamedTuple pydantic makes a list; what is asked for has its names: see `_described`.
+        self._dump = (
+            (lambda value: dict(zip(value._fields, dump(value), strict=True)))
+            if _is_named_tuple(declared)
+            else dump
+        )
         self._names = frozenset(_property_names(self.schema))
         self._is_text = declared is str
         self._is_number = _is_number(self.schema)
@@ -276,6 +282,7 @@ def _schema_of(declared: Any, adapter: pydantic.TypeAdapter[Any]) -> Schema:
 def _refuse_parts(declared: Any, parts: Sequence[Mapping[str, Any]]) -> None:
     """Refuses what no answer may have anywhere in it, though JSON can spell it."""
     takes_names = any(map(_takes_names, parts))
+    has_validators = any(str(part.get("type")).startswith("function-") for part in parts)
     for part in parts:
         if part.get("type") == "generator":
             # pydantic's own iterator: nothing in it is checked yet, and no shuffle can carry it.
@@ -284,6 +291,13 @@ def _refuse_parts(declared: Any, parts: Sequence[Mapping[str, Any]]) -> None:
         of_plain = function.get("function") if isinstance(function, Mapping) else None
         if getattr(of_plain, "__name__", "") == "import_string":  # pydantic.ImportString
             raise unusable(declared, "a model's answer would import code")
+        members = part["expected"] if part.get("type") == "literal" else ()
+        is_of_json = all(member is None or isinstance(member, (str, int)) for member in members)
+        if not is_of_json and not has_validators:
+            # Its JSON schema has the member's value, which pydantic then refuses: only the member
+            # itself will do, which a validator of the user's may make.
+            why = "a Literal has a member that no JSON can give; name the Enum, or make it a StrEnum"
+            raise unusable(declared, why)
         if _is_deep_alias(part.get("validation_alias")) and not takes_names:
             # Its JSON schema has the field's own name, under which the value isn't looked for.
             raise unusable(declared, "a validation_alias is a path, which no JSON schema can say")
@@ -303,11 +317,12 @@ def _takes_names(part: Mapping[str, Any]) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
+    # Without pydantic's advice to allow arbitrary types: those have no JSON form either.
+    return str(error).partition("\n")[0].partition(". Set `")[0] or type(error).__name__
 
 
 def _described(declared: Any, adapter: pydantic.TypeAdapter[Any]) -> Schema:
-    if isinstance(declared, type) and issubclass(declared, tuple) and hasattr(declared, "_fields"):
+    if _is_named_tuple(declared):
         # A NamedTuple's own schema is an array whose places have no names; models do better with
         # fields, and pydantic takes both.
         defaults = getattr(declared, "_field_defaults", {})
@@ -317,6 +332,12 @@ def _described(declared: Any, adapter: pydantic.TypeAdapter[Any]) -> Schema:
         }
         return dict(pydantic.create_model(declared.__name__, **fields).model_json_schema())
     return adapter.json_schema()
+
+
+def _is_named_tuple(declared: Any) -> bool:
+    return (
+        isinstance(declared, type) and issubclass(declared, tuple) and hasattr(declared, "_fields")
+    )
 
 
 def _reason(error: pydantic.ValidationError, names: frozenset[str]) -> str:
