@@ -175,20 +175,21 @@ class KeyTurns(beam.DoFn):
     def _named(self, element: Any) -> Any | Failure:
         if self._field is not None:
             session = field_of(message_of(element), self._field, "session")
-            if not is_missing(session):
-                return session
-            # Not one session of all who have none: they would read what others said.
+            named = f"session names the field {self._field!r}, which"
+        elif is_keyed(element):
+            session, named = element[0], "the session"
+        else:
             return Failure(
                 Kind.PROMPT,
-                f"session names the field {self._field!r}, which is {session}: leave such messages "
-                "out, or give each a session of its own",
+                f"the element is a {type(element).__name__}, and has to be a pair of a session and "
+                "a message",
             )
-        if is_keyed(element):
-            return element[0]
+        if not is_missing(session):
+            return session
+        # Not one session of all who have none: they would read what others said.
         return Failure(
             Kind.PROMPT,
-            f"the element is a {type(element).__name__}, and has to be a pair of a session and "
-            "a message",
+            f"{named} is {session}: leave such messages out, or give each a session of its own",
         )
 
 
