@@ -17,16 +17,19 @@ import apache_beam as beam
 import pydantic
 import pytest
 from apache_beam.internal import pickler
+from apache_beam.metrics import MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.transforms.display import DisplayData
 
 from beam_llm import Group, LLMPredict, LLMReduce, UsageError
 from beam_llm.config import settings
-from beam_llm.errors import Failure
+from beam_llm.errors import Failure, Kind, Rejected
 from beam_llm.prompting.reduce_task import PartialAnswer, ordered
 from beam_llm.prompting.text import one_line
+from beam_llm.provider_table import PROVIDERS, ProviderSpec
 from beam_llm.providers import compile_reduce
 from beam_llm.testing import Fault
+from beam_llm.values import Completion, Finish, Usage
 from tests.collecting import Collect
 
 MODEL = "openai:gpt-4.1-mini"
@@ -290,6 +293,38 @@ def test_an_answer_over_all_that_fails_ends_its_key_with_all_that_was_spent(emul
     [found] = collected(LLMReduce(MODEL, ASK, batch_size=10, **mode), elements)
     assert (found.error.kind, found.element, found.reused) == ("refused", Group("a", 30), False)
     assert found.usage.input_tokens > 0
+
+
+class Short:
+    """A provider whose window nobody knows."""
+
+    async def complete(self, request, timeout_seconds):
+        if len(request.messages[-1].content) > 500:
+            raise Rejected(Kind.TOO_LARGE, "This prompt is too long.")
+        return Completion("an answer", Finish.STOP, Usage(9, 2), request.model)
+
+    async def close(self): ...
+
+
+@pytest.mark.parametrize(("batch_size", "failed"), [("auto", 1), (10, 3)])
+def test_a_prompt_that_a_server_finds_too_long_ends_its_key_with_what_helps(
+    monkeypatch, batch_size, failed
+):
+    """Each such prompt is one error to the counters, and its key is none besides."""
+    monkeypatch.setitem(PROVIDERS, "short", ProviderSpec(__name__, base_url="http://127.0.0.1"))
+    for name, made in (("check", None), ("connect", Short())):
+        monkeypatch.setattr(sys.modules[__name__], name, lambda *_, it=made: it, raising=False)
+    kept, reducing = Collect(), LLMReduce("short:m", ASK, batch_size=batch_size, api_key="none")
+    with beam.Pipeline(options=PipelineOptions(["--runner=FnApiRunner"])) as p:
+        elements = [("long", text) for text in texts_of(30)] + [("short", "x")]
+        _ = p | beam.Create(elements) | reducing | kept
+    found = by_key(kept.found)
+    assert (found["short"].value, found["long"].error.kind) == ("an answer", "too_large")
+    assert found["long"].error.message.endswith(
+        "This prompt is too long; a smaller batch_size or max_input_tokens makes shorter prompts"
+    )
+    counters = p.result.metrics().query(MetricsFilter().with_name("errors"))["counters"]
+    assert sum(each.committed for each in counters) == failed
 
 
 def test_too_many_records_for_the_levels_there_are_end_as_an_error_with_the_remedy(emulator, mode):

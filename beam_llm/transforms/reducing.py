@@ -120,10 +120,14 @@ class _Former(beam.DoFn):
                 branch = branch.with_costs(Usage(*each.usage), each.cost_usd, each.reused)
             yield _tagged(tag, (branch.pack(), prompt.text), timestamp)
 
-    def _ended(self, group: Branch, failure: Failure, timestamp: Any) -> Any:
-        """A group that ends here, without an answer."""
+    def _ended(
+        self, group: Branch, failure: Failure, timestamp: Any, *, is_counted: bool = False
+    ) -> Any:
+        """A group that ends here, without an answer; `is_counted` where its prompts were as
+        errors."""
         outcome = Outcome(None, failure)
-        self._meter.outcomes([outcome])
+        if not is_counted:
+            self._meter.outcomes([outcome])
         return _tagged(ENDED, Prediction.of((group.pack(), ""), None, outcome), timestamp)
 
 
@@ -207,6 +211,7 @@ class AnswerOfPart(beam.DoFn):
 
     def setup(self) -> None:
         self._task = compile_task(self._settings)
+        self._meter = Meter()
 
     def process(self, prediction: Prediction) -> tuple[tuple[bytes, bytes]]:
         branch = Branch.unpack(prediction.element[0]).with_costs(
@@ -218,6 +223,7 @@ class AnswerOfPart(beam.DoFn):
                 content = one_line(self._task.dump(prediction.value))
             except ValueError as wrong:  # of a serializer of the user's class
                 error = Failure(Kind.INVALID, f"a partial answer can't be put together: {wrong}", 1)
+                self._meter.outcomes([Outcome(None, error)])
         data = STATE_CODER.encode((tuple(branch), content, error and tuple(error)))
         return ((branch.name, bytes(data)),)
 
@@ -269,7 +275,8 @@ class CombineAnswers(_Former):
         if isinstance(prompts, Failure):
             for each in branches:
                 group = group.with_costs(Usage(*each.usage), each.cost_usd, each.reused)
-            yield self._ended(group, prompts, timestamp)
+            is_counted = any(error for _, _, error in parts)
+            yield self._ended(group, prompts, timestamp, is_counted=is_counted)
         else:
             yield from self._prompts(prompts, branches, group, timestamp)
 
@@ -301,9 +308,18 @@ class CombineAnswers(_Former):
         return Failure(
             failure.kind,
             f"{plural(len(failures), 'partial answer')} of {branch.of:,} failed, over {lost:,} of "
-            f"its {plural(group.total, 'record')}; {which}: {failure.message}",
+            f"its {plural(group.total, 'record')}; {which}: {_with_advice(failure, branch)}",
             failure.attempts,
         )
+
+
+def _with_advice(failure: Failure, branch: Branch) -> str:
+    """What a prompt failed with, and what would help where it was too long: unlike a prompt of
+    `LLMPredict` it isn't halved, for its answer is one."""
+    if failure.kind != Kind.TOO_LARGE or branch.records == 1:
+        return failure.message
+    advice = "a smaller batch_size or max_input_tokens makes shorter prompts"
+    return f"{failure.message.rstrip('.')}; {advice}"
 
 
 def _one_of_each(answers: Iterable[bytes]) -> tuple[list[Any], list[bytes]]:
@@ -333,7 +349,11 @@ class FinishGroups(beam.DoFn):
         spent = branch.with_costs(prediction.usage, prediction.cost_usd, prediction.reused)
         arrived = self._decode(branch.group)
         group = Group(arrived.value, branch.total, branch.left_out)
+        error = prediction.error
+        if error is not None and prediction.element[1]:  # not of a group that ended before
+            error = error._replace(message=_with_advice(error, branch))
         finished = prediction._replace(
+            error=error,
             element=group if self._settings.output_field is None else self._keys.row(group),
             usage=Usage(*spent.usage),
             cost_usd=spent.cost_usd,
