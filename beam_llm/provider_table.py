@@ -138,6 +138,9 @@ def added_providers() -> dict[str, ProviderSpec]:
 EXAMPLE_MODEL = "openai:gpt-4.1-mini"
 """For messages that show how a model is named."""
 
+FAMILIES = {"claude": "anthropic", "gemini": "gemini", "mistral": "mistral", "grok": "xai"}
+"""How the models of one provider are called → the provider, for whoever names a model alone."""
+
 ANYTHING_ELSE = "anything OpenAI-compatible is 'openai:NAME' with base_url"
 """For whoever names a provider that has no row."""
 

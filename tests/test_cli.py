@@ -377,6 +377,12 @@ def test_a_prompt_of_fields_that_no_record_has_all_of_gives_records_errors(
             id="unknown option",
         ),
         pytest.param(
+            ["in.jsonl", "--max-tokens=3"],
+            2,
+            "unknown option '--max-tokens=3': did you mean '--max-output-tokens'?",
+            id="an option as others call it",
+        ),
+        pytest.param(
             ["in.jsonl", "--prompt", "Sentiment", "of", "{{", "text", "}}"],
             2,
             "unexpected 'of': a value with spaces has to stand in quotes",

@@ -119,6 +119,9 @@ def test_every_option_has_a_key_and_a_meaning():
         ({"response_format": "no.such.parser"}, "can't be imported"),
         ({"response_format": "math.pi"}, "not a function"),
         ({"response_format": functools.partial(int, base=10)}, "has to have a name"),
+        ({"response_format": dict}, "it is a type, not a parser of replies; write output=…"),
+        ({"response_format": list[str]}, "it is a type, not a parser of replies; write output=…"),
+        ({"response_format": "json.loads"}, "it can't be called with a reply's text and its num"),
         ({"extra_body": "[1]"}, "a mapping"),
         ({"extra_body": "{"}, "a JSON object"),
         ({"output": "enum:"}, "an enum needs members"),
@@ -132,6 +135,9 @@ def test_every_option_has_a_key_and_a_meaning():
         ({"output": "text"}, "string, integer, number, boolean"),
         ({"poll_seconds": 0.01}, "at least 0.05"),
         ({"batch_sise": 2}, "did you mean 'batch_size'"),
+        ({"max_tokens": 2}, "did you mean 'max_output_tokens'"),
+        ({"response_model": dict}, "did you mean 'output'"),
+        ({"reasoning_effort": "low"}, "did you mean 'extra_body'"),
         ({"base_url": "localhost:80"}, "http:// or https://"),
         ({"base_url": "https://user:pass@host/v1"}, "user name or password"),
         ({"mode": "batch_api"}, "staging_location is missing"),
@@ -296,15 +302,15 @@ def test_text_options_can_not_name_code_and_nothing_is_imported(
 
 
 def test_python_may_name_a_parser_and_so_may_text_with_permission():
-    assert settings(MODEL, response_format="json.loads").response_format == "json.loads"
+    assert settings(MODEL, response_format="operator.getitem").response_format == "operator.getitem"
     assert (
-        settings_from_options({"model": MODEL}, response_format="json.loads").response_format
-        == "json.loads"
+        settings_from_options({"model": MODEL}, response_format="operator.getitem").response_format
+        == "operator.getitem"
     )
     allowed = settings_from_options(
-        {"model": MODEL, "response.format": "json.loads"}, allow_code=True
+        {"model": MODEL, "response.format": "operator.getitem"}, allow_code=True
     )
-    assert allowed.response_format == "json.loads"
+    assert allowed.response_format == "operator.getitem"
 
 
 @pytest.mark.parametrize("key", ["allow.code", "allow_code"])
@@ -317,6 +323,8 @@ def test_the_permission_itself_is_no_option(key):
     ("values", "words"),
     [
         ({"model": "openai/gpt-4.1-mini"}, "write 'openai:gpt-4.1-mini'"),
+        ({"model": "claude-haiku-4-5"}, "write 'anthropic:claude-haiku-4-5'"),
+        ({"model": "google:gemini-2.5-flash"}, "write 'gemini:gemini-2.5-flash'"),
         ({"model": "azure:"}, "write it as 'azure:MODEL'"),
         ({"model": "OpenAI:gpt-4.1"}, "did you mean 'openai:gpt-4.1'?"),
         ({"model": "openai: gpt-4.1"}, "did you mean 'openai:gpt-4.1'?"),
@@ -345,6 +353,8 @@ def test_the_permission_itself_is_no_option(key):
     ],
     ids=[
         "slash",
+        "a model alone",
+        "a provider as others call it",
         "no model",
         "capitals",
         "a blank behind the colon",

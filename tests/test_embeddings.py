@@ -216,6 +216,10 @@ def test_the_transforms_signature_has_no_option_of_chat_models():
     assert parameters["batch_size"].default == "auto"
     with pytest.raises(UsageError, match="temperature is 0.5"):
         LLMEmbed(SMALL, temperature=0.5, base_url="http://127.0.0.1:9")
+    with pytest.raises(UsageError, match="task is 'chat': this transform has 'embed' alone"):
+        LLMEmbed(SMALL, task="chat", base_url="http://127.0.0.1:9")
+    with pytest.raises(UsageError, match="mode is 'online': this transform has 'batch_api' alone"):
+        SubmitBatchJobs.from_options({"model": SMALL, "mode": "online", "staging.location": "x"})
 
 
 def test_an_unbounded_stream_gives_each_text_its_vector(options):

@@ -139,11 +139,13 @@ def test_a_step_answers_about_all_rows_of_a_group(
     assert {llm_emulator.billed[row["text"]] for row in rows} == {1}
 
 
+@pytest.mark.parametrize("option", ["system_prompt: Be brief", "task: chat"])
 def test_a_chat_model_s_option_of_an_embedding_step_is_refused_with_its_line(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, option: str, capsys: pytest.CaptureFixture[str]
 ):
-    assert run(folder, EMBED.replace("CONFIG", "system_prompt: Be brief")) == 2
-    assert re.search(r"file\.yaml:\d+: .*system_prompt", capsys.readouterr().err)
+    assert run(folder, EMBED.replace("CONFIG", option)) == 2
+    name = option.partition(":")[0]
+    assert re.search(rf"file\.yaml:\d+: .*\b{name} is", capsys.readouterr().err)
 
 
 def test_options_may_be_spelled_as_keys(folder: Path, llm_emulator: Emulator):

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from beam_llm.cli.exit_codes import IN_WORDS, WRONG_USAGE
+from beam_llm.config import name_elsewhere
 from beam_llm.errors import printable
 
 
@@ -41,7 +42,10 @@ class Parser(argparse.ArgumentParser):
         self.exit(WRONG_USAGE, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
 
     def _nearest(self, word: str) -> str:
-        near = difflib.get_close_matches(word.partition("=")[0], self._option_string_actions, n=1)
+        flag, known = word.partition("=")[0], self._option_string_actions
+        meant = f"option_{name_elsewhere(flag)}"
+        near = [each for each, action in known.items() if action.dest == meant]
+        near = near or difflib.get_close_matches(flag, known, n=1)
         return f": did you mean {near[0]!r}?" if near else ""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:

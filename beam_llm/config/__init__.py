@@ -10,7 +10,13 @@ An option has one name in two spellings: `batch_size` in Python, `batch.size` as
 add one is to add its line to `Settings`; `OPTIONS` lists them for the command line and the docs.
 """
 
-from beam_llm.config.doors import replaced, settings, settings_from_options
+from beam_llm.config.doors import (
+    name_elsewhere,
+    replaced,
+    settings,
+    settings_from_options,
+    with_fixed,
+)
 from beam_llm.config.kinds import load_dotted
 from beam_llm.config.rules import is_template
 from beam_llm.config.table import (
@@ -40,8 +46,10 @@ __all__ = [
     "is_template",
     "key_of",
     "load_dotted",
+    "name_elsewhere",
     "options_of",
     "replaced",
     "settings",
     "settings_from_options",
+    "with_fixed",
 ]

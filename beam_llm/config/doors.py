@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from beam_llm.config.kinds import check_value
+from beam_llm.config.kinds import check_value, wrong
 from beam_llm.config.rules import completed
 from beam_llm.config.table import OPTIONS, TASKS, Settings, key_of, options_of
 from beam_llm.errors import UsageError
@@ -38,6 +39,7 @@ def settings_from_options(
     *,
     allow_code: bool = False,
     usual: Mapping[str, Any] | None = None,
+    fixed: Mapping[str, Any] | None = None,
     **values: Any,
 ) -> Settings:
     """Settings from string keys as in SQL's `WITH (…)`: `{"provider": "openai", "model": "gpt-4",
@@ -50,6 +52,7 @@ def settings_from_options(
         come from a file or a query of somebody else, and a name is enough to run whatever this
         machine can import. No option can give this permission.
       usual: a transform's own defaults by Python name; everything wins over them.
+      fixed: what a transform is made by, by Python name: see `with_fixed`.
       values: already typed values by Python name (an `output` class, say); win over both.
     """
     layers = [_by_name(layer) for layer in (options, overrides or {})]
@@ -59,6 +62,7 @@ def settings_from_options(
     # Parted before they are merged: an override of the provider alone keeps the model's name.
     layers = [dict(usual or {}), *layers, values]
     named = {name: value for layer in layers for name, value in _parted(layer).items()}
+    named = with_fixed(named, fixed or {})
     provider, model = named.pop("provider", None), named.pop("model", None)
     if model is None:
         if provider is not None:
@@ -70,6 +74,18 @@ def settings_from_options(
             f'no model given: add "model", such as "{EXAMPLE_MODEL}", or "provider" and "model"'
         )
     return settings(model if provider is None else f"{provider}:{model}", **named)
+
+
+def with_fixed(given: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with those that a transform is made by.
+
+    Raises:
+      UsageError: where one of these was given another value.
+    """
+    for name, value in fixed.items():
+        if given.get(name) not in (None, value):
+            raise wrong(name, given[name], f"this transform has {value!r} alone", "leave it out")
+    return {**given, **fixed}
 
 
 def replaced(known: Settings, **changes: Any) -> Settings:
@@ -138,7 +154,28 @@ def _unknown(key: str, known: list[str], own: list[str]) -> str:
     Args:
       known, own: options of all transforms, and of this one.
     """
+    meant = name_elsewhere(key)
+    near = [each for each in known if each.replace(".", "_") == meant]
     # Below difflib's usual 0.6, with which `size` would not find `batch.size`.
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     advice = f"did you mean {near[0]!r}?" if near else f"known options: {', '.join(sorted(own))}"
     return f"unknown option {key!r}: {advice}"
+
+
+_ELSEWHERE = {
+    **dict.fromkeys(("maxtokens", "maxcompletiontokens", "maxnewtokens"), "max_output_tokens"),
+    **dict.fromkeys(("responsemodel", "responseschema", "resulttype", "schema"), "output"),
+    **dict.fromkeys(("apibase", "endpoint"), "base_url"),
+    **dict.fromkeys(("batch", "batchmode"), "mode"),
+    **dict.fromkeys(("topp", "topk", "stop", "reasoningeffort", "frequencypenalty"), "extra_body"),
+    **dict.fromkeys(("presencepenalty", "inferenceargs", "generationparams"), "extra_body"),
+    "timeout": "request_timeout_ms",
+    "rpm": "requests_per_minute",
+    "tpm": "tokens_per_minute",
+}
+
+
+def name_elsewhere(key: str) -> str | None:
+    """The option that is called so elsewhere, in providers' APIs and by other packages, where what
+    is spelled most like it is another: `max_tokens` and `job_max_tokens`."""
+    return _ELSEWHERE.get(re.sub(r"[._-]", "", key).lower())

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import json
 import os
 import re
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -186,9 +188,10 @@ def _json(name: str, value: Any, rule: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _format(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
     """A built-in format, or a parser by dotted name or as a function."""
-    if value in RESPONSE_FORMATS:
+    if isinstance(value, str) and value in RESPONSE_FORMATS:
         return value
     if callable(value):
+        _refuse_other_callables(name, value, value)
         # Its name stands for it where known answers are looked up.
         if not hasattr(value, "__qualname__"):
             raise wrong(
@@ -199,7 +202,7 @@ def _format(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
             )
         return value
     if isinstance(value, str) and "." in value:
-        load_dotted(name, value)
+        _refuse_other_callables(name, value, load_dotted(name, value))
         return value
     near = difflib.get_close_matches(str(value), RESPONSE_FORMATS, n=1)
     raise wrong(
@@ -208,6 +211,25 @@ def _format(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
         f"it has to be one of {', '.join(RESPONSE_FORMATS)} or the dotted name of a parser",
         f"try {near[0] if near else 'json'!r}",
     )
+
+
+def _refuse_other_callables(name: str, value: Any, found: Any) -> None:
+    """Refuses what is called with a reply and a count in vain: each reply would be paid for, and
+    none could be read."""
+    # `response_format=Review` is how others name the type of an answer, and a class is callable.
+    if isinstance(found, type) or typing.get_origin(found) is not None:
+        raise wrong(name, value, "it is a type, not a parser of replies", "write output=… for it")
+    try:
+        inspect.signature(found).bind("", 1)
+    except TypeError as error:
+        raise wrong(
+            name,
+            value,
+            f"it can't be called with a reply's text and its number of records ({error})",
+            "write a function of both",
+        ) from None
+    except ValueError:  # a builtin that doesn't say what it takes
+        pass
 
 
 def load_dotted(name: str, dotted: str) -> Callable[..., Any]:

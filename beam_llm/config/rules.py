@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from beam_llm.config.kinds import shortened
 from beam_llm.config.table import OPTIONS, TASKS, VECTOR, Settings, given_options, options_of
 from beam_llm.errors import UsageError
-from beam_llm.provider_table import ANYTHING_ELSE, EXAMPLE_MODEL, PROVIDERS
+from beam_llm.provider_table import ANYTHING_ELSE, EXAMPLE_MODEL, FAMILIES, PROVIDERS
 
 ENTRY_POINTS = "beam_llm.providers"
 """Group of the entry points by which other packages name the modules that put in their rows."""
@@ -77,6 +77,10 @@ def _advice_on(name: str) -> str:
     by_slash, _, rest = name.partition("/")
     if by_slash in PROVIDERS and rest:
         return f"write '{by_slash}:{rest}'"
+    bare = re.split("[:/]", name)[-1]
+    maker = next((maker for start, maker in FAMILIES.items() if bare.startswith(start)), None)
+    if maker is not None:
+        return f"write '{maker}:{bare}'"
     if name and not model:
         return f"write '{EXAMPLE_MODEL.partition(':')[0]}:{name}'"
     return ANYTHING_ELSE

@@ -116,26 +116,32 @@ def LLMPredict(**config: Any) -> beam.PTransform:  # a transform's name in YAML
 
 def LLMEmbed(**config: Any) -> beam.PTransform:  # likewise
     """The step's constructor; its signature and documentation are made of the table of options."""
-    return _step(config, VECTOR, task="embed", usual={"batch_size": "auto"})
+    return _step(config, VECTOR, "embed", {"batch_size": "auto"})
 
 
 def LLMChat(**config: Any) -> beam.PTransform:  # likewise
     """The step's constructor; its signature and documentation are made of the table of options."""
-    return _step(config, ANSWER, task="session")
+    return _step(config, ANSWER, "session")
 
 
 def LLMReduce(**config: Any) -> beam.PTransform:  # likewise
     """The step's constructor; its signature and documentation are made of the table of options."""
-    return _step(config, ANSWER, task="reduce", usual={"batch_size": "auto"})
+    return _step(config, ANSWER, "reduce", {"batch_size": "auto"})
 
 
-def _step(config: dict[str, Any], field: str, **fixed: Any) -> Predict:
+def _step(
+    config: dict[str, Any],
+    field: str,
+    task: str | None = None,
+    usual: Mapping[str, Any] | None = None,
+) -> Predict:
+    fixed = {} if task is None else {"task": task}
     error_handling = config.pop("error_handling", None) or {}
     given = {name: value for name, value in config.items() if value is not None}
     # In whichever of the spellings that a file may use.
     if not any(name in given for name in ("output_field", "output.field", "output-field")):
         given["output_field"] = field
-    settings = settings_from_options(_plain(given), allow_code=True, **fixed)
+    settings = settings_from_options(_plain(given), allow_code=True, usual=usual, fixed=fixed)
     return Predict(settings, _error_tag(error_handling))
 
 

@@ -296,7 +296,9 @@ def _refuse_parts(declared: Any, parts: Sequence[Mapping[str, Any]]) -> None:
         if not is_of_json and not has_validators:
             # Its JSON schema has the member's value, which pydantic then refuses: only the member
             # itself will do, which a validator of the user's may make.
-            why = "a Literal has a member that no JSON can give; name the Enum, or make it a StrEnum"
+            why = (
+                "a Literal has a member that no JSON can give; name the Enum, or make it a StrEnum"
+            )
             raise unusable(declared, why)
         if _is_deep_alias(part.get("validation_alias")) and not takes_names:
             # Its JSON schema has the field's own name, under which the value isn't looked for.

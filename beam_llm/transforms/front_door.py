@@ -5,7 +5,7 @@ import inspect
 import logging
 import typing
 from collections.abc import Mapping
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar, Self, Unpack
 
 import apache_beam as beam
 from apache_beam.transforms.display import DisplayDataItem
@@ -81,7 +81,10 @@ class WithSettings(beam.PTransform):
     ) -> None:
         self._use(
             config.settings(
-                model, prompt=prompt, output=output, **{**self._USUAL, **options, **self._FIXED}
+                model,
+                prompt=prompt,
+                output=output,
+                **config.with_fixed({**self._USUAL, **options}, self._FIXED),
             )
         )
         super().__init__(label)
@@ -136,7 +139,7 @@ class WithSettings(beam.PTransform):
         *,
         allow_code: bool = False,
         **values: Any,
-    ) -> Any:
+    ) -> Self:
         """The transform from string keys, as in SQL's `WITH (…)`.
 
         Args:
@@ -158,7 +161,8 @@ class WithSettings(beam.PTransform):
                 overrides,
                 allow_code=allow_code,
                 usual=cls._USUAL,
-                **{**values, **cls._FIXED},
+                fixed=cls._FIXED,
+                **values,
             )
         )
         beam.PTransform.__init__(made)

@@ -34,7 +34,7 @@ class Options(TypedDict, total=False):
     batch_max_bytes: int | None
     batch_shards: int
     batch_prompt_template: str | None
-    response_format: str | Callable[..., Any]
+    response_format: str | Callable[[str, int], Any]
     response_path: str | None
     response_index_field: str
     response_value_field: str | None

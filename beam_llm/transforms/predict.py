@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Self
 
 import apache_beam as beam
 from apache_beam import coders, pvalue
@@ -85,9 +85,7 @@ class LLMPredict(WithSettings):
             return divide(predictions, self._settings, element_type, *self._tags)
         return deliver(predictions, self._settings, element_type)
 
-    def with_exception_handling(
-        self, main_tag: str = "good", dead_letter_tag: str = "bad"
-    ) -> "LLMPredict":
+    def with_exception_handling(self, main_tag: str = "good", dead_letter_tag: str = "bad") -> Self:
         """Two outputs, `good, bad = …`: what was answered, and rows of `element`, `message` and
         `kind` of what was not.
 
