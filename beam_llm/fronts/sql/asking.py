@@ -176,15 +176,24 @@ class Asking:
         return [*named, *extra]
 
     def _settings(self, model: Model, call: Call, inputs: tuple[str, ...]) -> Settings:
-        from beam_llm.transforms.options import arguments_of
-        from beam_llm.transforms.predict import LLMPredict
-        from beam_llm.transforms.reduce import LLMReduce
-
         known = self._known
         settings, notices = settings_of(
             self._source, model, known.defaults, known.permissions, call, inputs
         )
         known.notices += [notice for notice in notices if notice not in known.notices]
+        # Most calls of a file have the same settings, and to check them takes long.
+        use = (repr(settings), inputs)
+        if use not in known.checked:
+            self._check(settings, call)
+            self._check_prompt(settings, model, call, inputs)
+            known.checked.add(use)
+        return settings
+
+    def _check(self, settings: Settings, call: Call) -> None:
+        from beam_llm.transforms.options import arguments_of
+        from beam_llm.transforms.predict import LLMPredict
+        from beam_llm.transforms.reduce import LLMReduce
+
         try:
             # Made for its checks alone: what is wrong is said at the call's place, before anything
             # runs.
@@ -194,8 +203,6 @@ class Asking:
             raise self._source.located(call.start, error) from None
         except LLMError as error:
             raise type(error)(f"{self._source.place(call.start)}: {error}") from None
-        self._check_prompt(settings, model, call, inputs)
-        return settings
 
     def _check_prompt(
         self, settings: Settings, model: Model, call: Call, inputs: tuple[str, ...]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
+from beam_llm.fronts.sql.compute import connect
 from beam_llm.fronts.sql.models import Model
 from beam_llm.fronts.sql.places import SourceText, nearest
 from beam_llm.fronts.sql.syntax import Call, Query
@@ -23,7 +26,11 @@ class View:
 
 @dataclass
 class Known:
-    """What a file has created so far."""
+    """What a file has created so far.
+
+    Attributes:
+      checked: settings of calls that were found to be right, as text, and names of their inputs.
+    """
 
     source: SourceText
     permissions: Permissions
@@ -32,6 +39,14 @@ class Known:
     views: dict[str, View] = field(default_factory=dict)
     defaults: dict[str, str] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
+    checked: set[tuple[str, tuple[str, ...]]] = field(default_factory=set)
+
+    @cached_property
+    def connection(self) -> Any:
+        """A DuckDB, which is asked for types. One for all statements: to open one takes longer
+        than to plan an INSERT.
+        """
+        return connect()
 
     def model_of(self, call: Call) -> Model:
         """The model that a call names, or the file's only one where it names none; fails at its

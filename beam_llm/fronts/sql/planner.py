@@ -9,7 +9,7 @@ from typing import Any
 from sqlglot import exp
 
 from beam_llm.fronts.sql.asking import Answer, Argument, Asking
-from beam_llm.fronts.sql.compute import ExpressionError, connect, rows_of
+from beam_llm.fronts.sql.compute import ExpressionError, rows_of
 from beam_llm.fronts.sql.expressions import Column, Scope, Translator, Value
 from beam_llm.fronts.sql.functions import AGGREGATE_CALLS
 from beam_llm.fronts.sql.grouping import Grouping, with_keys
@@ -34,7 +34,7 @@ class Planner:
     def __init__(self, known: Known):
         self._known = known
         self._source = known.source
-        self._connection = connect()
+        self._connection = known.connection
         self._layers = Layers()
         self._asking = Asking(known, self._layers, self._value)
         self._limit: int | None = None
