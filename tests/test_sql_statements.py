@@ -76,6 +76,12 @@ REFUSED = {
     "a function that reads files": ("SELECT read_text('/etc/passwd') FROM t", 8, "not known here"),
     "a function of the engine": ("SELECT current_setting('x') FROM t", 8, "not known here"),
     "a file as a table": ("SELECT * FROM '/etc/passwd'", 15, "the table's name"),
+    "a format that is none": (
+        "SELECT DATE_FORMAT(day, 'YYYY') FROM t", 8, "can't read 'YYYY'.*'yyyy-MM-dd"
+    ),
+    "a unit that is none": (
+        "SELECT TIMESTAMPDIFF(DAYS, day, day) FROM t", 22, "can't read DAYS.*SECOND, MINUTE"
+    ),
     "an unknown column": ("SELECT txt FROM t", 8, "unknown column 'txt'.*'text'"),
     "an unknown table": ("SELECT id FROM tt", 16, "unknown table 'tt'.*'t'"),
     "a quoted one": ("INSERT INTO `tt` SELECT id FROM t", 13, "unknown table 'tt': '`tt`'"),
@@ -916,7 +922,15 @@ VALUES = {
     "MONTH(DATE '2026-05-04')": 5, "DAYOFMONTH(DATE '2026-05-04')": 4,
     "HOUR(TIMESTAMP '2026-05-04 03:02:01')": 3, "MINUTE(TIMESTAMP '2026-05-04 03:02:01')": 2,
     "SECOND(TIMESTAMP '2026-05-04 03:02:01')": 1, "EXTRACT(DAY FROM DATE '2026-05-04')": 4,
-    "TO_DATE('2026-05-04')": "2026-05-04",
+    "TO_DATE('2026-05-04')": "2026-05-04", "TO_DATE('04.05.2026', 'dd.MM.yyyy')": "2026-05-04",
+    "TO_TIMESTAMP('4/5/26 1 PM', 'd/M/yy h a')": "2026-05-04 13:00:00",
+    "DATE_FORMAT(TIMESTAMP '2026-05-04 03:02:01.5', 'yyyy-MM-dd''T''HH:mm:ss.SSS')":
+        "2026-05-04T03:02:01.500",
+    "DATE_FORMAT('2026-05-04 13:02:01', 'EEE, d MMM yy h%')": "Mon, 4 May 26 1%",
+    "DATE_FORMAT('no', 'yyyy')": None, "TO_DATE('no', 'yyyy')": None,
+    "TIMESTAMPDIFF(MONTH, DATE '2026-01-31', DATE '2026-02-27')": 0,
+    "TIMESTAMPDIFF(hour, '2026-05-04 10:30:00', TIMESTAMP '2026-05-04 09:00:00')": -1,
+    "JSON_VALUE('{\"a\": 12345678901234567890123}', '$.a')": "12345678901234567890123",
     "TO_TIMESTAMP('2026-05-04 03:02:01')": "2026-05-04 03:02:01",
     "CAST('7' AS INT)": 7, "TRY_CAST('x' AS INT)": None,
     # Where DuckDB does otherwise

@@ -119,6 +119,8 @@ def reason_of(error: BaseException) -> str:
         return "this is nested too deeply, or has too many parts"
     if "Division by zero" in text:  # it names settings here as well
         return "division by zero (write NULLIF(…, 0) for what is divided by)"
+    if "Overflow in" in text:  # Flink goes on with a number that is wrong
+        return f"{text.rstrip('!')} (CAST a side AS BIGINT, or AS DECIMAL(38, 0))"
     text = text.split(" You might need to add explicit type casts.")[0]  # candidates follow
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     kept = " ".join(line for line in lines if not line.startswith(("Candidate", "Did you mean")))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 from sqlglot import exp
 
 from beam_llm.fronts.sql.compute import ExpressionError, quoted, text_literal, types_of
-from beam_llm.fronts.sql.functions import FUNCTIONS, words
+from beam_llm.fronts.sql.functions import FUNCTIONS, Word, words
 from beam_llm.fronts.sql.places import SourceText, SqlError, nearest
 from beam_llm.fronts.sql.syntax import Expression
 from beam_llm.fronts.sql.types import INTEGERS, SqlType
@@ -353,7 +353,12 @@ class _Translation:
             self._fail(
                 node, f"the path {given[1].name!r} is of several values", "write '$.a[0]' for one"
             )
-        arguments = [f"({self._part(argument)})" for argument in given]
+        arguments = [
+            self._word(name, word, argument)
+            if (word := function.words.get(place))
+            else f"({self._part(argument)})"
+            for place, argument in enumerate(given)
+        ]
         template = function.text(count)
         if function.of:
             template = function.of.get(self._kind_of(arguments[0]), template)
@@ -373,6 +378,14 @@ class _Translation:
             template,
         )
         return f"({filled})"
+
+    def _word(self, name: str, word: Word, argument: Any) -> str:
+        is_word = isinstance(argument, (exp.Literal, exp.Column, exp.Var))
+        found = word.read(str(argument.name)) if is_word else None
+        if found is None:
+            shown = argument.sql(dialect="duckdb", comments=False)
+            self._fail(argument, f"{name} can't read {shown}", word.instead)
+        return found
 
     def _kind_of(self, text: str) -> str:
         """The type's name of a part that is translated; empty where it has none: then the whole

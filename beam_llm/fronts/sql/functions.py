@@ -7,15 +7,28 @@ Source: Flink 2.1 documentation, system functions, read 2026-11.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from beam_llm.fronts.sql.time_formats import UNITS, strftime_of, unit_of
 from beam_llm.fronts.sql.types import INTEGERS
 
 
 def words(text: str) -> frozenset[str]:
     """The words of a text, as a set."""
     return frozenset(text.split())
+
+
+class Word(NamedTuple):
+    """An argument that is no value of a row: a unit of time, or a format.
+
+    Attributes:
+      read: what it is in DuckDB; None where it is none.
+      instead: what can be written.
+    """
+
+    read: Callable[[str], str | None]
+    instead: str
 
 
 class Function(NamedTuple):
@@ -25,12 +38,14 @@ class Function(NamedTuple):
       least, most: numbers of its arguments.
       template: one for all numbers of arguments, or one for each.
       of: templates that go before, by the type of the first argument.
+      words: arguments that are words, by place.
     """
 
     least: int
     most: int
     template: str | dict[int, str]
     of: Mapping[str, str] = {}
+    words: Mapping[int, Word] = {}
 
     def text(self, count: int) -> str:
         """The template for so many arguments."""
@@ -59,6 +74,8 @@ _PATH = (
 # Before the first character is where the text begins, for DuckDB where it has none.
 _FROM = "CASE {1} WHEN 0 THEN 1 ELSE {1} END"
 _PADDED = "CASE WHEN {{1}} >= 0 AND {{2}} <> '' THEN {}({{0}}, CAST({{1}} AS INT), {{2}}) END"
+
+_FORMAT = {1: Word(strftime_of, "write a text such as 'yyyy-MM-dd HH:mm:ss'")}
 
 
 FUNCTIONS: dict[str, Function] = {
@@ -195,8 +212,23 @@ FUNCTIONS: dict[str, Function] = {
     "MINUTE": _same("minute", 1),
     "SECOND": _same("second", 1),
     # Flink gives NULL for what is none.
-    "TO_DATE": Function(1, 1, "TRY_CAST({0} AS DATE)"),
-    "TO_TIMESTAMP": Function(1, 1, "TRY_CAST({0} AS TIMESTAMP)"),
+    "TO_DATE": Function(
+        1,
+        2,
+        {1: "TRY_CAST({0} AS DATE)", 2: "CAST(try_strptime({0}, {1}) AS DATE)"},
+        words=_FORMAT,
+    ),
+    "TO_TIMESTAMP": Function(
+        1, 2, {1: "TRY_CAST({0} AS TIMESTAMP)", 2: "try_strptime({0}, {1})"}, words=_FORMAT
+    ),
+    "DATE_FORMAT": Function(2, 2, "strftime(TRY_CAST({0} AS TIMESTAMP), {1})", words=_FORMAT),
+    # The whole ones between the two, as Flink has it; DuckDB's `date_diff` counts their borders.
+    "TIMESTAMPDIFF": Function(
+        3,
+        3,
+        "date_sub({0}, CAST({1} AS TIMESTAMP), CAST({2} AS TIMESTAMP))",
+        words={0: Word(unit_of, f"write one of {', '.join(UNITS)}")},
+    ),
 }
 
 WITH_A_SYNTAX = frozenset({"CAST", "TRY_CAST", "EXTRACT", "POSITION", "SUBSTRING", "TRIM"})
@@ -230,6 +262,7 @@ NOT_CALLS = {
     "ML_EVALUATE": "it aggregates over a table: compare two models on a sample with labels "
     "(beam-llm compare)",
     "VECTOR_SEARCH": "a search over vectors is a join",
+    "TIMESTAMPADD": "write day + INTERVAL '1' DAY",
     "AI_SENTIMENT": "write AI_CLASSIFY(MODEL => MODEL m, INPUT => text, LABELS => "
     "ARRAY['positive', 'negative', 'neutral'])",
     "AI_SUMMARIZE": "write AI_COMPLETE('m', text, 'Summarize this text.')",
@@ -240,4 +273,5 @@ NOT_CALLS = {
     "ML_FORECAST": "write ML_PREDICT with a model of yours",
     "ML_DETECT_ANOMALIES": "write ML_PREDICT with a model of yours",
 }
-"""Functions of the engines around that call models in ways of their own, and what to write."""
+"""Functions of the engines around that are not run, and what to write: most call models in ways of
+their own."""
