@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from beam_llm import __version__
 from beam_llm.cli.commands import compare, demo, emulator, estimate, jobs, predict, report, run
 from beam_llm.cli.exit_codes import FAILED, IN_WORDS, INTERRUPTED, WRONG_USAGE
+from beam_llm.cli.files import remote
 from beam_llm.cli.flags import as_flags
 from beam_llm.cli.parser import Parser
 from beam_llm.errors import LLMError, UsageError, printable
@@ -59,6 +60,7 @@ def _run(arguments: list[str]) -> int:
     try:
         chosen = build_parser().parse_args(own)
         chosen.beam_options = beam_options
+        remote.take_beam_options(beam_options)
     except SystemExit as stop:  # argparse has printed why
         return stop.code if isinstance(stop.code, int) else WRONG_USAGE
     _quieten(chosen.debug)

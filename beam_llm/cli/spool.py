@@ -28,6 +28,7 @@ from typing import IO, Any
 
 import orjson
 
+from beam_llm.cli.files import remote
 from beam_llm.cli.files.records import is_remote, open_bytes
 from beam_llm.cli.files.sources import is_special
 from beam_llm.cli.files.survey import changes_between
@@ -196,9 +197,7 @@ def was_kept(folder: str) -> bool:
     path = f"{folder}/{_KEPT}"
     if not is_remote(folder):
         return os.path.isfile(path)
-    from apache_beam.io.filesystems import FileSystems
-
-    return bool(FileSystems.exists(path))
+    return remote.exists(path)
 
 
 def holds_answers(folder: str) -> bool:
@@ -298,9 +297,7 @@ def _files_named(folder: str, suffix: str, owner: int | None = None) -> list[str
       owner: of a local folder: files of anybody else but him and the superuser are left out.
     """
     if is_remote(folder):
-        from apache_beam.io.filesystems import FileSystems
-
-        return [found.path for found in FileSystems.match([f"{folder}/*{suffix}"])[0].metadata_list]
+        return remote.matches(f"{folder}/*{suffix}")
     with os.scandir(folder) as entries:
         return [
             entry.path

@@ -10,6 +10,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from beam_llm.cli.files import remote
 from beam_llm.cli.files.csv_reader import csv_header, read_csv
 from beam_llm.cli.files.jsonl_reader import read_jsonl
 from beam_llm.cli.files.parquet_reader import parquet_header, read_parquet
@@ -65,7 +66,7 @@ def find_sources(patterns: Sequence[str], given: str | None = None) -> list[Sour
 
 
 def _matches(pattern: str) -> list[str]:
-    found = _remote_matches(pattern) if is_remote(pattern) else _local_matches(pattern)
+    found = remote.matches(pattern) if is_remote(pattern) else _local_matches(pattern)
     if not found:
         what = "no file matches" if glob.has_magic(pattern) else "there is no file"
         raise UsageError(f"{what} {pattern!r}")
@@ -81,12 +82,6 @@ def _local_matches(pattern: str) -> list[str]:
     if os.path.exists(pattern):
         return [pattern]
     return sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
-
-
-def _remote_matches(pattern: str) -> list[str]:
-    from apache_beam.io.filesystems import FileSystems
-
-    return sorted(found.path for found in FileSystems.match([pattern])[0].metadata_list)
 
 
 def is_special(path: str) -> bool:

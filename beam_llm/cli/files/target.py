@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO, NamedTuple
 
+from beam_llm.cli.files import remote
 from beam_llm.cli.files.csv_cells import ANSWERS
 from beam_llm.cli.files.records import Source, is_remote
 from beam_llm.cli.files.sources import is_special
@@ -74,9 +75,7 @@ def is_there(output: str) -> bool:
     """Whether there is a finished file of that name."""
     if not is_remote(output):
         return os.path.exists(output) and not is_special(output)
-    from apache_beam.io.filesystems import FileSystems
-
-    return bool(FileSystems.exists(output))
+    return remote.exists(output)
 
 
 @contextmanager

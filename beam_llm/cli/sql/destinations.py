@@ -11,7 +11,7 @@ from beam_llm.cli.retry import retry_settings, version_of
 from beam_llm.cli.spool import Spool, folder_for, holds_answers, was_kept
 from beam_llm.cli.sql.looking import question_of
 from beam_llm.cli.sql.outputs import file_of, make_folder
-from beam_llm.errors import UsageError
+from beam_llm.errors import LLMError, UsageError
 from beam_llm.fronts.sql.plan import Branch, Plan
 from beam_llm.fronts.sql.tables import Table
 
@@ -118,8 +118,7 @@ def look_at_outputs(
         if one.is_part:
             make_folder(one.path)
         refuse_overwriting(Target(one.path, replaces=True), ())
-        # A file has its name once it is complete, so that its being there is enough.
-        one.finished = not force and is_there(one.path)
+        one.finished = not force and _is_written(one)
     paths = ", ".join(dict.fromkeys(one.path for one in files))
     if retries:
         yield from _look_at_errors(destinations, paths)
@@ -130,6 +129,16 @@ def look_at_outputs(
             + ("--retry-errors asks only the records that ended as errors, " if errors else "")
             + "--force asks again and replaces what is there"
         )
+
+
+def _is_written(one: Destination) -> bool:
+    # A file has its name once it is complete, so that its being there is enough.
+    try:
+        return is_there(one.path)
+    except LLMError as error:
+        assert one.plan.target is not None
+        head = f"{one.plan.place}: the table {one.plan.target.name!r}"
+        raise type(error)(f"{head}: {error}") from None
 
 
 def _look_at_errors(destinations: Sequence[Destination], paths: str) -> Iterator[str]:

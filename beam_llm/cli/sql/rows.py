@@ -61,8 +61,8 @@ def sources_of(plan: Plan) -> list[Source]:
         if folders := folders_in(table):
             raise UsageError(f"{head}: {not_read(table, folders)}") from None
         raise UsageError(f"{head}: {error}") from None
-    except Exception as error:  # Beam's file systems have errors of all kinds
-        raise LLMError(f"{head}: {table.path!r} can't be looked at: {error}") from None
+    except LLMError as error:  # a file system of Beam's that can't be looked at
+        raise LLMError(f"{head}: {error}") from None
     sources = [source._replace(as_text=table.format != "parquet") for source in found]
     for source in sources:
         _check_header(plan, table, source)
