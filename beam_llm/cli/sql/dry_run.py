@@ -61,9 +61,8 @@ def _described_stage(stage: Compute, rows: str = "") -> Iterator[str]:
 
 
 def _described_ask(plan: Plan, ask: Ask, number: int, sources: list[Any]) -> Iterator[str]:
-    yield printable(
-        f"{ask.label}: {', '.join(f'{name} = {column}' for name, column, _ in ask.inputs)}"
-    )
+    inputs = ", ".join(f"{name} = {column}" for name, column, _ in ask.inputs)
+    yield printable(f"{ask.label}: {inputs}{f', where {ask.when}' if ask.when else ''}")
     for branch in ask.branches:
         options = ", ".join(options_in_words(branch.settings))
         yield printable(f"  {branch.model}: {options}")

@@ -65,8 +65,10 @@ def look(plan: Plan, sources: Sequence[Source]) -> Looked | LookedGroups:
 def question_of(plan: Plan) -> bytes:
     """Names what a plan does to its rows: another question, another set of kept answers."""
     asks = [
-        (ask.label, ask.model_column, ask.inputs, ask.record_id, ask.outputs) for ask in plan.asks
-    ]
+        (ask.label, ask.model_column, ask.inputs, ask.record_id, ask.outputs,
+         *([] if ask.when is None else [ask.when]))
+        for ask in plan.asks
+    ]  # fmt: skip
     tasks = [_fingerprint(branch.settings) for ask in plan.asks for branch in ask.branches]
     parts = (
         _source_name(plan.source), plan.columns, plan.stages, asks, tasks, plan.outputs, plan.limit,

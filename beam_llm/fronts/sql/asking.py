@@ -5,7 +5,7 @@ columns that come of it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlglot import exp
@@ -75,11 +75,17 @@ class Asking:
         self._source = known.source
         self._layers = layers
         self._value = value
-        self._answers: dict[str, Answer] = {}
+        self._answers: dict[str, tuple[int, Answer]] = {}
 
-    def ask(self, call: Call, scope: Scope, arguments: list[Argument]) -> Answer:
-        """What a call over these arguments comes to."""
-        return self.answer(self.prepared(call, scope, arguments))
+    def ask(
+        self, call: Call, scope: Scope, arguments: list[Argument], when: Value | None
+    ) -> Answer:
+        """What a call over these arguments comes to.
+
+        Args:
+          when: of which rows it is needed; None for all.
+        """
+        return self.answer(self.prepared(call, scope, arguments), when)
 
     def prepared(self, call: Call, scope: Scope, arguments: list[Argument]) -> Prepared:
         """The call with its settings, and its arguments in flight."""
@@ -102,13 +108,18 @@ class Asking:
             call, first, tuple(branches), chosen, flown, self._record_id(branches, flown, scope)
         )
 
-    def answer(self, prepared: Prepared) -> Answer:
-        """What the call comes to."""
+    def answer(self, prepared: Prepared, when: Value | None = None) -> Answer:
+        """What the call comes to; NULL where it is not needed."""
         # The same call in SELECT and in WHERE is made, and paid for, once.
-        known = repr((prepared.inputs, prepared.branches, prepared.chosen, prepared.call.function))
-        if known not in self._answers:
-            self._answers[known] = self._new_ask(prepared)
-        return self._answers[known]
+        key = repr((prepared.inputs, prepared.branches, prepared.chosen, prepared.call.function))
+        needed = None if when is None else self._layers.in_flight(when)
+        if key not in self._answers:
+            self._answers[key] = len(self._layers.asks), self._new_ask(prepared, needed)
+        place, answer = self._answers[key]
+        ask = self._layers.asks[place]
+        if ask.when != needed:  # in another branch, too: of all rows, rather than twice of some
+            self._layers.asks[place] = replace(ask, when=None)
+        return answer
 
     def _refuse_unlike(self, call: Call, first: Model, other: Model) -> None:
         self._source.fail(
@@ -218,7 +229,7 @@ class Asking:
                     call.end,
                 )
 
-    def _new_ask(self, prepared: Prepared) -> Answer:
+    def _new_ask(self, prepared: Prepared, when: str | None) -> Answer:
         call, model = prepared.call, prepared.model
         if len(self._layers.asks) >= MOST_CALLS:
             self._source.fail(
@@ -236,6 +247,7 @@ class Asking:
             prepared.record_id,
             _fields_of(named, whole),
             str(error.column),
+            when,
         )
         self._layers.asks.append(ask)
         return Answer(named, whole, error, self._metadata(call, model, error))

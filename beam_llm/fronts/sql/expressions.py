@@ -92,6 +92,14 @@ def column_in_flight(name: str, kind: SqlType) -> Value:
     return Value(quoted(name), frozenset((name,)), kind)
 
 
+def both(outer: Value | None, inner: Value) -> Value:
+    """Whether both are true; the inner one is reckoned only where the outer one is."""
+    if outer is None:
+        return inner
+    sql = f"CASE WHEN {outer.sql} THEN {inner.sql} ELSE FALSE END"
+    return inner._replace(sql=sql, uses=outer.uses | inner.uses)
+
+
 def cast(value: Value, kind: SqlType) -> Value:
     """The value as one of the type."""
     if value.type.duckdb == kind.duckdb and value.type.kind != "NULL":

@@ -24,9 +24,16 @@ DROPPED = "$dropped"
 InFlight = Tuple[str, Dict[str, Any]]
 
 
+def is_needed(ask: Ask, row: dict[str, Any]) -> bool:
+    """Whether the row takes the branch that the call stands in."""
+    return ask.when is None or row.get(ask.when) is True
+
+
 def has_input(ask: Ask, row: dict[str, Any]) -> bool:
-    """Whether there is anything to ask about: a row whose inputs are all NULL is not asked."""
-    return any(row.get(column) is not None for _, column, _ in ask.inputs)
+    """Whether there is anything to ask about: a row whose inputs are all NULL is not asked, nor one
+    whose answer isn't needed.
+    """
+    return is_needed(ask, row) and any(row.get(column) is not None for _, column, _ in ask.inputs)
 
 
 def inputs_of(ask: Ask, row: dict[str, Any]) -> dict[str, Any]:

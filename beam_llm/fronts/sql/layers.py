@@ -175,7 +175,7 @@ class Layers:
                 ask = self.asks[level]
                 needed |= self._uses[level + 1]
                 needed |= {column for _, column, _ in ask.inputs}
-                needed |= {ask.model_column} if ask.model_column else set()
+                needed |= {one for one in (ask.model_column, ask.when) if one is not None}
                 needed |= {ask.record_id[1]} if ask.record_id else set()
             keeps.insert(0, frozenset(needed))
         return keeps

@@ -52,6 +52,8 @@ class Ask:
       outputs: new columns in flight of the answer: the answer's field (None: the answer itself),
         the column, its type.
       error: the new column that says why there is no answer.
+      when: the column in flight that says of which rows the answer is needed: in a branch of CASE
+        of those that take it; None for all.
     """
 
     label: str
@@ -61,6 +63,7 @@ class Ask:
     record_id: tuple[str, str] | None
     outputs: tuple[tuple[str | None, str, SqlType], ...]
     error: str
+    when: str | None = None
 
     @property
     def of_groups(self) -> bool:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from sqlglot import exp
 
 from beam_llm.fronts.sql.asking import Answer, Argument, Asking
+from beam_llm.fronts.sql.branches import conditions_of
 from beam_llm.fronts.sql.compute import ExpressionError, rows_of
-from beam_llm.fronts.sql.expressions import Column, Scope, Translator, Value
+from beam_llm.fronts.sql.expressions import Column, Scope, Translator, Value, both
 from beam_llm.fronts.sql.functions import AGGREGATE_CALLS
 from beam_llm.fronts.sql.grouping import Grouping, with_keys
 from beam_llm.fronts.sql.known import Known
@@ -23,7 +24,6 @@ from beam_llm.fronts.sql.syntax import Call, Expression, Item, Lateral, Query, S
 from beam_llm.fronts.sql.tables import Table
 from beam_llm.fronts.sql.types import STRING
 
-_CHOICES = ("IF", "IFNULL", "COALESCE")
 RESULT = "result"
 """What the one call behind LATERAL is called that has no alias."""
 
@@ -38,6 +38,8 @@ class Planner:
         self._layers = Layers()
         self._asking = Asking(known, self._layers, self._value)
         self._limit: int | None = None
+        # Of which rows the calls of an expression are needed; None for all.
+        self._when: Value | None = None
         self._groups = Grouping(
             known.source,
             self._layers,
@@ -194,20 +196,26 @@ class Planner:
         return name if name and call is None and name not in expression.aggregates else other
 
     def _value(self, expression: Expression, scope: Scope) -> Value:
-        for call in _calls_in_branches(expression):
-            self._known.notices.append(
-                f"{self._source.place(call.start)}: {call.function} is asked about every row, "
-                "whichever branch is taken: write one INSERT for each, with WHERE, to ask less"
-            )
-        calls = {
-            name: self._groups.value(call)
-            if call.function in AGGREGATE_CALLS
-            else self._call(call, scope).whole
-            for name, call in expression.calls.items()
-        }
-        calls |= {name: self._groups.value(one) for name, one in expression.aggregates.items()}
-        expression, calls = with_keys(expression, scope, calls)
-        return self._translate.value(expression, scope, calls)
+        known = {name: self._groups.value(one) for name, one in expression.aggregates.items()}
+        conditions = conditions_of(expression)
+        # In the order of the text, for a branch's condition stands before it.
+        for name, call in expression.calls.items():
+            if call.function in AGGREGATE_CALLS:
+                known[name] = self._groups.value(call)
+                continue
+            outer = self._when
+            if name in conditions:
+                inner = replace(expression, tree=conditions[name])
+                self._when = both(outer, self._translated(inner, scope, known))
+            known[name] = self._call(call, scope).whole
+            self._when = outer
+        return self._translated(expression, scope, known)
+
+    def _translated(
+        self, expression: Expression, scope: Scope, known: Mapping[str, Value]
+    ) -> Value:
+        expression, known = with_keys(expression, scope, dict(known))
+        return self._translate.value(expression, scope, known)
 
     def _filter(self, condition: Expression, scope: Scope) -> None:
         value = self._value(condition, scope)
@@ -237,7 +245,7 @@ class Planner:
                 instead = nearest(name, [one.name for one in columns], "columns")
                 self._source.fail_name(start, name, f"unknown column {name!r}", instead)
             arguments.append((name, found[0].value, start))
-        answer = self._asking.ask(call, scope, arguments)
+        answer = self._asking.ask(call, scope, arguments, self._when)
         return [*columns, *_answer_columns(answer, {one.name for one in columns}, None)]
 
     def _lateral(self, lateral: Lateral, scope: Scope, alias: str | None) -> None:
@@ -261,7 +269,7 @@ class Planner:
 
     def _call(self, call: Call, scope: Scope) -> Answer:
         """A call over columns, as an item, in a condition or behind LATERAL."""
-        return self._asking.ask(call, scope, self._arguments(call, scope))
+        return self._asking.ask(call, scope, self._arguments(call, scope), self._when)
 
     def _arguments(self, call: Call, scope: Scope) -> list[Argument]:
         arguments: list[Argument] = []
@@ -272,25 +280,6 @@ class Planner:
             is_call = name in expression.calls
             arguments.append(("" if is_call else name, value, expression.start))
         return arguments
-
-
-def _calls_in_branches(expression: Expression) -> list[Call]:
-    """The calls of which other engines would make none for a row that takes another branch."""
-    names = [node for node in expression.tree.find_all(exp.Column) if _is_in_branch(node)]
-    found = [expression.calls.get(node.name) for node in names if expression.calls]
-    return [call for call in found if call is not None and call.function not in AGGREGATE_CALLS]
-
-
-def _is_in_branch(node: Any) -> bool:
-    while (parent := node.parent) is not None:
-        is_branch = isinstance(parent, exp.If) and node.arg_key != "this"
-        is_else = isinstance(parent, exp.Case) and node.arg_key == "default"
-        is_choice = isinstance(parent, exp.Anonymous) and str(parent.this).upper() in _CHOICES
-        # The first argument is always looked at.
-        if is_branch or is_else or (is_choice and node.index):
-            return True
-        node = parent
-    return False
 
 
 def _answer_columns(answer: Answer, taken: set[str], alias: str | None) -> list[Column]:

@@ -22,6 +22,7 @@ from beam_llm.fronts.sql.in_flight import (
     ended,
     has_input,
     inputs_of,
+    is_needed,
     kept,
     meta_of,
 )
@@ -73,9 +74,10 @@ class RunStages(beam.PTransform):
 class AskModel(beam.PTransform):
     """One call for every row; a PCollection per model.
 
-    A row that a condition left out goes by, as does one without any input, which is NULL with the
-    reason. Where there is one model they go through the transform as records without fields, for
-    which no prompt can be made and no call is; else by a way of their own.
+    A row that a condition left out goes by, as does one that takes another branch, and one without
+    any input, which is NULL with the reason. Where there is one model they go through the transform
+    as records without fields, for which no prompt can be made and no call is; else by a way of
+    their own.
     """
 
     def __init__(self, ask: Ask):
@@ -130,10 +132,12 @@ class PrepareCall(beam.DoFn):
 
     def process(self, element: tuple[str, dict[str, Any]]) -> Iterator[Any]:
         place, row = element
-        failure = None if DROPPED in row else self._failure(row)
+        # Nothing failed where nothing is needed: that goes by as an empty reason.
+        is_asked = DROPPED not in row and is_needed(self._ask, row)
+        failure = self._failure(row) if is_asked else ()
         # The row rides along as the record's key; as text, since every runner has a coder for it.
         key = json.dumps([place, row, failure])
-        if failure is not None or DROPPED in row:
+        if failure is not None:
             yield key, {}
             return
         asked = key, inputs_of(self._ask, row)
@@ -167,7 +171,8 @@ class TakeAnswer(OfAnswers):
         if DROPPED in row:
             yield place, row
         elif failure is not None:
-            yield place, ended(self._ask, row, None, Failure(*failure))
+            reason = Failure(*failure) if failure else None
+            yield place, ended(self._ask, row, None, reason)
         else:
             yield place, answered(self._ask, row, element, self._output)
 

@@ -1,0 +1,83 @@
+"""Branches of CASE, IF and COALESCE: of which rows a call in one of them is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlglot import exp
+
+from beam_llm.fronts.sql.functions import AGGREGATE_CALLS
+from beam_llm.fronts.sql.syntax import Expression
+
+_FIRST_THAT_IS = ("COALESCE", "IFNULL")
+
+
+def conditions_of(expression: Expression) -> dict[str, Any]:
+    """By placeholder of a call in a branch, the condition under which that branch is taken: as a
+    tree over what stands before it.
+    """
+    found = {}
+    for node in expression.tree.find_all(exp.Column) if expression.calls else ():
+        name = node.parts[0].name  # of a field of the answer, that stands behind it
+        call = expression.calls.get(name)
+        # A group has its answer over all of its rows before anything is reckoned of it.
+        if call is not None and call.function not in AGGREGATE_CALLS:
+            condition = _condition(node)
+            if condition is not None:
+                found[name] = condition
+    return found
+
+
+def _condition(node: Any) -> Any:
+    condition = None
+    while (parent := node.parent) is not None:
+        case = parent.parent if isinstance(parent, exp.If) else parent
+        if isinstance(parent, exp.If) and isinstance(case, exp.Case):
+            before = case.args["ifs"][: parent.index]
+            # In a WHEN the call is needed where none before it was true; in its THEN where it is.
+            own = [] if node.arg_key == "this" else [parent]
+            condition = _case(case.this, _pairs(before), own, condition)
+            parent = case
+        elif isinstance(parent, exp.Case) and node.arg_key == "default":
+            condition = _case(parent.this, _pairs(parent.args["ifs"]), [], condition)
+        elif isinstance(parent, exp.If) and node.arg_key != "this":
+            own = [parent] if node.arg_key == "true" else []
+            condition = _case(None, _pairs([] if own else [parent]), own, condition)
+        elif isinstance(parent, exp.Anonymous) and node.index:
+            condition = _of_function(parent, node.index, condition)
+        node = parent
+    return condition
+
+
+def _of_function(function: Any, place: int, condition: Any) -> Any:
+    name, given = str(function.this).upper(), function.expressions
+    if name == "IF":
+        test = exp.If(this=given[0].copy())
+        return _case(None, _pairs([] if place == 1 else [test]), [test] * (place == 1), condition)
+    if name in _FIRST_THAT_IS:
+        before = [exp.Is(this=exp.Paren(this=one.copy()), expression=exp.Null()) for one in given]
+        tests = [exp.If(this=exp.Not(this=one)) for one in before[:place]]
+        return _case(None, _pairs(tests), [], condition)
+    return condition
+
+
+def _pairs(ifs: Sequence[Any]) -> list[Any]:
+    """What is false where one of these is true."""
+    return [exp.If(this=one.this.copy(), true=exp.false()) for one in ifs]
+
+
+def _case(operand: Any, before: list[Any], own: Sequence[Any], condition: Any) -> Any:
+    """True where none of `before` is and the one of `own` is, and the condition inside as well.
+
+    As a CASE, so that what stands behind the branch that is taken is not reckoned.
+    """
+    inside = exp.true() if condition is None else condition
+    if not before and not own:
+        return condition
+    pairs = [*before, *(exp.If(this=one.this.copy(), true=inside) for one in own)]
+    return exp.Case(
+        this=None if operand is None else operand.copy(),
+        ifs=pairs,
+        default=exp.false() if own else inside,
+    )
