@@ -364,6 +364,45 @@ def test_folders_in_a_table_s_folder_are_told_where_they_are_not_read(
     )
 
 
+SORTED = {
+    "SELECT id FROM s ORDER BY x": "3 5 1 4 2",  # NULL is less than all, as in Flink
+    "SELECT id FROM s ORDER BY x DESC, UPPER(text)": "2 4 1 5 3",
+    "SELECT id FROM s ORDER BY x ASC NULLS LAST, id DESC LIMIT 4": "1 4 2 5",
+    "SELECT id FROM s ORDER BY x DESC NULLS FIRST LIMIT 3": "3 5 2",
+    "SELECT id FROM s WHERE x > 1 ORDER BY price": "2 1 4",
+    "SELECT MIN(id) AS id FROM s GROUP BY x ORDER BY COUNT(*) DESC, 1 DESC LIMIT 2": "3 4",
+    "SELECT MIN(id) AS id FROM s GROUP BY x HAVING x > 1 ORDER BY x DESC LIMIT 1": "2",
+}
+
+
+def test_rows_are_sorted_and_only_those_within_the_limit_are_asked(
+    folder: Path, llm_emulator: Emulator
+):
+    rows = [("1", "bad", "1.5", "10"), ("2", "good", "NaN", "9.5"), ("3", "b", "", "")]
+    rows += [("4", "worst", "7", "10"), ("5", "a", "", "")]
+    lines = "".join(f"{','.join(row)}\n" for row in rows)
+    (folder / "s.csv").write_text("id,text,x,price\n" + lines)
+    source = table("s", "id STRING, text STRING, x DOUBLE, price DECIMAL(9, 1)", "s.csv", "csv")
+    asked = "SELECT id, ML_PREDICT('llm_sentiment', text) AS sentiment FROM s"
+    top = f"INSERT INTO top {asked} ORDER BY x DESC LIMIT 2;"
+    tables, inserts = table("top", "id STRING, sentiment STRING", "top.jsonl", "json"), top
+    for number, select in enumerate(SORTED):
+        tables += table(f"t{number}", "id STRING", f"t{number}.jsonl", "json")
+        inserts += f"INSERT INTO t{number} {select};"
+    head = MODEL.replace("<more>", "") + source
+    assert run(folder, f"{head}{tables}EXECUTE STATEMENT SET BEGIN {inserts} END;") == 0
+    found = [rows_in(folder, f"t{number}.jsonl") for number in range(len(SORTED))]
+    ids = [" ".join(row["id"] for row in rows) for rows in found]
+    assert dict(zip(SORTED, ids, strict=True)) == SORTED
+    assert labels(rows_in(folder, "top.jsonl")) == {"2": "positive", "4": "negative"}
+    assert sum(llm_emulator.billed.values()) == 2
+    # By an answer: all are asked.
+    by = table("by", "id STRING, sentiment STRING", "by.jsonl", "json")
+    by += f"INSERT INTO by {asked} WHERE price > 1 ORDER BY sentiment DESC, id DESC LIMIT 2;"
+    assert run(folder, head + by) == 0
+    assert [row["id"] for row in rows_in(folder, "by.jsonl")] == ["2", "4"]
+
+
 def test_a_further_insert_runs_alone(folder: Path, llm_emulator: Emulator, model: str):
     assert run(folder, TABLES + model + INSERT) == 0
     more = "INSERT INTO labelled SELECT id, UPPER(text) AS sentiment FROM reviews;"

@@ -318,6 +318,15 @@ FORMS: dict[str, tuple[str, str, list[list[Any]]]] = {
             ["2", {"{mood}": "negative"}, {"title": "{Worse}", "mood": "negative"}],
         ],
     ),
+    "calls in branches": (
+        "id STRING, mood STRING, mood_error STRING, said STRING",
+        (
+            "SELECT id, CASE WHEN priority = 'high' THEN ML_PREDICT('m', text) ELSE 'none' END, "
+            "CAST(NULL AS STRING), IF(n > 5, 'none', AI_COMPLETE(IF(n > 4, 'powerful', 'cheap'), "
+            "ML_PREDICT('m', text), 'Say it.')) FROM reviews"
+        ),
+        [["1", "positive", None, "positive"], ["2", "none", None, "none"]],
+    ),
     "a call inside an expression and a condition": (
         "id STRING, said STRING",
         (

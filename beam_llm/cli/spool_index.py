@@ -111,14 +111,15 @@ class SpoolIndex:
 
     def answers(self) -> Iterator[StoredAnswer]:
         """The answer of each record, by ordinal. Call it where none is missing."""
-        return map(self._answer, range(len(self._offset_of)))
+        return map(self.answer, range(len(self._offset_of)))
 
     def answers_so_far(self) -> Iterator[StoredAnswer]:
         """The answer of each record that has one, by ordinal."""
         for ordinal, offset in enumerate(self._offset_of):
             if offset != _NOWHERE:
-                yield self._answer(ordinal)
+                yield self.answer(ordinal)
 
-    def _answer(self, ordinal: int) -> StoredAnswer:
+    def answer(self, ordinal: int) -> StoredAnswer:
+        """The answer of one record that has one."""
         self._file.seek(self._offset_of[ordinal])
         return answer_of(self._file.readline())._replace(ordinal=ordinal)

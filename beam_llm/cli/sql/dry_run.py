@@ -48,6 +48,10 @@ def _described(plan: Plan) -> Iterator[str]:
         yield from _described_stage(stage, "" if number else rows)
         if number < len(plan.asks):
             yield from _described_ask(plan, plan.asks[number], number, sources)
+    if plan.order:
+        keys = (f"{key.column}{' DESC' * key.descending}" for key in plan.order)
+        most = "" if plan.limit is None else f", the first {plan.limit:,}"
+        yield printable(f"{'Read' if plan.sorts_input else 'Write'} by {', '.join(keys)}{most}")
     outputs = ", ".join(f"{name} {kind}" for name, _, kind in plan.outputs)
     yield printable(f"Write {_sink_name(plan)} ({outputs})")
 

@@ -16,6 +16,7 @@ from beam_llm.cli.sql.destinations import Destination
 from beam_llm.cli.sql.groups import LookedGroups
 from beam_llm.cli.sql.looking import Looked
 from beam_llm.cli.sql.rows import InputRow, read_input
+from beam_llm.cli.sql.sorting import first_rows
 from beam_llm.cli.stored import StoredAnswer
 from beam_llm.cli.tally import Tally
 from beam_llm.config import Settings
@@ -104,12 +105,19 @@ class PlanRun:
         return tally
 
     def rows(self) -> Iterator[list[Any]]:
-        """What comes out, in the order of the input."""
+        """What comes out, in the order of the input, or sorted."""
         if is_beam(self.plan.source):
             yield from (one.value for one in self._unplaced() if one.value is not None)
             return
         with self.index() as index:
-            yield from (one.value for one in index.answers() if one.value is not None)
+            rows = ((one.ordinal, one.value) for one in index.answers() if one.value is not None)
+            if not self.plan.order or self.plan.sorts_input:
+                yield from (values for _, values in rows)
+                return
+            width = len(self.plan.outputs)
+            keyed = ((values[width:], ordinal) for ordinal, values in rows)
+            for _, ordinal in first_rows(self.plan.order, keyed, self.plan.limit):
+                yield index.answer(ordinal).value[:width]
 
     def _unplaced(self) -> Iterator[StoredAnswer]:
         """Rows of a Beam source, as they came."""
@@ -152,19 +160,21 @@ def _first_rows(
     plan: Plan,
     first: int,
 ) -> dict[int, tuple[str, Mapping[str, Any]]]:
-    """Where the first rows of groups stand, and the groups' keys."""
+    """Where the first rows of groups stand, and the groups' keys; of sorted rows what is asked."""
     grouping = plan.grouping
-    assert grouping is not None
     found: dict[int, tuple[str, Mapping[str, Any]]] = {}
     names = {column: name for name, column, _ in plan.outputs}
     for number, (source, row) in zip(looked.ordinals(), rows, strict=False):
         ordinal = first + number
         if ordinal in wanted and ordinal not in found and number >= 0:
-            # A key that comes out nowhere is called as in flight.
-            keys = {
-                names.get(key, key.removeprefix("c.")): row.fields[key] for key in grouping.keys
-            }
-            found[ordinal] = f"{source}:{row.line:,}", keys
+            if grouping is None:
+                shown = inputs_of(plan.asks[0], row.fields)
+            else:
+                # A key that comes out nowhere is called as in flight.
+                shown = {
+                    names.get(key, key.removeprefix("c.")): row.fields[key] for key in grouping.keys
+                }
+            found[ordinal] = f"{source}:{row.line:,}", shown
         if len(found) == len(wanted):
             break
     return found

@@ -20,7 +20,8 @@ NUMBER = "I"
 
 
 class LookedGroups(NamedTuple):
-    """What one look found; in place of `Looked`, with groups for rows.
+    """What one look found; in place of `Looked`, with groups for rows. Of sorted rows each is a
+    group of its own.
 
     Attributes:
       numbers: per source the group of each row, as `NUMBER`.
@@ -59,6 +60,7 @@ def look_at_groups(plan: Plan, sources: Sequence[Source]) -> LookedGroups:
     assert plan.grouping is not None
     evaluator = Evaluator(plan.reading)
     found = _Groups()
+    limit = plan.reading_limit
     if not plan.grouping.keys:
         found.of(key_of(plan.grouping, {}))  # also where there is no row
     numbers = []
@@ -66,9 +68,9 @@ def look_at_groups(plan: Plan, sources: Sequence[Source]) -> LookedGroups:
         of_rows = array(NUMBER)
         for row in read_input(plan, source, evaluator):
             number = found.of(key_of(plan.grouping, row.fields), row)
-            of_rows.append(number if plan.limit is None or number <= plan.limit else 0)
+            of_rows.append(number if limit is None or number <= limit else 0)
         numbers.append(of_rows.tobytes())
-    return LookedGroups(tuple(numbers), found.digests(plan.limit))
+    return LookedGroups(tuple(numbers), found.digests(limit))
 
 
 class _Groups:

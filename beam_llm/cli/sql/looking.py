@@ -12,6 +12,7 @@ from beam_llm.cli.files.survey import with_done
 from beam_llm.cli.inputs import any_task
 from beam_llm.cli.sql.groups import LookedGroups, look_at_groups
 from beam_llm.cli.sql.rows import read_input
+from beam_llm.cli.sql.sorting import look_at_sorted
 from beam_llm.config import Settings
 from beam_llm.fronts.sql.compute import Evaluator
 from beam_llm.fronts.sql.plan import Grouping, Plan, Rows
@@ -49,13 +50,16 @@ def look(plan: Plan, sources: Sequence[Source]) -> Looked | LookedGroups:
     """
     if plan.grouping is not None:
         return look_at_groups(plan, sources)
+    if plan.sorts_input:
+        return look_at_sorted(plan, sources)
     evaluator = Evaluator(plan.reading)
     digests = bytearray()
     counts = []
     for source in sources:
         before = len(digests)
         # LIMIT is of all files together, in their order.
-        left = None if plan.limit is None else plan.limit - before // DIGEST_BYTES
+        limit = plan.reading_limit
+        left = None if limit is None else limit - before // DIGEST_BYTES
         for row in islice(read_input(plan, source, evaluator), left):
             digests += row.digest
         counts.append((len(digests) - before) // DIGEST_BYTES)
@@ -72,7 +76,7 @@ def question_of(plan: Plan) -> bytes:
     tasks = [_fingerprint(branch.settings) for ask in plan.asks for branch in ask.branches]
     parts = (
         _source_name(plan.source), plan.columns, plan.stages, asks, tasks, plan.outputs, plan.limit,
-        *([] if plan.grouping is None else [_of_grouping(plan.grouping)]),
+        *([] if plan.grouping is None else [_of_grouping(plan.grouping)]), *plan.order,
     )  # fmt: skip
     return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).digest()
 

@@ -71,7 +71,7 @@ class ReadTable(beam.DoFn):
 
 class ReadGroups(beam.DoFn):
     """(Source, numbers of its rows' groups) in, `(place, row)` out for every row of a group that is
-    to be asked; the place has the group's ordinal.
+    to be asked; the place has the group's ordinal, or the row's own among sorted ones.
     """
 
     def __init__(self, plan: Plan):
@@ -149,6 +149,8 @@ def stored_row(plan: Plan, place: str, row: dict[str, Any]) -> StoredAnswer:
     usage = sum((Usage(*meta[2:7]) for meta in metas), Usage())
     costs = [meta[7] for meta in metas]
     values = None if DROPPED in row else values_of(plan, row)
+    if values is not None and not plan.sorts_input:
+        values += [row.get(key.column) for key in plan.order]  # for `PlanRun.rows` to sort by
     return StoredAnswer(
         ordinal,
         values,
@@ -197,7 +199,8 @@ def _read(pipeline: beam.Pipeline, branch: Branch, head: str) -> pvalue.PCollect
         if plan.grouping is not None:  # of all rows, as SQL has them, whatever windows these are in
             rows = rows | f"{head}Out of windows" >> beam.WindowInto(GlobalWindows())
     else:
-        dofn = ReadTable(plan) if plan.grouping is None else ReadGroups(plan)
+        by_number = plan.grouping is not None or plan.sorts_input
+        dofn = ReadGroups(plan) if by_number else ReadTable(plan)
         files = [
             tuple(part.anywhere() if isinstance(part, Source) else part for part in file)
             for file in branch.files

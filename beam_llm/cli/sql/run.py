@@ -160,8 +160,7 @@ class SqlRunner:
 
     def _begun(self, destination: Destination, stack: ExitStack) -> PlanRun:
         plan, here = destination.plan, self.command.here
-        if is_beam(plan.source) and plan.limit is not None:
-            raise UsageError(f"{plan.place}: LIMIT of a Beam source is not run: take it out")
+        _refuse_for_beam(plan)
         self._check_complete(plan)
         sources = [] if is_beam(plan.source) else sources_of(plan)
         if isinstance(plan.source, Table) and (folders := folders_in(plan.source)):
@@ -285,3 +284,14 @@ class SqlRunner:
         for run in (run for runs in self._waiting.values() for run in runs):
             if run.spool is not None:
                 run.spool.close()
+
+
+def _refuse_for_beam(plan: Plan) -> None:
+    if is_beam(plan.source) and (plan.limit is not None or plan.order):
+        what = "LIMIT" if plan.limit is not None else "ORDER BY"
+        raise UsageError(f"{plan.place}: {what} of a Beam source is not run: take it out")
+    if is_beam(plan.target) and plan.order:
+        raise UsageError(
+            f"{plan.place}: a Beam sink takes rows in any order: take ORDER BY out, or insert into "
+            "a table of files"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 import sqlglot
@@ -68,8 +69,11 @@ class Flink(Dialect):
         }
 
 
-def parse_expression(cursor: Cursor) -> Expression:
+def parse_expression(cursor: Cursor, ends: Collection[str] = ()) -> Expression:
     """The expression that stands here, up to a comma, a closing parenthesis or the next clause.
+
+    Args:
+      ends: further words that end it.
 
     Raises:
       SqlError: it is none, or calls a function that isn't known or isn't row-wise.
@@ -84,6 +88,8 @@ def parse_expression(cursor: Cursor) -> Expression:
             break
         # The FROM of IS DISTINCT FROM begins no clause.
         if depth == 0 and token.word in _STOPS and (token.word, before) != ("FROM", "DISTINCT"):
+            break
+        if depth == 0 and token.word in ends and token is not first:
             break
         before = token.word
         if token.kind == "op":

@@ -120,7 +120,7 @@ class Grouping:
         if isinstance(tree, exp.Literal):
             why, instead = "by a value or a place", "write the column"
         # Some engines know it here; a column of that name goes before.
-        elif _is_name(tree) and tree.name in aliases and scope.find([tree.name])[0] is None:
+        elif is_name(tree) and tree.name in aliases and scope.find([tree.name])[0] is None:
             why, instead = "by the name that AS gives", "write what it is the name of"
         else:
             return
@@ -184,9 +184,10 @@ def _over(aggregate: Aggregate, value: Value) -> str:
 
 
 def _aggregates_of(query: Query) -> list[AnyAggregate]:
-    """The aggregates of a SELECT's items and of its HAVING, also inside of other calls."""
+    """The aggregates of SELECT's items, of HAVING and of ORDER BY, also inside of other calls."""
     waiting = [item.expression for item in query.items if item.expression is not None]
     waiting += [query.having] if query.having is not None else []
+    waiting += [order.expression for order in query.order_by]
     found: list[AnyAggregate] = []
     for expression in waiting:  # it grows while it is gone through
         found += expression.aggregates.values()
@@ -199,7 +200,8 @@ def _aggregates_of(query: Query) -> list[AnyAggregate]:
     return found
 
 
-def _is_name(tree: Any) -> bool:
+def is_name(tree: Any) -> bool:
+    """Whether an expression is a column's name alone."""
     return isinstance(tree, exp.Column) and not tree.table
 
 

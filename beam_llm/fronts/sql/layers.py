@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from beam_llm.fronts.sql.compute import Compute
 from beam_llm.fronts.sql.expressions import Column, Value, column_in_flight
-from beam_llm.fronts.sql.plan import Ask, Grouping, Plan, Rows
+from beam_llm.fronts.sql.plan import Ask, Grouping, Key, Plan, Rows
+from beam_llm.fronts.sql.syntax import Order
 from beam_llm.fronts.sql.tables import Table
 from beam_llm.fronts.sql.types import SqlType
 
@@ -139,26 +140,37 @@ class Layers:
         limit: int | None,
         place: str,
         text: str,
+        order: Sequence[tuple[Value, Order]] = (),
     ) -> Plan:
         """The plan of all that was gathered.
 
         Args:
           outputs: what comes out, by name.
+          order: what rows are sorted by.
         """
         assert self.base is not None
+        # Which of the rows that a condition on answers leaves in are within a limit is known later.
+        known = self.grouping is None and not self.filters_answers
+        sorts_input = known and not any(self._level(value) for value, _ in order)
+        keys = tuple(
+            Key(self.in_flight(value), value.type, one.descending, one.nulls_first)
+            for value, one in order
+        )
         out = []
         for name, value in outputs:
             # What is always NULL need not be carried through the calls.
             is_null = not value.uses and value.sql in ("NULL", "CAST(NULL AS VARCHAR)")
             out.append((name, None if is_null else self.in_flight(value), value.type))
-        keeps = self._keeps([column for _, column, _ in out if column is not None])
+        keeps = self._keeps(
+            [column for _, column, _ in out if column is not None] + [key.column for key in keys]
+        )
         used = frozenset().union(*self._uses, *keeps, self._grouped_uses)
         columns = tuple(one for one in self._base_columns if one[1] in used)
         stages = tuple(map(self._stage, range(len(self._uses))))
         asks = tuple(self.asks)
         return Plan(
             place, self.base, columns, stages, asks, tuple(keeps), tuple(out), target, limit, text,
-            self.grouping,
+            self.grouping, keys, bool(keys) and sorts_input,
         )  # fmt: skip
 
     def _stage(self, level: int) -> Compute:

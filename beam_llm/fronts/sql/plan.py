@@ -13,7 +13,7 @@ the rows of all this are groups, and there is a step before it:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from beam_llm.config import Settings
 from beam_llm.fronts.sql.compute import Compute
@@ -89,6 +89,15 @@ class Grouping:
     aggregates: Compute
 
 
+class Key(NamedTuple):
+    """What rows are sorted by: a column in flight, and how."""
+
+    column: str
+    type: SqlType
+    descending: bool
+    nulls_first: bool
+
+
 @dataclass(frozen=True)
 class Plan:
     """A query ready to run.
@@ -104,6 +113,9 @@ class Plan:
       target: the table that takes it; None for a SELECT that is printed.
       limit: most rows; None for all.
       text: the statement, shortened.
+      order: what rows are sorted by before LIMIT counts them, the first one first.
+      sorts_input: that is known of rows before any call, so that only those within the limit are
+        asked; else it is done with what comes out.
     """
 
     place: str
@@ -117,11 +129,20 @@ class Plan:
     limit: int | None
     text: str = ""
     grouping: Grouping | None = None
+    order: tuple[Key, ...] = ()
+    sorts_input: bool = False
 
     @property
     def reading(self) -> Compute:
         """What is reckoned of each row as it is read."""
         return self.stages[0] if self.grouping is None else self.grouping.compute
+
+    @property
+    def reading_limit(self) -> int | None:
+        """Most rows, or groups, that are read; None where all are, and counted when they come
+        out.
+        """
+        return self.limit if self.sorts_input or not self.order else None
 
     @property
     def reading_keeps(self) -> frozenset[str]:

@@ -8,7 +8,7 @@ from typing import NoReturn
 from beam_llm.fronts.sql.calls import parse_call
 from beam_llm.fronts.sql.functions import AGGREGATE_CALLS, CALLS, NOT_CALLS, WINDOWS
 from beam_llm.fronts.sql.grammar import parse_expression
-from beam_llm.fronts.sql.syntax import Call, Expression, Item, Lateral, Query, Source
+from beam_llm.fronts.sql.syntax import Call, Expression, Item, Lateral, Order, Query, Source
 from beam_llm.fronts.sql.tokens import Cursor, Token
 
 MOST_DEPTH = 20
@@ -18,13 +18,7 @@ _STREAMED = "rows are handled one by one, as they come"
 _REFUSED: dict[str, tuple[str, str]] = {
     "GROUP": ("GROUP BY can't stand here", "write SELECT … FROM … WHERE … GROUP BY …"),
     "HAVING": ("HAVING can't stand here", "write SELECT … FROM … GROUP BY … HAVING …"),
-    "ORDER": (
-        "ORDER BY is not run here",
-        (
-            f"take it out ({_STREAMED}; files keep the order of their input) and sort the table "
-            "that is written"
-        ),
-    ),
+    "ORDER": ("ORDER BY can't stand here", "write SELECT … FROM … WHERE … ORDER BY … LIMIT …"),
     "WINDOW": ("window functions are not run here", "take them out: " + _STREAMED),
     "QUALIFY": ("QUALIFY is not run here", "it belongs to window functions: filter with WHERE"),
     "UNION": ("UNION is not run here", "write one INSERT INTO the same table for each SELECT"),
@@ -104,12 +98,28 @@ def _select(cursor: Cursor, depth: int) -> Query:
     group_start = cursor.now.start if cursor.now.word == "GROUP" else None
     keys = _group_by(cursor) if cursor.take_words("GROUP", "BY") else ()
     having = parse_expression(cursor) if cursor.take_words("HAVING") else None
+    order = cursor.listed(lambda: _order(cursor)) if cursor.take_words("ORDER", "BY") else ()
     _refuse_clauses(cursor)
     limit_start = cursor.now.start
     limit = _limit(cursor) if cursor.take_words("LIMIT") else None
     return Query(
-        start, tuple(items), source, where, limit, limit_start, (), keys, group_start, having
-    )
+        start, tuple(items), source, where, limit, limit_start, (), keys, group_start, having,
+        tuple(order),
+    )  # fmt: skip
+
+
+def _order(cursor: Cursor) -> Order:
+    expression = parse_expression(cursor, ("ASC", "DESC", "NULLS"))
+    descending = cursor.take_words("DESC")
+    if not descending:
+        cursor.take_words("ASC")
+    # NULL counts as less than all else, as in Flink.
+    nulls_first = not descending
+    if cursor.now.word == "NULLS":
+        nulls_first = cursor.take_words("NULLS", "FIRST")
+        if not nulls_first:
+            cursor.need_words("NULLS", "LAST", where="in ORDER BY")
+    return Order(expression, descending, nulls_first)
 
 
 def _group_by(cursor: Cursor) -> tuple[Expression, ...]:

@@ -132,6 +132,14 @@ class Source:
     laterals: tuple[Lateral, ...] = ()
 
 
+class Order(NamedTuple):
+    """`score DESC NULLS LAST`, one of ORDER BY's."""
+
+    expression: Expression
+    descending: bool
+    nulls_first: bool
+
+
 @dataclass(frozen=True)
 class Query:
     """A SELECT, or rows given by VALUES.
@@ -150,6 +158,7 @@ class Query:
     group_by: tuple[Expression, ...] = ()
     group_start: int | None = None
     having: Expression | None = None
+    order_by: tuple[Order, ...] = ()
 
 
 @dataclass(frozen=True)
