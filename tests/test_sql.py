@@ -6,13 +6,16 @@ import csv
 import json
 import re
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from apache_beam.io.filesystem import FileSystem
 
+from beam_llm.cli.files import remote
 from beam_llm.cli.main import main
 from beam_llm.testing import Emulator, Fault, plugin
 
@@ -401,6 +404,61 @@ def test_rows_are_sorted_and_only_those_within_the_limit_are_asked(
     by += f"INSERT INTO by {asked} WHERE price > 1 ORDER BY sentiment DESC, id DESC LIMIT 2;"
     assert run(folder, head + by) == 0
     assert [row["id"] for row in rows_in(folder, "by.jsonl")] == ["2", "4"]
+
+
+class SilentFiles(FileSystem):
+    """A file system that doesn't answer before it is told to."""
+
+    told = threading.Event()
+
+    @classmethod
+    def scheme(cls) -> str:
+        return "silent"
+
+    def exists(self, path: str) -> bool:
+        return self.told.wait(60)
+
+    def _unused(self, *_: Any) -> Any:
+        raise NotImplementedError
+
+    join = split = mkdirs = has_dirs = _list = create = open = copy = rename = _unused
+    last_updated = checksum = delete = metadata = size = _unused
+
+
+UNREACHED = {
+    "silent://a/b.jsonl": "can't be reached: no answer in 0.01 s; check the network, the path",
+    "s3a://a/*.jsonl": "Beam reads no s3a://: write s3://BUCKET/…",
+    "abfss://a/b.jsonl": "Beam reads no abfss://: write azfs://ACCOUNT/CONTAINER/…",
+    "s33://a/b.jsonl": "Beam reads no s33://: write a local path, or one of gs://, s3://",
+}
+
+
+@pytest.mark.parametrize("path", UNREACHED)
+@pytest.mark.parametrize("use", ["SELECT id FROM far;", "INSERT INTO far VALUES ('1');"])
+def test_files_that_can_t_be_reached_are_told_with_table_path_and_way_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    use: str, path: str,
+):  # fmt: skip
+    monkeypatch.setattr(remote, "ANSWER_SECONDS", 0.01)
+    remote._answers.cache_clear()
+    SilentFiles.told.clear()
+    if "*" in path and use.startswith("INSERT"):
+        path = path.replace("*", "x")
+    code = run(folder, table("far", "id STRING", path, "json") + use)
+    SilentFiles.told.set()
+    assert code == (1 if path.startswith("silent") else 2)
+    said = capsys.readouterr().err
+    assert "the table 'far': " + repr(path) in said
+    assert UNREACHED[path.replace("x.", "*.")] in said
+
+
+def test_files_of_a_bucket_are_written_and_read(
+    folder: Path, s3_location: str, capsys: pytest.CaptureFixture[str]
+):
+    sql = table("far", "id STRING", f"{s3_location}/a.jsonl", "json")
+    assert run(folder, f"{sql}INSERT INTO far VALUES ('in a bucket');") == 0
+    assert run(folder, f"{sql}SELECT id FROM far;") == 0
+    assert "in a bucket" in capsys.readouterr().out
 
 
 def test_a_further_insert_runs_alone(folder: Path, llm_emulator: Emulator, model: str):
