@@ -49,9 +49,9 @@ def _described(plan: Plan) -> Iterator[str]:
         if number < len(plan.asks):
             yield from _described_ask(plan, plan.asks[number], number, sources)
     if plan.order:
-        keys = (f"{key.column}{' DESC' * key.descending}" for key in plan.order)
+        by = (f"{key.column}{' DESC' * key.descending}" for key in plan.order)
         most = "" if plan.limit is None else f", the first {plan.limit:,}"
-        yield printable(f"{'Read' if plan.sorts_input else 'Write'} by {', '.join(keys)}{most}")
+        yield printable(f"{'Read' if plan.sorts_input else 'Write'} by {', '.join(by)}{most}")
     outputs = ", ".join(f"{name} {kind}" for name, _, kind in plan.outputs)
     yield printable(f"Write {_sink_name(plan)} ({outputs})")
 
