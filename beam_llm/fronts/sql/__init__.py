@@ -6,11 +6,13 @@ places                          where something stands in the file, and the erro
 tokens, statements, select      words; statements and queries
 calls, options, type_syntax     calls of models, WITH and MAP, types as they are written
 grammar, functions              expressions by sqlglot, and the functions in them
+time_formats                    units and formats of times
 syntax                          all of that as data
 script, known                   the file from its first statement to its last
 models, tables                  what CREATE makes
 planner, layers, expressions    a query's columns, and what is computed before which call
-asking, grouping, storing       calls of models; GROUP BY; what INSERT gives each column
+asking, branches                calls of models, and the rows that they are needed for
+grouping, storing               GROUP BY; what INSERT gives each column
 plan, types, compute            what runs; its types; its expressions, by DuckDB
 steps, group_steps, in_flight   its steps in Beam, and the rows in them
 """
