@@ -19,6 +19,10 @@ from beam_llm.protocols import Admission, Limiter
 from beam_llm.values import Pace
 
 MINUTE = 60.0
+LATE_SECONDS = 1.5
+"""So much later than admitted a request may reach the server, while its connection is made or the
+machine is busy. It is counted for so much longer: the server's own minute begins when it comes.
+"""
 RESET_MOST_SECONDS = 2.0
 """A header says when the whole minute is free again, not when the next request fits: longer holds
 would waste it, and a refusal says more.
@@ -184,8 +188,9 @@ class Budget:
 
     A log of the last minute's requests rather than a bucket: a bucket that may be full lets up to
     twice the budget into the minute after a pause, and one small enough to prevent this wastes its
-    size. With the log no 60 s ever hold more than the budget, and whoever is refused is refused
-    because the minute is full. Memory: one small object per request of the last minute.
+    size. With the log no 60 s ever hold more than the budget, here or at the server
+    (`LATE_SECONDS` costs 2.5 % of it), and whoever is refused is refused because they are full.
+    Memory: one small object per request of the last minute.
 
     Args:
       requests_per_minute, tokens_per_minute: of this process, None for no limit. Fractions of a
@@ -197,7 +202,7 @@ class Budget:
             math.inf if requests_per_minute is None else max(1, math.floor(requests_per_minute))
         )
         self._tokens = math.inf if tokens_per_minute is None else tokens_per_minute
-        self._span = MINUTE / min(1.0, requests_per_minute or 1.0)
+        self._span = MINUTE / min(1.0, requests_per_minute or 1.0) + LATE_SECONDS
         self._log: deque[Charge] = deque()
         self._sum = 0.0
 
