@@ -842,6 +842,74 @@ def test_an_outage_of_seconds_costs_no_more_than_the_prompts_that_try(calls, sec
     assert sum(None in values(one) for one in asked) <= 3
 
 
+def asked_one_by_one(provider: FakeProvider, count: int) -> list[Asked]:
+    """Records that share no prompt, as many at once as the engine has a use for."""
+
+    async def main() -> list[Asked]:
+        engine = engine_for(provider, max_concurrency=16)
+        turns = asyncio.Semaphore(engine.useful_asks())
+
+        async def one(text: str) -> Asked:
+            async with turns:
+                return await engine.ask([fake_record(text)])
+
+        asked = await asyncio.gather(*map(one, texts(count)))
+        await engine.aclose()
+        return asked
+
+    return run_virtually(main())
+
+
+@pytest.mark.parametrize("calls", [0, 100])
+@pytest.mark.parametrize(
+    ("seconds", "lost", "more_calls"),
+    [
+        pytest.param(3.0, 0, 60, id="of moments"),
+        pytest.param(15.0, 0, 100, id="of seconds"),
+        pytest.param(40.0, 300, 350, id="of most of a minute"),
+    ],
+)
+def test_an_outage_is_waited_for_by_all_while_one_record_tries(calls, seconds, lost, more_calls):
+    provider = Dies(seconds=0.5)
+    provider.calls, provider.until = calls, 1_000.0 + seconds
+    asked = asked_one_by_one(provider, 1_000)
+    assert sum(None in values(one) for one in asked) <= lost
+    assert sum(one.tally.requests for one in asked) <= 1_000 + more_calls
+
+
+def test_a_dead_server_is_sent_each_record_little_more_than_once():
+    provider = Dies()
+    asked = asked_one_by_one(provider, 500)
+    assert {kind for one in asked for kind in kinds(one)} == {None, Kind.UNAVAILABLE}
+    assert sum(one.tally.requests for one in asked) < 500 * 1.6
+    failure = asked[-1].outcomes[0].failure
+    assert failure.message == "HTTP 503; not sent again, for the server answers nobody"
+
+
+def test_a_record_at_which_a_slow_server_fails_holds_up_no_other():
+    """Nobody is answered for longer than an outage is waited for: that alone gives nobody up."""
+    provider = FailsAt(seconds=25.0)
+    asked = ask_all(provider, [["bad"], ["bad 2"], ["a"], ["b"]], max_concurrency=16)
+    assert [values(one) for one in asked] == [[None], [None], ["A"], ["B"]]
+    assert [one.outcomes[0].failure.attempts for one in asked[:2]] == [4, 4]
+
+
+def test_who_is_cancelled_while_it_tries_alone_leaves_the_next_its_turn():
+    async def main() -> list[Any]:
+        provider = Dies(seconds=1.0)
+        provider.calls, provider.until = 0, 1_008.0
+        engine = engine_for(provider)
+        asks = [asyncio.create_task(engine.ask([fake_record(text)])) for text in texts(12)]
+        for ask in asks[:-1]:
+            await asyncio.sleep(0.6)
+            ask.cancel()
+        last = await asks[-1]
+        assert len(asyncio.all_tasks()) == 1
+        return values(last)
+
+    assert run_virtually(main()) == ["R11"]
+
+
 class SmallWindow(FakeProvider):
     """Takes no prompt of more than three records."""
 

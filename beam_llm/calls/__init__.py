@@ -4,6 +4,7 @@ engine.py    threads and hand-over          limiter.py      slots and budgets
 ask.py       one ask, round after round     controller.py   how many slots, where nobody has said
 round.py     one request and its reply      state.py        what is known meanwhile
 call.py      one request with its retries   breaker.py      what may be spent on bad replies
+outage.py    a server that fails for all
 policy.py    what is done about failures    reply_limit.py  how long a reply can be
 endpoint.py  what calls to one place share  billing.py      what replies cost
 prompt_size.py  how long a prompt may be

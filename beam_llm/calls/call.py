@@ -8,7 +8,8 @@ import asyncio
 from collections.abc import Sequence
 
 from beam_llm import events
-from beam_llm.calls.policy import Again, next_try
+from beam_llm.calls.outage import Turn
+from beam_llm.calls.policy import Again, next_try, retries_seconds
 from beam_llm.calls.state import AskContext, Deadline, Member
 from beam_llm.calls.tally import Tally
 from beam_llm.errors import CallError, Kind, Remedy, Retryable, where_of
@@ -53,19 +54,54 @@ class Call:
         Raises:
           CallError: the last one, where `policy.next_try` gives up.
         """
+        turn = Turn.ON
         while True:
+            in_vain = False
             try:
                 return await self._send()
             except CallError as error:
-                again = self._again(error)
+                in_vain, again = is_of_server(error), self._again(error)
                 if again is None:
                     raise
-                self._count_again(error, again)
-            await asyncio.sleep(again.seconds)
+                failed = error
+            finally:
+                if turn is Turn.ALONE:
+                    self._context.endpoint.outage.ended(in_vain=in_vain)
+            turn = await self._turn(failed, again) if in_vain else Turn.ON
+            if turn is Turn.OVER:
+                failed.message += "; not sent again, for the server answers nobody"
+                raise failed
+            self._count_again(failed, again)
+            await self._pause(again, turn)
             if again.is_wait:
                 self.waits += 1
             else:
                 self.tries += 1
+
+    async def _turn(self, error: CallError, again: Again) -> Turn:
+        """Whether it is sent again after an error of the server's; waits, where others are.
+
+        Prompts of several records are sent again at once: what is spent on their parts after that
+        is the breaker's business.
+        """
+        if len(self._members) > 1:
+            return Turn.ON
+        context = self._context
+        own = again.seconds + retries_seconds(
+            self.tries + 1, context.settings.max_retries, context.rng
+        )
+        return await context.endpoint.outage.turn(own, self._deadline.left())
+
+    async def _pause(self, again: Again, turn: Turn) -> None:
+        outage = self._context.endpoint.outage
+        if turn is not Turn.ALONE:
+            await asyncio.sleep(again.seconds)
+            return
+        try:
+            await asyncio.sleep(outage.pause_seconds(again.seconds))
+        except asyncio.CancelledError:
+            outage.ended(in_vain=False)
+            raise
 
     def _again(self, error: CallError) -> Again | None:
         """How it is sent again; None where it is not, or where fewer records at once are what may
@@ -221,6 +257,11 @@ class Call:
             endpoint.limiter.timed_out(admission)
         if error.remedy is Remedy.ABORT:
             endpoint.abort(error)
+
+
+def is_of_server(error: CallError) -> bool:
+    """Whether the server fails, or breaks the connection: at this prompt, or at all."""
+    return error.kind == Kind.UNAVAILABLE and not error.is_throttle
 
 
 def is_too_slow(error: CallError, members: int, tries: int) -> bool:

@@ -12,6 +12,7 @@ import orjson
 
 from beam_llm.calls.breaker import Breaker, Guard
 from beam_llm.calls.limiter import limiter_of
+from beam_llm.calls.outage import Outage
 from beam_llm.calls.packing import Agreement
 from beam_llm.calls.prompt_size import PromptSize
 from beam_llm.config import Settings
@@ -66,6 +67,7 @@ class Endpoint:
     ):
         self.users = 0
         self.limiter = limiter or limiter_of(settings)
+        self.outage = Outage()
         self._connect = connect
         self._provider: CompletionProvider | None = None
         self._learner: LearnsSchemas | None = None
@@ -171,6 +173,7 @@ class Endpoint:
 
     def answered(self) -> None:
         """A reply came, to whomever."""
+        self.outage.answered()
         self._answered_at = asyncio.get_running_loop().time()
 
     def answers_lately(self) -> bool:

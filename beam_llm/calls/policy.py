@@ -159,8 +159,13 @@ def next_try(
         return None
     seconds = _seconds(waits if is_wait else tries, asked, rng)
     if is_wait and waits >= PATIENT_WAITS:
-        seconds = max(seconds, _longest_backoff(waits - PATIENT_WAITS) * rng.uniform(0.5, 1.0))
+        seconds = max(seconds, longest_backoff(waits - PATIENT_WAITS) * rng.uniform(0.5, 1.0))
     return Again(seconds, is_wait) if seconds < left_seconds else None
+
+
+def retries_seconds(tries: int, max_retries: int, rng: random.Random) -> float:
+    """What the pauses of the tries that are left would take together."""
+    return sum(rng.uniform(0.0, longest_backoff(each)) for each in range(tries, max_retries))
 
 
 def sensible_retry_after(seconds: float | None) -> float | None:
@@ -178,10 +183,11 @@ def _seconds(attempt: int, retry_after_seconds: float | None, rng: random.Random
     """
     asked = sensible_retry_after(retry_after_seconds)
     if asked is None:
-        return rng.uniform(0.0, _longest_backoff(attempt))
+        return rng.uniform(0.0, longest_backoff(attempt))
     return min(max(asked, 0.0), RETRY_AFTER_MOST_SECONDS) * rng.uniform(1.0, 1.1)
 
 
-def _longest_backoff(attempt: int) -> float:
+def longest_backoff(attempt: int) -> float:
+    """The longest pause before retry number `attempt` (from 0)."""
     # The exponent is bounded: after a thousand waits the power would overflow.
     return min(BACKOFF_MOST_SECONDS, BACKOFF_FIRST_SECONDS * 2.0 ** min(attempt, 10))

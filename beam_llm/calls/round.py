@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from beam_llm.calls.call import Call, is_too_slow
+from beam_llm.calls.call import Call, is_of_server, is_too_slow
 from beam_llm.calls.state import AskContext, AskState, Deadline, Member, fail
 from beam_llm.errors import (
     Aborted,
@@ -134,7 +134,7 @@ class Round:
             # Without the limit the model ran on until its time was up: the limit was not to blame.
             self._context.reply_limits.is_right = True
         # Or a firewall drops the connection: one of the records may be why.
-        self._ask.fallback.is_of_server = error.kind == Kind.UNAVAILABLE and not error.is_throttle
+        self._ask.fallback.is_of_server = is_of_server(error)
         may_be_smaller = is_too_slow(error, len(members), 1) or self._ask.fallback.is_of_server
         return Kind.REJECTED if error.remedy is Remedy.SPLIT or may_be_smaller else Kind.UNAVAILABLE
 
