@@ -32,6 +32,7 @@ from beam_llm.cli.stored import StoredAnswer, stored_line
 from beam_llm.cli.words import dollars, duration, shortened, table
 from beam_llm.config import EACH, options_of, settings_from_options
 from beam_llm.errors import UsageError
+from beam_llm.stores.local import LocalStore
 from beam_llm.testing import Emulator, Fault, plugin
 from tests.beams_search import ask_nothing_of_google
 
@@ -883,10 +884,16 @@ def test_live_calls_for_leftovers_are_listed_with_their_jobs(
     assert "3 records asked by live calls" in page.read_text()
 
 
-def test_ls_and_show_say_what_the_ledger_knows(
-    tmp_path: Path, submitted: list[str], capsys: pytest.CaptureFixture[str]
+def test_ls_and_show_say_what_the_ledger_knows_to_those_who_may_only_read_it(
+    tmp_path: Path,
+    submitted: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    staging = ["--staging", str(tmp_path / "staging")]
+    for write in ("create", "put", "put_file", "delete"):
+        monkeypatch.delattr(LocalStore, write)
+    # Under another name than the run had for it, so that this process has not tried it yet.
+    staging = ["--staging", f"{tmp_path}/staging/"]
     assert main(["jobs", "ls", "--json", *staging]) == 0
     (job,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert (job["state"], job["ended"], job["records"], job["answered"], job["lines"]) == (

@@ -32,7 +32,6 @@ from beam_llm.jobs import Cleanup, JobView, admin, tidy
 from beam_llm.leftovers import remove_leftovers, scratch_folder
 from beam_llm.protocols import BatchProvider, Store
 from beam_llm.providers import check, compile_task, connect_batch
-from beam_llm.stores import open_store
 
 
 def ls(chosen: argparse.Namespace) -> int:
@@ -304,10 +303,9 @@ def store_at(location: str) -> Store:
     Raises:
       UsageError: there is no ledger.
     """
-    local = stores.store_at(location).path_of("ledger.json")
-    # Opened only if it is there, for that makes a folder.
-    store = open_store(location) if local is None or local.is_file() else None
-    if store is None or store.get("ledger.json") is None:
+    # Not opened, for that writes: who may only read may look.
+    store = stores.store_at(location)
+    if store.get("ledger.json") is None:
         raise UsageError(
             f"there is no ledger in {location!r}: name the staging location of a batch_api run"
         )
