@@ -23,7 +23,7 @@ from beam_llm.cli.stored import StoredAnswer
 from beam_llm.cli.summary import summary
 from beam_llm.cli.tally import Tally
 from beam_llm.cli.words import table
-from beam_llm.errors import printable
+from beam_llm.errors import Kind, printable
 from beam_llm.events import ACTIVITY
 from beam_llm.testing import Emulator, Fault, plugin
 
@@ -209,6 +209,23 @@ def test_calls_that_time_out_and_are_tried_again_are_counted(
     assert "calls     4 (1 retry, 1 timeout)" in capsys.readouterr().err
     found = json.loads((tmp_path / "how.json").read_text())
     assert (found["requests"], found["retries"], found["timeouts"]) == (4, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("costs", "shown"),
+    [
+        ([5.0, 2.5], "$7.50"),
+        ([5.0, None], "at least $5.00 (what 1 record cost is not known)"),
+        ([None, None], "unknown (the model has no list price; give --prices)"),
+    ],
+    ids=["known", "a line that can't be read", "no list price"],
+)
+def test_a_cost_that_is_known_in_part_is_a_least_one(costs: list[float | None], shown: str) -> None:
+    tally = Tally()
+    for cost in costs:
+        kind = Kind.UNREADABLE if cost is None else None
+        tally.add(StoredAnswer(0, "a", kind, kind, cost_usd=cost))
+    assert tally.cost() == shown
 
 
 def tally_of(*errors: tuple[str, str]) -> Tally:

@@ -21,7 +21,7 @@ from beam_llm.ledger import failpoints as points
 from beam_llm.ledger.job_tree import JobTree
 from beam_llm.ledger.journal import Closed, CloseReason, Created, Journal, Lease
 from beam_llm.planning import plan
-from beam_llm.protocols import BatchTraits, RemoteJob
+from beam_llm.protocols import BatchTraits, LineReply, Recovery, RemoteJob
 from beam_llm.providers import compile_task
 from beam_llm.stores import open_store
 from tests.batch_world import Killed, World, driven, gathered, killing, wrong
@@ -70,6 +70,22 @@ def test_usage_and_cost_of_records_add_up_to_those_of_the_replies(world: World) 
         sum(o.usage.output_tokens for o in outcomes),
     ] == list(done.usage[:2])
     assert sum(o.cost_usd for o in outcomes) == pytest.approx(done.cost_usd)
+
+
+def test_what_a_line_has_cost_that_can_not_be_read_is_not_known_and_is_not_nothing(
+    world: World,
+) -> None:
+    decode = world.fake.decode_line
+
+    def damaged(line: bytes) -> LineReply:
+        if b"number 13" in line:
+            raise ValueError(line)
+        return decode(line)
+
+    world.fake.decode_line = damaged  # type: ignore[method-assign]
+    costs = {text: each.cost_usd for text, (each,) in world.run(TEXTS, on_leftover="fail").items()}
+    assert [text for text, cost_usd in costs.items() if not cost_usd] == [TEXTS[13]]
+    assert costs[TEXTS[13]] is None
 
 
 def test_a_rerun_needs_no_provider_and_says_that_it_cost_nothing(world: World) -> None:

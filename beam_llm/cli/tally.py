@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 
 from beam_llm.cli.stored import StoredAnswer
 from beam_llm.cli.words import dollars
+from beam_llm.errors import Kind, plural
 
 MOST_EXAMPLES = 3
 """Of each kind of error."""
@@ -75,7 +76,8 @@ class Tally(Sums):
         """Counts in how one record ended."""
         is_unpriced = answer.cost_usd is None
         # A record that was never sent has no tokens, and so no cost that could be unknown.
-        self.count(answer, unpriced=is_unpriced and answer.input_tokens > 0)
+        was_sent = answer.input_tokens > 0 or answer.kind in (Kind.UNREADABLE, Kind.DOUBTFUL)
+        self.count(answer, unpriced=is_unpriced and was_sent)
         if answer.model:
             self.by_model.setdefault(answer.model, Sums()).count(answer, unpriced=is_unpriced)
         if answer.kind is not None:
@@ -121,9 +123,12 @@ class Tally(Sums):
 
     def cost(self) -> str:
         """The price in dollars, or why there is none."""
-        if self.unpriced:
-            return "unknown (the model has no list price; give --prices)"
-        return dollars(self.cost_usd)
+        if not self.unpriced:
+            return dollars(self.cost_usd)
+        if self.cost_usd:
+            of_others = plural(self.unpriced, "record")
+            return f"at least {dollars(self.cost_usd)} (what {of_others} cost is not known)"
+        return "unknown (the model has no list price; give --prices)"
 
 
 class Messages:

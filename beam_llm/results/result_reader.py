@@ -186,6 +186,8 @@ class ResultReader:
         # Unpacked at once: this is done for every line of every job.
         text, finish, usage, model, request_id, refusal, _, word, _, billed, _ = completion
         paid = self.bill.price(usage, billed)
+        # Before anything of it is read, for it is paid for, whatever it says.
+        self.bill.add(usage, paid)
         is_plain = (
             self._plainly
             and count == 1
@@ -198,7 +200,6 @@ class ResultReader:
             self._read_closely(start, count, completion, None if paid is None else paid / count)
         else:  # by far the most: no objects on the way
             self.outcomes.put_answer(start, value, usage, paid, model, request_id, word)
-        self.bill.add(usage, paid)
 
     def _put_unreadable(self, line: int, error: Exception) -> None:
         """Ends the records of a reply that something in it, or in the user's own class, made
@@ -245,13 +246,13 @@ class ResultReader:
                 continue
             count = self._starts[line + 1] - self._starts[line]
             failure, final, alone = self._end.of_line(line, self._errors.get(line), count)
+            # What can't be read was answered all the same, and what is in doubt may have been.
+            may_be_paid = failure.kind in (Kind.UNREADABLE, Kind.DOUBTFUL)
+            outcome = Outcome(None, failure, cost_usd=None if may_be_paid else 0.0)
             for position in range(self._starts[line], self._starts[line + 1]):
                 self.regroup[position] = alone
-                self._put(
-                    position,
-                    Outcome(None, failure, cost_usd=0.0),
-                    final or self._is_unreadable_again(position, failure),
-                )
+                is_final = final or self._is_unreadable_again(position, failure)
+                self._put(position, outcome, is_final)
 
     def _is_unreadable_again(self, position: int, failure: Failure) -> bool:
         """Whether another answer would be paid for that can't be read either."""
