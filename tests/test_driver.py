@@ -862,8 +862,14 @@ def test_the_deadline_ends_the_wait_with_outcomes(world: World) -> None:
     assert world.fake.calls["cancel"] == 1
 
 
-def test_a_job_that_can_never_be_staged_ends_at_the_deadline_and_is_asked_another_day(
-    world: World,
+BUSY = Retryable(Kind.UNAVAILABLE, "the network is down")
+
+
+@pytest.mark.parametrize(
+    ("verb", "error"), [("stage", BUSY), ("create", NotCreated(BUSY))], ids=["staged", "taken"]
+)
+def test_a_job_that_can_never_be_made_ends_at_the_deadline_and_is_asked_another_day(
+    world: World, verb: str, error: Exception
 ) -> None:
     def stage(*_: Any) -> str:
         raise Retryable(Kind.UNAVAILABLE, "the network is down")

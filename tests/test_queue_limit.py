@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from beam_llm.errors import Kind
+from beam_llm.errors import Kind, NotCreated, Retryable
 from beam_llm.jobs import Ready, Waiting, list_jobs
+from beam_llm.jobs.pacing import SAY_AGAIN_SECONDS
 from beam_llm.jobs.queue_limit import Observed, Verdict, decide
 from beam_llm.jobs.waiting_line import LONG_WAIT_SECONDS
 from beam_llm.ledger import BatchJobRef, Ledger, find_ref
@@ -520,6 +521,41 @@ def test_a_queue_that_takes_nothing_and_says_no_limit_ends_and_is_asked_again_an
     assert not billed_twice(world)
 
 
+def test_a_job_that_is_taken_and_then_failed_by_the_queue_is_sent_ever_more_seldom(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.fake.create_faults, world.fake.can_list = ["queue"] * 1_000, False
+    (ref,), day = world.plan(TEXTS, poll_seconds=None), 1_000_000.0 + 86_400
+    while world.clock.now < day:
+        driver = world.driver(poll_seconds=None)
+        # Another process now and then: what it does not remember stands in the ledger.
+        until = world.clock.now + 20_000
+        while world.clock.now < until:
+            looked = driver.step(ref)
+            assert isinstance(looked, Waiting)
+            world.clock.now = looked.next_at
+        driver.close()
+        world.restart()
+    assert world.fake.calls["create"] < 330  # one in five minutes; it was one in 37 s
+    assert 5 <= caplog.text.count("next try in") <= 30
+
+
+def test_refusals_count_however_often_the_provider_is_busy_between_them(world: World) -> None:
+    create, busy = world.fake.create, NotCreated(Retryable(Kind.UNAVAILABLE, "busy", status=503))
+
+    def mostly_busy(*arguments: Any) -> Any:
+        if world.fake.calls["busy"] % 3 < 2:
+            world.fake.calls["busy"] += 1
+            raise busy
+        world.fake.calls["busy"] += 1
+        return create(*arguments)
+
+    limit_to(world, 0, token_limit_said=False)
+    world.fake.create = mostly_busy  # type: ignore[method-assign]
+    assert kinds(drive(world, world.plan(TEXTS[:1]))) == {Kind.RATE_LIMITED}
+    assert world.fake.calls["create"] == 6
+
+
 # What is learned
 
 
@@ -596,17 +632,19 @@ def test_what_was_learned_is_kept_for_a_week_and_a_new_limit_forgets_what_was_fo
 # What is said
 
 
-def test_a_long_wait_is_said_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_long_wait_is_said_and_said_again_each_hour(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     world.fake.most_jobs, world.fake.can_list = 0, False  # whatever fills the queue can't be seen
     refs, driver = world.plan(TEXTS), world.driver()
     with caplog.at_level(logging.WARNING, "beam_llm"):
-        while world.clock.now < 1_000_000.0 + 3 * LONG_WAIT_SECONDS:
+        while world.clock.now < 1_000_000.0 + LONG_WAIT_SECONDS + 2.5 * SAY_AGAIN_SECONDS:
             looked = driver.step(refs[0])
             assert isinstance(looked, Waiting)
             world.clock.now = looked.next_at
     assert [
         record.message.count("waited") for record in caplog.records if "waited" in record.message
-    ] == [1]
+    ] == [1] * 3
 
 
 def test_doubles_and_warnings_are_counted(world: World) -> None:

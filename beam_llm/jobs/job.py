@@ -15,7 +15,12 @@ from dataclasses import dataclass, field
 
 from beam_llm.config import Settings
 from beam_llm.errors import CallError
-from beam_llm.jobs.pacing import SHORTEST_PAUSE_SECONDS, pause_after, quick_interval
+from beam_llm.jobs.pacing import (
+    SAY_AGAIN_SECONDS,
+    SHORTEST_PAUSE_SECONDS,
+    pause_after,
+    quick_interval,
+)
 from beam_llm.jobs.step import Waiting
 from beam_llm.jobs.waiting_line import WaitingLine
 from beam_llm.ledger.failpoints import failpoint
@@ -90,7 +95,7 @@ class Job:
         self.time = context.shared.time
         self.tries = 0
         self.cancelling: set[str] = set()
-        self._waiting, self._due = Waiting(0.0), -math.inf
+        self._waiting, self._due, self._said_at = Waiting(0.0), -math.inf, -math.inf
 
     def wait(
         self,
@@ -122,8 +127,10 @@ class Job:
         """Seconds until a call that failed is tried again, longer at each failure in a row."""
         self.tries += 1
         pause = pause_after(self.settings, error, self.tries, self.name)
-        # Said aloud once, and not at first: most is over soon.
-        level = logging.WARNING if self.tries == _TRIES_BEFORE_WARNING else logging.INFO
+        # Not said aloud at first: most is over soon.
+        level, now = logging.INFO, self.clock.monotonic()
+        if self.tries >= _TRIES_BEFORE_WARNING and now >= self._said_at + SAY_AGAIN_SECONDS:
+            level, self._said_at = logging.WARNING, now
         said = "job %s: %s; next try in %.1f s, and so on until it is answered"
         _LOG.log(level, said, self.name, error.message, pause)
         return pause

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import enum
 import logging
-from itertools import takewhile
+from collections.abc import Iterator
+from itertools import islice, takewhile
 from typing import NamedTuple
 
 import numpy as np
@@ -44,7 +45,7 @@ _LOG = logging.getLogger(__name__)
 PATIENCE = 3
 """Refusals in a row, with nothing else pending, after which a job is taken to be too large
 itself."""
-# Attempts that are read back: twice as many as the most patient rule needs.
+# Refusals that are looked at: twice as many as the most patient rule needs.
 _LOOK_BACK = 12
 
 
@@ -124,6 +125,9 @@ class QueueLimit:
             if error.limit_tokens is not None:
                 self._note(stated=error.limit_tokens)
             refusal = Refusal(error.limit_tokens, self._is_alone())
+        # A job that was taken and then failed has had its calls answered, and is refused all the
+        # same: the pauses go on growing, in the next process, too.
+        job.tries = max(job.tries, self._times_in_a_row(attempt))
         pause = job.pause_after(error)
         facts = {"retry_at": job.time() + pause, "job_id": job_id, "refusal": refusal}
         job.close(attempt, CloseReason.QUEUE, **facts)
@@ -232,12 +236,21 @@ class QueueLimit:
         return sums
 
     def _refusals(self, attempt: int) -> list[tuple[float, Refusal]]:
-        """(when, what) of those of the latest attempts that the queue refused, newest first."""
-        tried = range(attempt - 1, max(0, attempt - _LOOK_BACK) - 1, -1)
-        closed = [self._job.journal.read(Closed, earlier) for earlier in tried]
-        return [
-            (doc.at, doc.refusal) for doc in closed if doc is not None and doc.refusal is not None
-        ]
+        """(when, what) of the latest refusals by the queue, newest first."""
+        refused = ((each.at, each.refusal) for each in self._closed(attempt) if each.refusal)
+        return list(islice(refused, _LOOK_BACK))
+
+    def _times_in_a_row(self, attempt: int) -> int:
+        """How many of the latest attempts the provider had no room for, up to `_LOOK_BACK`."""
+        latest = islice(self._closed(attempt), _LOOK_BACK)
+        return sum(1 for _ in takewhile(lambda each: each.reason is CloseReason.QUEUE, latest))
+
+    def _closed(self, attempt: int) -> Iterator[Closed]:
+        """How earlier attempts were closed, newest first."""
+        for earlier in range(attempt - 1, -1, -1):
+            closed = self._job.journal.read(Closed, earlier)
+            if closed is not None:
+                yield closed
 
     def _alone(self, refusals: list[tuple[float, Refusal]]) -> int:
         """How many of the last refusals in a row found nothing else pending."""

@@ -21,6 +21,7 @@ from beam_llm.errors import (
     InputGone,
     Kind,
     NotCreated,
+    QueueFull,
     Rejected,
     guarded,
 )
@@ -58,7 +59,7 @@ class Submission:
         self._job, self._inherited = job, inherited
         self._limit = QueueLimit(job)
         self._doubt: Doubt | None = None
-        # Since when in a row its input can't be staged.
+        # Since when in a row the provider neither takes it nor has a reason of its own not to.
         self._failing_since: float | None = None
 
     def step(self) -> Waiting | Done | None:
@@ -100,7 +101,7 @@ class Submission:
             return self._adopt_before_split(decision, status.attempt)
         return decision or self._create(status)
 
-    def _adopt_before_split(self, split: Split, attempt: int) -> Waiting | Split | None:
+    def _adopt_before_split(self, split: Split, attempt: int) -> Waiting | JobEnd | Split | None:
         """Looks once more for a job that an earlier attempt may have made: it is paid for, and its
         halves would be paid for as well.
 
@@ -112,7 +113,7 @@ class Submission:
             found = find_remote(job)
         except CallError as error:
             # A provider that can never tell would hold the job up for ever.
-            return self._later(error, "doubt") if not isinstance(error, CannotTell) else split
+            return split if isinstance(error, CannotTell) else self._not_seen(error, "doubt")
         if found:
             self._adopt(attempt, found[0])
             return None
@@ -140,29 +141,35 @@ class Submission:
             try:
                 staged = stage(self._job, status, Path(path))
             except CallError as error:
-                return self._end_of(error) or self._not_staged(error)
-            self._failing_since = None
+                return self._end_of(error) or self._given_up(error) or self._later(error, "planned")
             if staged is None:
                 why = "no line of this job fits the provider's limits"
                 return JobEnd("empty", Failure(Kind.TOO_LARGE, why), final=False)
             try:
                 may_send = self._mark(status.attempt, staged)
             except CallError as error:
-                return self._later(error, "planned")
+                return self._not_seen(error, "planned")
             if not may_send:
                 return self._job.wait(self._job.soon(), "leased")
             return self._send(status.attempt, staged)
 
-    def _not_staged(self, error: CallError) -> Waiting | JobEnd:
-        """The job's input can't be staged by now. Nothing was sent of it, so nothing is lost when
-        the records end: a later run asks again."""
+    def _given_up(self, error: CallError) -> JobEnd | None:
+        """How a job ends that can't be made by its deadline; None before that. Where nothing was
+        made of it, for certain, nothing is lost when the records end: a later run asks again."""
         job, now = self._job, self._job.time()
         self._failing_since = now if self._failing_since is None else self._failing_since
-        is_over = now >= self._failing_since + deadline_seconds(job.settings, job.provider.traits)
-        if not is_over or job.guesses():
-            return self._later(error, "planned")
+        if now < self._failing_since + deadline_seconds(job.settings, job.provider.traits):
+            return None
         why = f"no batch job was made until its deadline (job_deadline_hours): {error.message}"
+        if job.guesses():
+            return JobEnd("doubtful", Failure(Kind.DOUBTFUL, f"{why}; one may have been before", 1))
         return JobEnd("unreachable", Failure(Kind.UNAVAILABLE, why, 1))
+
+    def _not_seen(self, error: CallError, status: str) -> Waiting | JobEnd:
+        """What an earlier attempt has made can't be looked at by now."""
+        if isinstance(error, Aborted) and self._job.settings.on_abort == "raise":
+            raise error
+        return self._given_up(error) or self._later(error, status)
 
     def _mark(self, attempt: int, staged: Staged) -> bool:
         """Writes down that a create may be sent from now on. False: it may not, for another process
@@ -226,6 +233,12 @@ class Submission:
             self._job.close(attempt, CloseReason.ABORTED)
         elif isinstance(error, Rejected):
             self._job.close(attempt, CloseReason.REFUSED)
+        elif isinstance(error, QueueFull):
+            # There will be room, however long others fill it; who is only busy may be so for ever.
+            self._failing_since = None
+        elif end := self._given_up(error):
+            self._job.close(attempt, CloseReason.REFUSED)
+            return end
         return self._end_of(error) or self._limit.queue_up(attempt, None, error)
 
     def _end_of(self, error: CallError) -> JobEnd | None:
@@ -250,7 +263,7 @@ class Submission:
         # merely found may be that one's: its doubles are looked for at every poll.
         if is_own and self._job.journal.read(Closed, attempt) is not None:
             rejoin(self._job, attempt, remote, file_id)
-        self._job.tries = 0
+        self._job.tries, self._failing_since = 0, None
 
     def _doubt_of(self, attempt: int) -> Doubt:
         if self._doubt is None or self._doubt.attempt != attempt:

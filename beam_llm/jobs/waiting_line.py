@@ -8,7 +8,12 @@ import math
 
 from beam_llm.config import Settings
 from beam_llm.errors import CallError
-from beam_llm.jobs.pacing import LONGEST_PAUSE_SECONDS, longest_backoff, quick_interval
+from beam_llm.jobs.pacing import (
+    LONGEST_PAUSE_SECONDS,
+    SAY_AGAIN_SECONDS,
+    longest_backoff,
+    quick_interval,
+)
 from beam_llm.ledger.intent import Intent
 from beam_llm.protocols import Clock
 
@@ -26,22 +31,22 @@ class WaitingLine:
         # By (number, name): the line is in this order.
         self._due: dict[tuple[int, str], float] = {}
         self._since: dict[tuple[int, str], float] = {}
+        self._said: dict[tuple[int, str], float] = {}  # when it may be said again
 
     def enter(self, job: Intent, seconds: float, refusal: CallError | None = None) -> None:
         """Gives a job its place.
 
         Args:
           seconds: until it is worth trying again.
-          refusal: what the queue has just said; a job that has waited long says so, once.
+          refusal: what the queue has just said; a job that has waited long says so, once an hour.
         """
         place, now = (job.number, job.job), self._clock.monotonic()
         self._due[place] = now + min(max(seconds, 0.0), LONGEST_PAUSE_SECONDS)
         waited = now - self._since.setdefault(place, now) if refusal is not None else 0.0
-        if waited >= LONG_WAIT_SECONDS:
-            # So it is said once.
-            self._since[place] = math.inf
+        if waited >= LONG_WAIT_SECONDS and now >= self._said.get(place, -math.inf):
+            self._said[place] = now + SAY_AGAIN_SECONDS
             _LOG.warning(
-                "job %s has waited %.0f min behind the provider's limit, and goes on waiting: %s",
+                "job %s has waited %.0f min for the provider to have room, and goes on waiting: %s",
                 job.job,
                 waited / 60,
                 refusal.message if refusal else "",
@@ -51,6 +56,7 @@ class WaitingLine:
         """Gives the place up: the job was taken, or has ended."""
         self._due.pop((job.number, job.job), None)
         self._since.pop((job.number, job.job), None)
+        self._said.pop((job.number, job.job), None)
 
     def __contains__(self, job: Intent) -> bool:
         return (job.number, job.job) in self._due
