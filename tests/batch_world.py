@@ -32,6 +32,7 @@ class World:
     clock: FakeClock = field(default_factory=FakeClock)
     options: dict[str, Any] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    account: str = ""
 
     def __post_init__(self) -> None:
         self.fake = FakeBatches(self.clock)
@@ -66,6 +67,7 @@ class World:
             self.ask,
             cost,
             self.clock,
+            self.account,
         )
 
     def spool(self, texts: Sequence[str], per_part: int = 7, **changes: Any) -> list[PartRef]:

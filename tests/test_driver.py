@@ -318,6 +318,47 @@ def test_a_job_under_way_in_one_region_is_not_made_again_in_another(
     assert world.fake.calls["create"] == 1
 
 
+@pytest.mark.parametrize("rung", [Recovery.METADATA, Recovery.TOKEN])
+def test_a_create_in_doubt_is_not_made_again_with_another_key_whose_account_may_not_show_it(
+    world: World, rung: Recovery
+) -> None:
+    world.fake.rung, world.account = rung, "first"
+    world.fake.__post_init__()
+    points.watch = killing("create.sent")
+    with pytest.raises(Killed):
+        world.run(TEXTS)
+    points.watch = None
+    hidden, world.fake.jobs, world.account = world.fake.jobs, [], "second"
+    world.clock.now += 1_000.0
+    world.restart()
+    found = world.run(TEXTS)
+    assert kinds(found) == {Kind.DOUBTFUL}
+    assert found[TEXTS[0]][0].cost_usd is None  # it may have been paid
+    assert world.fake.calls["create"] == 1
+    if rung is Recovery.METADATA:
+        assert "with another API key" in str(found[TEXTS[0]][0].failure)
+        world.fake.jobs, world.account = hidden, "first"
+        world.restart()
+        assert not wrong(world.run(TEXTS), TEXTS)
+        assert not billed_twice(world)
+
+
+def test_a_job_in_doubt_that_is_found_under_way_is_waited_for_with_the_key_that_made_it(
+    world: World,
+) -> None:
+    world.account, world.fake.answers_after = "first", 5_000.0
+    refs, first = world.plan(TEXTS), world.driver()
+    first.step(refs[0])
+    hidden, world.fake.jobs, world.account = world.fake.jobs, [], "second"
+    found = world.run(TEXTS)
+    assert kinds(found) == {Kind.DOUBTFUL}
+    assert "was made with another API key" in str(found[TEXTS[0]][0].failure)
+    world.fake.jobs, world.account = hidden, "first"
+    world.restart()
+    assert not wrong(world.run(TEXTS), TEXTS)
+    assert world.fake.calls["create"] == 1
+
+
 def test_a_lost_create_is_found_although_the_list_lags(world: World) -> None:
     world.fake.create_faults, world.fake.list_lag = ["lost"], 4.0
     assert not wrong(world.run(TEXTS), TEXTS)
@@ -871,15 +912,15 @@ BUSY = Retryable(Kind.UNAVAILABLE, "the network is down")
 def test_a_job_that_can_never_be_made_ends_at_the_deadline_and_is_asked_another_day(
     world: World, verb: str, error: Exception
 ) -> None:
-    def stage(*_: Any) -> str:
-        raise Retryable(Kind.UNAVAILABLE, "the network is down")
+    def failing(*_: Any) -> Any:
+        raise error
 
     world.options["job_deadline_hours"] = 0.1
-    works, world.fake.stage = world.fake.stage, stage  # type: ignore[method-assign]
-    started = world.clock.now
+    works, started = getattr(world.fake, verb), world.clock.now
+    setattr(world.fake, verb, failing)
     assert kinds(world.run(TEXTS)) == {Kind.UNAVAILABLE}
     assert 360 <= world.clock.now - started < 720
-    world.fake.stage = works  # type: ignore[method-assign]
+    setattr(world.fake, verb, works)
     world.restart()
     assert not wrong(world.run(TEXTS), TEXTS)
     assert not billed_twice(world)

@@ -76,6 +76,8 @@ class Doubt:
         marker = self._marker
         if marker is None or marker.adopts is not None:
             return None  # this attempt was to adopt a job, not to create one
+        if self._job.has_another_key(self.attempt):
+            return None  # in another account it would be another job
         if self._age_seconds() > NAME_SECONDS:
             # Where it can't be told, to repeat the create is all that can be done.
             with suppress(CannotTell):
@@ -116,6 +118,11 @@ class Doubt:
             return oldest
         if left > 0:
             return left
+        if job.has_another_key(self.attempt):
+            raise CannotTell(
+                "its create was sent with another API key, whose account may have it; run with "
+                "that key, or on_doubt='resubmit' asks again"
+            )
         # Else the process that sent the create has come back with its answer meanwhile.
         if job.journal.status().phase is Phase.DOUBT:
             job.close(self.attempt, CloseReason.NOT_FOUND)

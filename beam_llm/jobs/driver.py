@@ -38,6 +38,7 @@ class Driver:
     Args:
       ask: live calls for leftovers; blocks until all are answered.
       cost: price of a reply's usage; True: at the batch API's price.
+      account: a mark of the API key that jobs are made with, the same for the same key.
 
     Attributes:
       counted: things worth counting, for the caller to post and clear: `jobs_twice`,
@@ -54,8 +55,9 @@ class Driver:
         ask: Ask,
         cost: Cost,
         clock: Clock,
+        account: str = "",
     ):
-        self._context = JobContext(settings, task, store, provider, cost, clock)
+        self._context = JobContext(settings, task, store, provider, cost, clock, account=account)
         self._ledger, self._ask = Ledger(store), ask
         self._jobs: dict[str, JobDriver | LiveJob] = {}
         self._ends: dict[str, Done] = {}

@@ -46,6 +46,7 @@ class JobContext:
       clock: this machine's; by it runners are told when to come again.
       shared: the time that machines agree on; by it everything is written down.
       counted: things worth counting, for the caller to post and clear.
+      account: a mark of the API key; empty where there is none, or it is a token.
     """
 
     settings: Settings
@@ -55,6 +56,7 @@ class JobContext:
     cost: Cost
     clock: Clock
     counted: Counter[str] = field(default_factory=Counter)
+    account: str = ""
 
     def __post_init__(self) -> None:
         self.shared = SharedClock(self.provider, self.clock)
@@ -160,6 +162,12 @@ class Job:
         options = self.settings.provider_options or {}
         return "/".join(str(options[name]) for name in ("project", "region") if options.get(name))
 
+    def has_another_key(self, attempt: int) -> bool:
+        """Whether an attempt's create was sent with another API key: perhaps of another account,
+        which doesn't show its jobs here."""
+        marker, account = self.journal.read(Creating, attempt), self.context.account
+        return bool(marker and marker.account and account and marker.account != account)
+
     @property
     def may_repeat_create(self) -> bool:
         """Whether the provider makes one job for one name, so that the same create may be sent
@@ -178,7 +186,8 @@ class Job:
           adopts: a remote job that exists already: then nothing is created.
         """
         shared = self.shared.provider_time() is not None
-        marker = Creating(self.time(), shared, file_id, adopts, self.place)
+        account = self.context.account
+        marker = Creating(self.time(), shared, file_id, adopts, self.place, account)
         return self.journal.add(marker, attempt)
 
     def acknowledge(self, attempt: int, remote: RemoteJob) -> None:

@@ -16,7 +16,7 @@
             there are two of it                      cancel one                      ACKED
             its queue was full, its input is gone    close the attempt               FRESH
             it has ended                             collect its results             DONE
-    DONE    it ended in doubt, and nothing follows   look for its answers once more
+    DONE    it ended in doubt, and nothing follows   look for it once more, wait if it runs
 
 `Submission` (submit.py) acts in FRESH and DOUBT, under the job's lease; `RemoteWatch`
 (remote_watch.py) in ACKED, for which no lease is needed: any process may poll, and of several that
@@ -30,6 +30,7 @@ import logging
 from beam_llm.errors import CallError, Failure, Kind, UsageError, guarded
 from beam_llm.jobs.closing import collect
 from beam_llm.jobs.job import Job
+from beam_llm.jobs.pacing import deadline_seconds, poll_interval
 from beam_llm.jobs.remote_jobs import find_remote
 from beam_llm.jobs.remote_watch import RemoteWatch
 from beam_llm.jobs.step import Waiting
@@ -115,7 +116,7 @@ class JobDriver:
                 "another fresh"
             )
 
-    def _end(self, status: JobStatus) -> Done:
+    def _end(self, status: JobStatus) -> Waiting | Done:
         """How the job has ended. One that ended in doubt is looked at once more, for by now its
         answers, which are paid for, may be there.
 
@@ -128,8 +129,10 @@ class JobDriver:
             return done
         try:
             remote = self._find_late(status.attempt)
-            if remote is None or not remote.state.has_ended:
+            if remote is None:
                 return done
+            if not remote.state.has_ended:
+                return self._wait_for_late(remote) or done
             late = (
                 f"the job ended late, as {remote.state.value}, and without an answer to this record"
             )
@@ -139,6 +142,17 @@ class JobDriver:
             unseen = "job %s ended in doubt, and can't be looked at again: %s"
             _LOG.warning(unseen, job.name, error.message)
             return done
+
+    def _wait_for_late(self, remote: RemoteJob) -> Waiting | None:
+        """Until when to wait for a job that a run couldn't see, and this one can; None past its
+        deadline."""
+        job = self._job
+        age = job.time() - remote.created_at
+        if age >= deadline_seconds(job.settings, job.provider.traits):
+            return None
+        since = job.shared.here(remote.created_at)
+        pause = poll_interval(job.settings, age, job.name)
+        return job.wait(pause, remote.word, remote.job_id, since=since)
 
     def _find_late(self, attempt: int) -> RemoteJob | None:
         """The job that the doubt is about; None where it can't be found, or may be another one.
@@ -153,4 +167,7 @@ class JobDriver:
             return guarded(self._job.provider.look, created.job_id)
         # It was never acknowledged, but its create may have made a job all the same. Of several the
         # list may not show all.
-        return next((job for job in find_remote(self._job) if job.completed != 0), None)
+        found = find_remote(self._job)
+        return next(
+            (each for each in found if each.completed != 0 or not each.state.has_ended), None
+        )

@@ -133,6 +133,8 @@ class RemoteWatch:
         cancel(self._job, self._job_id)  # should the provider know it after all
         known = printable(self._job_id)
         lost = f"the provider no longer knows job {known}, which it had taken"
+        if self._job.has_another_key(self._attempt):
+            lost = f"job {known} was made with another API key, and is not known to this one's"
         reason = f"{lost}; on_doubt='resubmit' asks again"
         may_be_paid = self._job.settings.on_doubt != "resubmit"
         end = JobEnd("lost", Failure(Kind.DOUBTFUL, reason, 1), final=may_be_paid)

@@ -127,7 +127,8 @@ class Uploaded(Document):
 @dataclass(frozen=True)
 class Creating(Document):
     """A create may be sent from now on. With `adopts` none is: the attempt takes over that remote
-    job, which another one has made. `place`: project and region that it goes to, if named."""
+    job, which another one has made. `place`: project and region that it goes to, if named.
+    `account`: a mark of the API key that it is sent with."""
 
     word = "creating"
     at: float
@@ -135,6 +136,7 @@ class Creating(Document):
     file_id: str | None = None
     adopts: str | None = None
     place: str = ""
+    account: str = ""
 
 
 @dataclass(frozen=True)

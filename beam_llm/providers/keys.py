@@ -4,10 +4,13 @@ where a client is made.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 
+from beam_llm.config import Settings
 from beam_llm.errors import Aborted, Kind
+from beam_llm.provider_table import PROVIDERS
 from beam_llm.redaction import remember
 
 MOST_KEY_CHARACTERS = 16_384
@@ -42,6 +45,18 @@ def resolve_key(reference: str | None) -> str | None:
     # From here on no message of this process shows it, whoever wrote the message.
     remember(key)
     return key
+
+
+def mark_of_key(settings: Settings, salt: str) -> str:
+    """Tells one API key from another, and nothing of either: 32 bits of a digest; empty where there
+    is no key, or a cloud's, which is another one every hour.
+
+    Raises:
+      Aborted: as `resolve_key`.
+    """
+    is_lasting = PROVIDERS[settings.provider].key_variable is not None
+    key = resolve_key(settings.api_key) if is_lasting else None
+    return "" if key is None else hashlib.sha256(f"{salt} {key}".encode()).hexdigest()[:8]
 
 
 def _missing(reference: str, reason: str) -> Aborted:

@@ -23,10 +23,11 @@ from beam_llm.calls import borrow_engine, return_engine
 from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind
 from beam_llm.jobs import Driver, Ready, Waiting, run_jobs
-from beam_llm.ledger import BatchJobRef, find_ref
+from beam_llm.ledger import BatchJobRef, Ledger, find_ref
 from beam_llm.pricing import Prices
 from beam_llm.prompting.batching import Batcher
 from beam_llm.providers import connect, connect_batch
+from beam_llm.providers.keys import mark_of_key
 from beam_llm.stores import open_store
 from beam_llm.transforms import runners
 from beam_llm.transforms.beam_internals import set_windowing
@@ -99,7 +100,14 @@ class JobRunner:
         self.store = open_store(str(settings.staging_location))
         self._provider = connect_batch(settings)
         self.driver = Driver(
-            settings, self._task, self.store, self._provider, self._ask, prices.cost_usd, time
+            settings,
+            self._task,
+            self.store,
+            self._provider,
+            self._ask,
+            prices.cost_usd,
+            time,
+            mark_of_key(settings, Ledger(self.store).id),
         )
         self._reader = EnvelopeReader(self.store, envelopes, allow_pickle=settings.allow_pickle)
         self._meter = Meter()
