@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from beam_llm.caps import Caps
 from beam_llm.config import Settings
 from beam_llm.errors import CallError, Kind, Rejected
 from beam_llm.values import Completion, JobState, Pace, Reading, Record, Request, Schema
@@ -29,8 +30,7 @@ class Clock(Protocol):
 class CompletionProvider(Protocol):
     """Live calls. Lives on one event loop; made, used and closed there.
 
-    A provider is a module with `check`, `connect` and `encode`, named in a row of
-    `provider_table.PROVIDERS`:
+    The function `connect` of a provider's module makes one (`ProviderModule`):
 
         class Echo:
             async def complete(self, request: Request, timeout_seconds: float) -> Completion:
@@ -42,14 +42,9 @@ class CompletionProvider(Protocol):
 
             async def close(self) -> None: ...
 
-        def check(settings: Settings) -> None: ...
-        def connect(settings: Settings) -> Echo: return Echo()
-        def encode(settings: Settings, request: Request) -> bytes:
-            return request.messages[-1].content.encode()
-
-    One that takes images has a function `media_limits` in its module, and finds them in
-    `Message.parts()`. One that asks for schemas may be a `LearnsSchemas`, too. HTTP with bounds,
-    keys, waits and errors: `providers/http.py`, `keys.py`, `pace.py`, `errors.py`, `typed.py`.
+    One that takes images finds them in `Message.parts()`. One that asks for schemas may be a
+    `LearnsSchemas`, too. HTTP with bounds, keys, waits and errors: `providers/http.py`, `keys.py`,
+    `pace.py`, `errors.py`, `typed.py`.
     """
 
     async def complete(self, request: Request, timeout_seconds: float) -> Completion:
@@ -84,6 +79,103 @@ class LearnsSchemas(Protocol):
         """
 
 
+class ProviderModule(Protocol):
+    """A provider: the module that its row in `provider_table.PROVIDERS` names.
+
+        def check(settings: Settings) -> None: ...
+        def connect(settings: Settings) -> Echo: return Echo()
+        def encode(settings: Settings, request: Request) -> bytes:
+            return request.messages[-1].content.encode()
+
+    What else a provider can do, its module says by having the function for it: see
+    `HasBatchApi`, `HasSchemas`, `TakesImages`, `HasEmbeddings` and `Preloads`.
+    """
+
+    def check(self, settings: Settings) -> None:
+        """Whether it can do what the settings ask; for use when the pipeline is built, so no key is
+        looked up and nothing is called.
+
+        Raises:
+          UsageError: names the option and the fix.
+        """
+
+    def connect(self, settings: Settings) -> CompletionProvider:
+        """A client for live calls. Called on the worker.
+
+        Raises:
+          Aborted: where the API key can't be found.
+        """
+
+    def encode(self, settings: Settings, request: Request) -> bytes:
+        """The body that `connect`'s client would send for a request; for a person to see."""
+
+
+@runtime_checkable
+class HasBatchApi(Protocol):
+    """The module of a provider with a batch API; one without it has live calls alone."""
+
+    def connect_batch(self, settings: Settings) -> BatchProvider:
+        """A client for the batch API. Called on the worker.
+
+        Raises:
+          Aborted: where the API key can't be found.
+        """
+
+
+@runtime_checkable
+class HasSchemas(Protocol):
+    """The module of a provider that holds replies to schemas; one without it holds them to none."""
+
+    @property
+    def enforced_schema(self) -> SchemaDialect:
+        """A function of a schema."""
+
+
+@runtime_checkable
+class TakesImages(Protocol):
+    """The module of a provider that takes images.
+
+        def media_limits(settings):  # of a provider whose models all see
+            return MediaLimits(kinds=("image/png", "image/jpeg"), image_bytes=5_000_000)
+
+    One without it takes none.
+    """
+
+    def media_limits(self, settings: Settings) -> MediaLimits | None:
+        """Which images the settings' model takes; None where it is known to take none."""
+
+
+class EmbeddingModule(ProviderModule, Protocol):
+    """What a provider is asked where vectors are wanted: a module with the same functions.
+
+        def embed_limits(settings):  # of a provider with one row for all its models
+            return EmbedLimits(inputs=2_048, input_tokens=8_192, request_tokens=300_000)
+
+    Its clients find texts in `Request.inputs`.
+    """
+
+    def embed_limits(self, settings: Settings) -> EmbedLimits | None:
+        """How much it embeds at once; None where it doesn't, or not in the settings' mode."""
+
+
+@runtime_checkable
+class HasEmbeddings(Protocol):
+    """The module of a provider that embeds; one without it has no embeddings."""
+
+    def embedding_module(self) -> EmbeddingModule:
+        """What takes its place where vectors are asked for; chat models need none of it, so it is
+        imported here.
+        """
+
+
+@runtime_checkable
+class Preloads(Protocol):
+    """The module of a provider whose clients take a while to import."""
+
+    def preload(self) -> None:
+        """Imports what `connect` needs; in a thread, when the pipeline is built."""
+
+
 class Task(Protocol):
     """A question, compiled: all that engine, planner and driver know of what is asked. Pure, and
     never pickled.
@@ -95,14 +187,9 @@ class Task(Protocol):
 
     Attributes:
       settings: the options that it was compiled from.
-      output: the compiled type of an answer (`prompting.output_types.Output`).
       fingerprint: digest of all that shapes an answer, except the record.
       shared_tokens: estimated input tokens of a prompt without its records.
       answer_schema: of one answer, in no provider's dialect.
-      caps: how much one prompt holds (`prompting.batching.Caps`), where that does not follow from
-        the model's window; else None.
-      media: its fields with images (`prompting.media.MediaFields`), which narrow what a prompt may
-        hold; None of most.
       texts: how many texts of each record a prompt shows.
       answers_plainly: `plain_answer` may know a reply to one record.
       sends_one_text: requests about one record differ in nothing but its one text, which stands in
@@ -112,23 +199,27 @@ class Task(Protocol):
     @property
     def settings(self) -> Settings: ...
     @property
-    def output(self) -> Any: ...
-    @property
     def fingerprint(self) -> bytes: ...
     @property
     def shared_tokens(self) -> int: ...
     @property
     def answer_schema(self) -> Schema: ...
     @property
-    def caps(self) -> Any: ...
-    @property
-    def media(self) -> Any: ...
-    @property
     def texts(self) -> int: ...
     @property
     def answers_plainly(self) -> bool: ...
     @property
     def sends_one_text(self) -> bool: ...
+
+    def caps(self, window: int | None) -> Caps:
+        """How much one prompt holds.
+
+        Args:
+          window: tokens of the model's context window; None where unknown.
+
+        Raises:
+          UsageError: where the prompt alone leaves no room for any record.
+        """
 
     def record(
         self, fields: Mapping[str, Any], element: Any, count: Callable[[str], int] = ...
@@ -189,11 +280,7 @@ which `max_file_bytes` lets through.
 
 
 class EmbedLimits(NamedTuple):
-    """How much a provider embeds at once: what the function `embed_limits` of its module gives; one
-    without it has no embeddings.
-
-        def embed_limits(settings):  # of a provider with one row for all its models
-            return EmbedLimits(inputs=2_048, input_tokens=8_192, request_tokens=300_000)
+    """How much a provider embeds at once (`EmbeddingModule`).
 
     Attributes:
       inputs: most texts of one request.
@@ -213,11 +300,7 @@ class EmbedLimits(NamedTuple):
 
 
 class MediaLimits(NamedTuple):
-    """Which images a provider takes beside a prompt's text: what the function `media_limits` of its
-    module gives; one without it takes none.
-
-        def media_limits(settings):  # of a provider whose models all see
-            return MediaLimits(kinds=("image/png", "image/jpeg"), image_bytes=5_000_000)
+    """Which images a provider takes beside a prompt's text (`TakesImages`).
 
     Attributes:
       kinds: MIME types of images; none: they are taken by their address alone.
@@ -240,8 +323,8 @@ class MediaLimits(NamedTuple):
 
 
 class SchemaDialect(Protocol):
-    """How a provider holds replies to a JSON schema: the function `enforced_schema` of its module;
-    one without it holds them to none.
+    """How a provider holds replies to a JSON schema: the function `enforced_schema` of its module
+    (`HasSchemas`).
 
         def enforced_schema(schema):  # of a provider whose grammars know no references
             return None if "$defs" in schema else {**schema, "additionalProperties": False}
@@ -399,9 +482,9 @@ class BatchProvider(Protocol):
         replies = [provider.decode_line(line) for line in results.read_bytes().split(b"\n") if line]
         provider.forget(job, staged)
 
-    The function `connect_batch(settings)` of a provider's module makes one; a module without it has
-    live calls alone. Control calls, lists of jobs and ids of others: `providers/control.py`,
-    `job_search.py`, `ids.py`. `testing.contracts.BatchProviderContract` tests one.
+    The function `connect_batch` of a provider's module makes one (`HasBatchApi`). Control calls,
+    lists of jobs and ids of others: `providers/control.py`, `job_search.py`, `ids.py`.
+    `testing.contracts.BatchProviderContract` tests one.
 
     One with an attribute `texts_are_json_strings = True` promises that the text of a message is a
     JSON string in its line, as orjson writes it, and that nothing else of the line depends on it:

@@ -23,7 +23,7 @@ class ProviderSpec(NamedTuple):
     """A provider's row.
 
     Attributes:
-      module: has `check`, `connect`, `encode` and, where there is a batch API, `connect_batch`.
+      module: a `protocols.ProviderModule`.
       key_variable: of the environment, for the API key; None: its cloud has credentials of its own,
         and no key is looked up.
       base_url_variable: of the environment, for the address; None: its cloud's library knows where

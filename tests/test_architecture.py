@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "beam_llm"
 LAYERS = [
     {"errors", "leftovers", "provider_table"},
     {"events", "values", "redaction"},
-    {"telemetry"},
+    {"telemetry", "caps"},
     {"config"},
     {"protocols"},
     {"pricing"},

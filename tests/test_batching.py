@@ -8,18 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from beam_llm.caps import RECORD_OVERHEAD_TOKENS, Caps, tokens_of
 from beam_llm.config import settings
 from beam_llm.errors import Kind, UsageError
 from beam_llm.prompting.batching import (
     AUTO_RECORDS,
-    RECORD_OVERHEAD_TOKENS,
     UNKNOWN_WINDOW,
     Batcher,
-    Caps,
     caps_of,
     common_count,
     prompt_ends,
-    tokens_of,
 )
 from beam_llm.prompting.tokens import estimate_tokens
 from beam_llm.transforms.forming_streams import Buffered

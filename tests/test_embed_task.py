@@ -165,7 +165,7 @@ def test_a_request_holds_what_the_provider_takes(model, options, records, tokens
 
 def test_texts_fill_a_request_up_to_its_tokens_and_one_that_is_too_long_is_told():
     task = task_of(dimensions=8)
-    batcher: Batcher[None] = Batcher(task.caps, "text-embedding-3-small")
+    batcher: Batcher[None] = Batcher(task.caps(None), "text-embedding-3-small")
     long = task.record({}, "word " * 6_000)
     prompts = [batch for _ in range(60) for batch in batcher.add(long, None)] + batcher.flush()
     assert len(prompts) > 1

@@ -426,7 +426,7 @@ def test_options_of_embeddings_are_none_of_a_chat_models():
 
 
 def test_batch_size_auto_is_one():
-    assert compile_task(known(f"gemini:{OLD}", batch_size="auto")).caps.records == 1
+    assert compile_task(known(f"gemini:{OLD}", batch_size="auto")).caps(None).records == 1
 
 
 def test_a_reply_that_tells_no_tokens_has_no_price():

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from beam_llm.caps import RECORD_OVERHEAD_TOKENS, Caps
 from beam_llm.errors import UsageError
 from beam_llm.ledger import Ledger
 from beam_llm.ledger.columns import KEY
@@ -19,7 +20,6 @@ from beam_llm.ledger.intent import Intent
 from beam_llm.ledger.known_keys import Known, entries_of
 from beam_llm.ledger.manifest import Manifest
 from beam_llm.planning.cutting import cut_jobs, cut_lines
-from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS, Caps
 from beam_llm.protocols import BatchTraits
 from beam_llm.stores import open_store
 from tests.batch_world import World

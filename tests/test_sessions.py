@@ -17,9 +17,9 @@ from apache_beam.utils.timestamp import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
+from beam_llm.caps import Caps
 from beam_llm.config import settings
 from beam_llm.errors import Failure, Kind
-from beam_llm.prompting.batching import Caps
 from beam_llm.prompting.session_task import Exchange, recent
 from beam_llm.providers import compile_task
 from beam_llm.transforms.sessions import MICROS, Bounds, Session, Turn, in_order

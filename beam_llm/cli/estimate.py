@@ -30,7 +30,8 @@ from beam_llm.config import Settings, is_template, replaced
 from beam_llm.errors import plural
 from beam_llm.pricing import Prices
 from beam_llm.prompting.batching import Batcher, prompt_caps
-from beam_llm.providers import compile_task
+from beam_llm.prompting.media import most_records
+from beam_llm.providers import compile_task, media_limits
 from beam_llm.values import Record, Usage
 
 BATCH_SIZES = (1, 5, 10, 20, 50)
@@ -134,8 +135,9 @@ def _forecasts(
 
 def _possible(sizes: Sequence[int], settings: Settings) -> Sequence[int]:
     """The sizes of prompts that the provider takes: with images, of some only small ones."""
-    media = compile_task(replaced(settings, batch_size=1)).media
-    most = media.most_records if media is not None else None
+    asked = replaced(settings, batch_size=1)
+    limits = media_limits(asked)
+    most = most_records(asked, limits) if limits is not None else None
     return sizes if most is None else [size for size in sizes if size <= most]
 
 
@@ -169,7 +171,7 @@ def assumed_tokens(settings: Settings) -> AnswerTokens:
     if settings.task == "embed":  # a vector has no output tokens
         return AnswerTokens(0, 0, 0)
     task = compile_task(settings)
-    return tokens_of_answer(task.answer_schema, text=task.output.is_text)
+    return tokens_of_answer(task.answer_schema, text=settings.output is str)
 
 
 def cost_in_words(settings: Settings, rows: Sequence[dict[str, Any]]) -> str:

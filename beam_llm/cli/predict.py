@@ -40,6 +40,7 @@ from beam_llm.cli.spool_index import SpoolIndex
 from beam_llm.cli.tally import Tally
 from beam_llm.config import is_template
 from beam_llm.errors import UsageError, plural
+from beam_llm.prompting.output_types import Output
 from beam_llm.protocols import Task
 
 
@@ -114,7 +115,8 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.definition = definition_of(self.task.settings.output)
-        self.check = rechecker(self.task.output)
+        self.output = Output(self.task.settings.output)
+        self.check = rechecker(self.output)
         self.read_output()
 
     def close(self) -> None:
@@ -260,7 +262,7 @@ class _Run:
             # Read once for the sums and once for the file: in memory are only their places.
             for answer in index.answers():
                 tally.add(answer)
-            schema = written_schema(self.task.output)
+            schema = written_schema(self.output)
             write_rows(
                 command.target,
                 self.sources,
@@ -271,7 +273,7 @@ class _Run:
                 answers,
             )
             inspection = inspect_answers(
-                self.sources, index.answers, tally, self.task.output, command.truth
+                self.sources, index.answers, tally, self.output, command.truth
             )
         return tally, inspection
 

@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from beam_llm.caps import RECORD_OVERHEAD_TOKENS
 from beam_llm.errors import CallError, Failure, Kind, QueueFull, guarded
 from beam_llm.jobs.job import Job
 from beam_llm.jobs.step import Waiting
@@ -36,7 +37,6 @@ from beam_llm.ledger.manifest import LineManifest
 from beam_llm.ledger.model_limit import ModelLimit
 from beam_llm.ledger.parts import by_part
 from beam_llm.planning.cutting import cut_jobs
-from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS
 from beam_llm.protocols import RemoteJob
 from beam_llm.results.endings import JobEnd
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from beam_llm.caps import RECORD_OVERHEAD_TOKENS, Caps
 from beam_llm.ledger.columns import Array
-from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS, Caps, prompt_ends
+from beam_llm.prompting.batching import prompt_ends
 
 
 def cut_lines(tokens: Array, sizes: Array, caps: Caps) -> Array:

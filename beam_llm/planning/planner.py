@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from beam_llm.caps import RECORD_OVERHEAD_TOKENS, Caps
 from beam_llm.config import Settings
 from beam_llm.errors import Kind
 from beam_llm.ledger.columns import Array, find
@@ -31,7 +32,6 @@ from beam_llm.ledger.parts import PartRef
 from beam_llm.ledger.refs import BatchJobRef, host_of
 from beam_llm.planning.cutting import cut_jobs, cut_lines
 from beam_llm.planning.record_pool import Leaders, RecordPool
-from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS, Caps
 from beam_llm.protocols import BatchTraits, Clock, Store, Task
 
 # More than a tree ever has, so that every phase counts as paid for.

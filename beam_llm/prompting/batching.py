@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
+from beam_llm.caps import RECORD_OVERHEAD_TOKENS, Caps, tokens_of
 from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind, UsageError
 from beam_llm.pricing import window_of
-from beam_llm.prompting.tokens import counted_tokens, utf8_bytes
+from beam_llm.prompting.tokens import counted_tokens
 from beam_llm.protocols import Task
 from beam_llm.values import Record
 
@@ -31,9 +32,6 @@ ANSWER_SHARE = 3
 with a common window reserve (gpt-5: 128,000 of 400,000), and at least what records and their
 answers of like length need."""
 
-RECORD_OVERHEAD_TOKENS = 9
-"""What a record costs beside its text: `Input 123: "…"` and the line break."""
-
 T = TypeVar("T")
 
 
@@ -50,50 +48,6 @@ def common_count(count: int) -> int:
         if count <= most:
             return count - count % step
     return count - count % 64
-
-
-class Caps(NamedTuple):
-    """How much one prompt may hold, and so the one rule of when it is full.
-
-    Three places fill prompts, and ask this: `Batcher` record by record, buffers of a stream that
-    see no more than their sums, and `prompt_ends` over the columns of a million records.
-
-        caps = Caps(records=20, tokens=8_000, bytes=None)
-        caps.hold(7_990 + tokens_of(record), 0)  # may it join 7,990 tokens of others?
-
-    Attributes:
-      records: most records.
-      tokens: most input tokens of the records together, their numbering included; the shared part
-        is taken off already.
-      bytes: most UTF-8 bytes of the records' texts and images (in base64) together, or None.
-      record_tokens: most input tokens of each record, where that is less than of all together.
-    """
-
-    records: int
-    tokens: int
-    bytes: int | None
-    record_tokens: int | None = None
-
-    @property
-    def most_of_record(self) -> int:
-        """Input tokens that a record may have, its numbering included."""
-        each = self.tokens if self.record_tokens is None else self.record_tokens
-        return min(self.tokens, each + RECORD_OVERHEAD_TOKENS)
-
-    def hold(self, tokens: int, size: int) -> bool:
-        """Whether a prompt may hold records that have so many tokens (`tokens_of`) and bytes
-        (`bytes_of`) together."""
-        return tokens <= self.tokens and (self.bytes is None or size <= self.bytes)
-
-    def bytes_of(self, record: Record) -> int:
-        """What the record adds to a prompt's bytes; 0 where no cap asks for them, for counting
-        takes time."""
-        return 0 if self.bytes is None else _bytes_of(record)
-
-
-def tokens_of(record: Record) -> int:
-    """What the record adds to a prompt's tokens, its numbering included."""
-    return record.tokens + RECORD_OVERHEAD_TOKENS
 
 
 def prompt_ends(
@@ -131,14 +85,12 @@ def prompt_ends(
 
 
 def prompt_caps(settings: Settings, task: Task) -> Caps:
-    """The caps of a task's prompts.
+    """The caps of a task's prompts, with the model's window as the price table has it.
 
     Raises:
       UsageError: where the prompt alone leaves no room for any record.
     """
-    own: Caps | None = task.caps
-    caps = own or caps_of(settings, task.shared_tokens, window_of(settings))
-    return caps if task.media is None else task.media.narrowed(caps)
+    return task.caps(window_of(settings))
 
 
 def caps_of(settings: Settings, shared_tokens: int, window: int | None) -> Caps:
@@ -248,15 +200,16 @@ class Batcher(Generic[T]):
         # Written out, as in `add`: once per record.
         if record.tokens + RECORD_OVERHEAD_TOKENS > most and self._count(record) > most:
             return True
-        return self._caps.bytes is not None and _bytes_of(record) > self._caps.bytes
+        return self._caps.bytes is not None and self._caps.bytes_of(record) > self._caps.bytes
 
     def too_large_failure(self, record: Record) -> Failure:
         """Says how large the record is, what would fit, and what to do."""
-        if self._caps.bytes is not None and _bytes_of(record) > self._caps.bytes:
+        size = self._caps.bytes_of(record)
+        if self._caps.bytes is not None and size > self._caps.bytes:
             whose = "the provider, or batch_max_bytes," if record.media else "batch_max_bytes"
             return Failure(
                 Kind.TOO_LARGE,
-                f"the record has {_bytes_of(record):,} bytes; {whose} allows {self._caps.bytes:,}",
+                f"the record has {size:,} bytes; {whose} allows {self._caps.bytes:,}",
             )
         return Failure(
             Kind.TOO_LARGE,
@@ -302,8 +255,3 @@ class Batcher(Generic[T]):
         self._tokens = self._bytes = 0
         self._exact = False
         return members
-
-
-def _bytes_of(record: Record) -> int:
-    size = sum(map(utf8_bytes, record.inputs))
-    return size + sum(len(media.data) for media in record.media) if record.media else size

@@ -15,8 +15,10 @@ from typing import Any
 
 import orjson
 
+from beam_llm.caps import Caps
 from beam_llm.config import RESPONSE_FORMATS, Settings, load_dotted
 from beam_llm.errors import PromptError, UsageError
+from beam_llm.prompting.batching import caps_of
 from beam_llm.prompting.media import FRAME_BYTES, MediaFields, Placed, media_of
 from beam_llm.prompting.output_types import Output
 from beam_llm.prompting.readers import Parser, Reader, Shape
@@ -77,8 +79,6 @@ class ChatTask:
       fingerprint: digest of all that shapes an answer, except the record.
       shared_tokens: estimated input tokens of a prompt without its records.
       texts: how many texts of each record a prompt shows.
-      caps: None: how much a prompt holds follows from the model's window.
-      media: the fields that hold images; None where there are none.
       sends_one_text: requests about one record differ in nothing but its one text, which stands in
         the prompt as it is.
       answers_plainly: a reply to one record is what `plain_answer` takes.
@@ -91,8 +91,6 @@ class ChatTask:
     Raises:
       UsageError: for an output, a template, a path or a parser that can't be used.
     """
-
-    caps = None
 
     def __init__(
         self,
@@ -109,7 +107,7 @@ class ChatTask:
         self._batch_template = BatchTemplate(source) if source is not None else None
         self._batchless_tokens = _batchless_tokens(self._batch_template)
         self._may_batch = settings.batch_size != 1
-        self.media = media_of(settings, media_limits)
+        self._media = media_of(settings, media_limits)
         self._format = _format_of(settings)
         self._extra = dict(settings.extra_body or {})
         self._enforced_schema = enforced_schema or _enforces_nothing
@@ -120,7 +118,7 @@ class ChatTask:
         is_plain = self.output.is_text or (self._format == "json" and self.output.is_object)
         self.answers_plainly = self._is_single(1) and is_plain
         self.texts = len(self._template.names)
-        self.sends_one_text = self._is_single(1) and self.texts == 1 and self.media is None
+        self.sends_one_text = self._is_single(1) and self.texts == 1 and self._media is None
 
     def _build_reply_tools(self) -> None:
         settings, output = self.settings, self.output
@@ -144,7 +142,7 @@ class ChatTask:
         self._single_tokens, self._batch_tokens = single, several
         self.shared_tokens = max(single, several) if self._may_batch else single
         has_only_a_field = (
-            self._batch_template is None and self.settings.record_id is None and self.media is None
+            self._batch_template is None and self.settings.record_id is None and self._media is None
         )
         self._quick_field = self._template.only_field if has_only_a_field else None
 
@@ -152,6 +150,15 @@ class ChatTask:
     def answer_schema(self) -> Schema:
         """Of one answer, in no provider's dialect."""
         return self.output.schema
+
+    def caps(self, window: int | None) -> Caps:
+        """How much one prompt holds, by the model's window and what the provider takes of images.
+
+        Raises:
+          UsageError: where the prompt alone leaves no room for any record.
+        """
+        caps = caps_of(self.settings, self.shared_tokens, window)
+        return caps if self._media is None else self._media.narrowed(caps)
 
     # Records: once per element
 
@@ -177,13 +184,13 @@ class ChatTask:
                 text = value if value.isascii() else clean(value)
                 return Record((text,), count(text) + self._record_tokens)
         media: tuple[Media, ...] = ()
-        if self.media is not None:
-            media = self.media.read(fields, element)
-            fields, element = self.media.masked(fields, element)
+        if self._media is not None:
+            media = self._media.read(fields, element)
+            fields, element = self._media.masked(fields, element)
         inputs = self._template.inputs(fields, element)
         tokens = sum(map(count, inputs)) + self._record_tokens
-        if media and self.media is not None:
-            tokens += self.media.tokens(media)
+        if media and self._media is not None:
+            tokens += self._media.tokens(media)
         if self._batch_template is None:
             if not media:
                 self._template.check_inputs(inputs, fields, element)
@@ -201,7 +208,7 @@ class ChatTask:
         """16 bytes that name the question: equal for equal content, in every process and at every
         batch size."""
         hasher = self._hasher.copy()
-        if self._quick_field is not None and self.media is None:
+        if self._quick_field is not None and self._media is None:
             # As below, for a record that has no more than its one text.
             hasher.update(record.inputs[0].encode())
             return hasher.digest()[:RECORD_KEY_BYTES]
@@ -213,7 +220,7 @@ class ChatTask:
         for media in record.media:
             parts += ["media", *media]
         # A text alone needs no frame: whether it has one, is the same for all records of a task.
-        is_bare = len(parts) == 1 and self.media is None
+        is_bare = len(parts) == 1 and self._media is None
         hasher.update(parts[0].encode() if is_bare else _framed(parts))
         return hasher.digest()[:RECORD_KEY_BYTES]
 
@@ -234,8 +241,8 @@ class ChatTask:
         is_single = self._is_single(count)
         is_keyed = not is_single and enforced and reply_format.is_keyed(count)
         places: tuple[tuple[int, Media], ...] = ()
-        if self.media is not None:
-            text, places = self._text_and_images(self.media, records, is_single, is_keyed)
+        if self._media is not None:
+            text, places = self._text_and_images(self._media, records, is_single, is_keyed)
         elif is_single:
             text = self._single_text(records[0])
         else:

@@ -16,9 +16,10 @@ from typing import Any
 
 import orjson
 
+from beam_llm.caps import Caps
 from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind, PromptError, UsageError
-from beam_llm.prompting.batching import UNKNOWN_WINDOW, Caps
+from beam_llm.prompting.batching import UNKNOWN_WINDOW
 from beam_llm.prompting.output_types import Output
 from beam_llm.prompting.templates import PromptTemplate, record_id_of
 from beam_llm.prompting.tokens import estimate_tokens
@@ -77,7 +78,6 @@ class EmbedTask:
     """
 
     answers_plainly = False
-    media = None
     sends_one_text = True
     shared_tokens = 0
     texts = 1
@@ -86,13 +86,17 @@ class EmbedTask:
     def __init__(self, settings: Settings, limits: EmbedLimits):
         self.settings = settings
         self.output = Output(settings.output)
-        self.caps = _caps(settings, limits)
+        self._caps = _caps(settings, limits)
         self._template = PromptTemplate(
             "{{ element }}" if settings.prompt is None else settings.prompt
         )
         self._extra = dict(settings.extra_body or {})
         self.fingerprint = _fingerprint(settings, limits)
         self._hasher = hashlib.sha256(self.fingerprint)
+
+    def caps(self, window: int | None) -> Caps:
+        """How much one request holds: as the provider says, which a window doesn't change."""
+        return self._caps
 
     def record(
         self, fields: Mapping[str, Any], element: Any, count: Callable[[str], int] = estimate_tokens

@@ -15,9 +15,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from beam_llm.caps import Caps
 from beam_llm.config import Settings
 from beam_llm.errors import PromptError, UsageError, lacks_field
-from beam_llm.prompting.batching import AUTO_RECORDS, Caps
+from beam_llm.prompting.batching import AUTO_RECORDS
 from beam_llm.prompting.image_files import ENDINGS, WORDS, kind_of, size_of
 from beam_llm.prompting.templates import ELEMENT
 from beam_llm.prompting.text import is_missing
@@ -46,9 +47,6 @@ class MediaFields:
         fields = MediaFields(settings("openai:gpt-4.1-mini", media=["photo"]), limits)
         fields.read({"photo": open("cat.png", "rb").read()}, None)  # (Media("photo", "image/png"),)
 
-    Attributes:
-      most_records: of one prompt, by the images that a request may have; None where nobody says.
-
     Args:
       limits: what the provider takes.
 
@@ -60,8 +58,8 @@ class MediaFields:
         assert settings.media
         self._names, self._limits = tuple(settings.media), limits
         self._provider = settings.provider
-        self.most_records = _most_records(settings, limits)
-        records = min(self.most_records or 1, _wanted(settings))
+        self._most_records = most_records(settings, limits)
+        records = min(self._most_records or 1, _wanted(settings))
         self._most_images = None if limits.images is None else limits.images // records
 
     def read(self, fields: Mapping[str, Any], element: Any) -> tuple[Media, ...]:
@@ -102,7 +100,7 @@ class MediaFields:
 
     def narrowed(self, caps: Caps) -> Caps:
         """The caps with what the provider takes of images in one request."""
-        records = min(caps.records, self.most_records or caps.records)
+        records = min(caps.records, self._most_records or caps.records)
         sizes = [size for size in (caps.bytes, self._limits.request_bytes) if size is not None]
         return caps._replace(records=records, bytes=min(sizes, default=None))
 
@@ -253,8 +251,12 @@ def _wanted(settings: Settings) -> int:
     return AUTO_RECORDS if settings.batch_size == "auto" else settings.batch_size
 
 
-def _most_records(settings: Settings, limits: MediaLimits) -> int | None:
-    """How many records of one image per field a request holds."""
+def most_records(settings: Settings, limits: MediaLimits) -> int | None:
+    """How many records of one image per field a request holds; None where nobody says.
+
+    Raises:
+      UsageError: prompts of so many records would have more images than the provider takes.
+    """
     if limits.images is None or not settings.media:
         return None
     most = limits.images // len(settings.media)

@@ -13,9 +13,10 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from beam_llm.caps import RECORD_OVERHEAD_TOKENS, Caps
 from beam_llm.config import Settings, options_of, replaced
 from beam_llm.errors import Failure, Kind, UsageError, plural
-from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS, Batcher, Caps, prompt_caps
+from beam_llm.prompting.batching import Batcher, prompt_caps
 from beam_llm.prompting.templates import PromptTemplate, record_id_of
 from beam_llm.prompting.text import quote
 from beam_llm.prompting.tokens import estimate_tokens

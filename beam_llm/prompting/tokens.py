@@ -18,17 +18,12 @@ import re
 import warnings
 from collections.abc import Callable, Iterable
 
+from beam_llm.caps import utf8_bytes
 from beam_llm.provider_table import OLDER_VOCABULARY
 
 _UNBROKEN = b"a" * 16
 """No word of prose but some German ones: more likely a key, a sequence or an encoding, at about
 half a token for each letter."""
-
-
-def utf8_bytes(text: str) -> int:
-    """The text's size in UTF-8: also a bound that no tokenizer exceeds. Cheap enough to ask of
-    everything."""
-    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def rough_tokens(text: str, up_to_bytes: int) -> int:

@@ -8,16 +8,34 @@ import contextlib
 import functools
 import importlib
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from beam_llm.config import Settings, replaced
 from beam_llm.errors import UsageError
 from beam_llm.prompting.chat_task import ChatTask
 from beam_llm.prompting.reduce_task import ReduceTask, final_settings, partial_settings
 from beam_llm.prompting.session_task import SessionTask
-from beam_llm.protocols import BatchProvider, CompletionProvider, EmbedLimits, Task
+from beam_llm.protocols import (
+    BatchProvider,
+    CompletionProvider,
+    EmbeddingModule,
+    EmbedLimits,
+    HasBatchApi,
+    HasEmbeddings,
+    HasSchemas,
+    MediaLimits,
+    Preloads,
+    ProviderModule,
+    TakesImages,
+    Task,
+)
 from beam_llm.provider_table import PROVIDERS
 from beam_llm.values import Request
+
+if TYPE_CHECKING:  # and seen by it: ours are what their rows say
+    from beam_llm.providers import anthropic, bedrock, gemini, openai, vertex
+
+    _CHECKED: tuple[ProviderModule, ...] = (anthropic, bedrock, gemini, openai, vertex)
 
 
 def check(settings: Settings) -> None:
@@ -27,14 +45,11 @@ def check(settings: Settings) -> None:
     Raises:
       UsageError: names the option and the fix.
     """
-    module = _module(settings)
-    if settings.mode == "batch_api" and not hasattr(module, "connect_batch"):
-        raise UsageError(
-            f"mode is 'batch_api' but {settings.provider}: has no batch API here; use mode='online'"
-        )
+    if settings.mode == "batch_api":
+        _batch_api(settings)
     if settings.task == "embed":
         _embed_limits(settings)
-    module.check(settings)
+    _module(settings).check(settings)
 
 
 def preload(settings: Settings) -> None:
@@ -44,18 +59,19 @@ def preload(settings: Settings) -> None:
     second, half of it outside of the interpreter's lock (the certificates), and Beam has enough to
     do until the first call.
     """
-    _preload(_module(settings))
+    module = _chat_module(settings)
+    if isinstance(module, Preloads):
+        _preload(module)
 
 
 @functools.cache
-def _preload(module: Any) -> None:
+def _preload(module: Preloads) -> None:
     def load() -> None:
         # Whatever is wrong is raised again by `connect`, where it is told.
         with contextlib.suppress(Exception):
             module.preload()
 
-    if hasattr(module, "preload"):
-        threading.Thread(target=load, name="beam-llm-preload").start()
+    threading.Thread(target=load, name="beam-llm-preload").start()
 
 
 def connect(settings: Settings) -> CompletionProvider:
@@ -65,8 +81,7 @@ def connect(settings: Settings) -> CompletionProvider:
     Raises:
       Aborted: where the API key can't be found.
     """
-    provider: CompletionProvider = _module(settings).connect(settings)
-    return provider
+    return _module(settings).connect(settings)
 
 
 def connect_batch(settings: Settings) -> BatchProvider:
@@ -75,16 +90,14 @@ def connect_batch(settings: Settings) -> BatchProvider:
     Raises:
       Aborted: where the API key can't be found.
     """
-    provider: BatchProvider = _module(settings).connect_batch(settings)
-    return provider
+    return _batch_api(settings).connect_batch(settings)
 
 
 def encode(settings: Settings, request: Request) -> bytes:
     """The body that `connect`'s client would send for a request; for a person to see. No key is
     looked up, nothing is called.
     """
-    body: bytes = _module(settings).encode(settings, request)
-    return body
+    return _module(settings).encode(settings, request)
 
 
 def compile_task(settings: Settings) -> Task:
@@ -109,13 +122,17 @@ def compile_task(settings: Settings) -> Task:
             "instruction)"
         )
     module = _module(settings)
-    media_limits = getattr(module, "media_limits", None) if settings.media else None
     kind = SessionTask if settings.task == "session" else ChatTask
-    return kind(
-        settings,
-        getattr(module, "enforced_schema", None),
-        media_limits(settings) if media_limits is not None else None,
-    )
+    enforced_schema = module.enforced_schema if isinstance(module, HasSchemas) else None
+    return kind(settings, enforced_schema, media_limits(settings))
+
+
+def media_limits(settings: Settings) -> MediaLimits | None:
+    """Which images the provider takes; None: none, or none are asked about."""
+    module = _module(settings)
+    if settings.media and isinstance(module, TakesImages):
+        return module.media_limits(settings)
+    return None
 
 
 def compile_reduce(settings: Settings) -> ReduceTask:
@@ -128,20 +145,31 @@ def compile_reduce(settings: Settings) -> ReduceTask:
     return ReduceTask(settings, compile_task(final), compile_task(partial))
 
 
+def _batch_api(settings: Settings) -> HasBatchApi:
+    """The provider's module. Raises UsageError where it has no batch API."""
+    module = _module(settings)
+    if isinstance(module, HasBatchApi):
+        return module
+    raise UsageError(
+        f"mode is 'batch_api' but {settings.provider}: has no batch API here; use mode='online'"
+    )
+
+
 def _embed_limits(settings: Settings) -> EmbedLimits:
     """How much the provider embeds at once. Raises UsageError where it doesn't embed, or not in
     this mode."""
-    module = _module(settings)
-    limits: EmbedLimits | None = None
-    if hasattr(module, "embed_limits"):
-        limits = module.embed_limits(settings)
+    limits = _embedding_module(settings).embed_limits(settings)
     if limits is None:
-        by_batch = " by batch" if settings.mode == "batch_api" else ""
-        raise UsageError(
-            f"model is {settings.model!r}: {settings.provider}: has no embeddings{by_batch} here; "
-            f"{_EMBEDDERS[settings.mode]} have"
-        )
+        raise _no_embeddings(settings)
     return limits
+
+
+def _no_embeddings(settings: Settings) -> UsageError:
+    by_batch = " by batch" if settings.mode == "batch_api" else ""
+    return UsageError(
+        f"model is {settings.model!r}: {settings.provider}: has no embeddings{by_batch} here; "
+        f"{_EMBEDDERS[settings.mode]} have"
+    )
 
 
 _EMBEDDERS = {
@@ -161,5 +189,21 @@ def compile_alone(settings: Settings) -> Task | None:
     return compile_task(replaced(settings, batch_size=1))
 
 
-def _module(settings: Settings) -> Any:
-    return importlib.import_module(PROVIDERS[settings.provider].module)
+def _module(settings: Settings) -> ProviderModule:
+    """The provider's module for the kind of model that is asked.
+
+    Raises:
+      UsageError: vectors are asked for, and it has none.
+    """
+    return _embedding_module(settings) if settings.task == "embed" else _chat_module(settings)
+
+
+def _embedding_module(settings: Settings) -> EmbeddingModule:
+    module = _chat_module(settings)
+    if not isinstance(module, HasEmbeddings):
+        raise _no_embeddings(settings)
+    return module.embedding_module()
+
+
+def _chat_module(settings: Settings) -> ProviderModule:
+    return cast("ProviderModule", importlib.import_module(PROVIDERS[settings.provider].module))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from beam_llm.config import MODES, settings
 from beam_llm.errors import plural
-from beam_llm.protocols import BatchTraits, Recovery
+from beam_llm.protocols import BatchTraits, HasEmbeddings, Recovery
 from beam_llm.provider_table import PROVIDERS
 from beam_llm.providers.openai import servers
 
@@ -85,11 +85,12 @@ _EMBEDDERS = {
 def _vectors_of(name: str) -> str:
     """How many texts a request embeds, and whether by batch, too."""
     module = importlib.import_module(PROVIDERS[name].module)
-    if not hasattr(module, "embed_limits"):
+    if not isinstance(module, HasEmbeddings):
         return "–"
+    limits_of = module.embedding_module().embed_limits
     asked = {"task": "embed", "base_url": "http://127.0.0.1", "staging_location": "."}
     model = f"{name}:{_EMBEDDERS.get(name, 'm')}"
-    live, by_batch = (module.embed_limits(settings(model, mode=mode, **asked)) for mode in MODES)
+    live, by_batch = (limits_of(settings(model, mode=mode, **asked)) for mode in MODES)
     if live is None:
         return "–"
     return f"{live.inputs:,}" if by_batch is not None else f"{live.inputs:,}, live only"

@@ -32,13 +32,6 @@ class FakeReading:
     warnings: tuple[str, ...] = ()
 
 
-class _AnyJson:
-    """Stands for `Output`: answers of a fake need no type."""
-
-    def dump(self, value: Any) -> Any:
-        return value
-
-
 class FakeTask:
     """Asks for every record's text in upper case: a request is a JSON list of texts, a reply a JSON
     object of answers by index.
@@ -48,9 +41,6 @@ class FakeTask:
     """
 
     fingerprint = b"fake"
-    output = _AnyJson()
-    caps = None
-    media = None
 
     def render(self, records: Sequence[Record], enforced: bool = True, note: str = "") -> Request:
         """The records' texts as a JSON list, behind the note where there is one."""

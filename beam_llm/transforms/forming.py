@@ -10,9 +10,10 @@ import apache_beam as beam
 from apache_beam import pvalue
 from apache_beam.transforms.window import FixedWindows, GlobalWindows, Sessions, WindowedValue
 
+from beam_llm.caps import RECORD_OVERHEAD_TOKENS, Caps
 from beam_llm.config import Settings
 from beam_llm.errors import USER_CODE_ERRORS, Failure, Kind, PromptError
-from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS, Batcher, Caps, prompt_caps
+from beam_llm.prompting.batching import Batcher, prompt_caps
 from beam_llm.prompting.tokens import SampledTokens, estimate_tokens, rough_tokens
 from beam_llm.protocols import Task
 from beam_llm.providers import compile_task

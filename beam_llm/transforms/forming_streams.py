@@ -40,9 +40,10 @@ from apache_beam.transforms.userstate import (
 from apache_beam.transforms.window import GlobalWindow, WindowedValue
 from apache_beam.utils.timestamp import Timestamp
 
+from beam_llm.caps import Caps, tokens_of
 from beam_llm.config import Settings
 from beam_llm.errors import Failure
-from beam_llm.prompting.batching import AUTO_RECORDS, Batcher, Caps, tokens_of
+from beam_llm.prompting.batching import AUTO_RECORDS, Batcher
 from beam_llm.transforms import runners
 from beam_llm.transforms.beam_internals import set_windowing, without_pane
 from beam_llm.transforms.coders import STATE_CODER

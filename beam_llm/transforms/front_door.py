@@ -14,7 +14,6 @@ from beam_llm import config
 from beam_llm.config import OPTIONS, Settings, is_template, key_of, settings_from_options
 from beam_llm.errors import UsageError
 from beam_llm.pricing import your_prices
-from beam_llm.prompting.batching import caps_of
 from beam_llm.prompting.model_choice import settings_by_model
 from beam_llm.prompting.templates import PromptTemplate
 from beam_llm.providers import check, compile_task, preload
@@ -118,8 +117,8 @@ class WithSettings(beam.PTransform):
             check_tracing()
         task = compile_task(settings)
         # With the user's own limits only: to know the model's may mean to read the price table.
-        if task.caps is None and (settings.max_input_tokens or settings.context_window):
-            caps_of(settings, task.shared_tokens, settings.context_window)
+        if settings.max_input_tokens or settings.context_window:
+            task.caps(settings.context_window)
         your_prices(settings)
         warn_of_one_prompt_for_all(settings)
         if settings.mode == "batch_api":

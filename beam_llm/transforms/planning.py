@@ -21,11 +21,11 @@ from apache_beam.transforms.window import GlobalWindow, GlobalWindows, WindowedV
 from apache_beam.utils.timestamp import Timestamp
 
 from beam_llm import events
+from beam_llm.caps import RECORD_OVERHEAD_TOKENS
 from beam_llm.config import Settings
 from beam_llm.errors import plural
 from beam_llm.ledger import BatchJobRef, PartRef
 from beam_llm.planning import FRAME_BYTES, plan
-from beam_llm.prompting.batching import RECORD_OVERHEAD_TOKENS
 from beam_llm.providers import connect_batch
 from beam_llm.stores import open_store
 from beam_llm.transforms import runners

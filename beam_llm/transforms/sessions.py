@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 from apache_beam.transforms.window import WindowedValue
 from apache_beam.utils.timestamp import Timestamp
 
+from beam_llm.caps import Caps, tokens_of
 from beam_llm.errors import Failure, Kind, lacks_field
-from beam_llm.prompting.batching import Caps, tokens_of
 from beam_llm.prompting.session_task import Exchange, SessionTask, recent
 from beam_llm.transforms.fields import is_keyed, readable_fields
 from beam_llm.values import Outcome, Record, Usage

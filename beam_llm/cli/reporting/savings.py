@@ -92,7 +92,7 @@ def _some_records(settings: Settings, records: ReadRecords, total: int) -> list[
 def _tokens(settings: Settings, records: Sequence[Record]) -> tuple[int, int, int]:
     """Tokens of input, tokens of output, and requests."""
     task = compile_task(settings)
-    answer = tokens_of_answer(task.answer_schema, text=task.output.is_text)
+    answer = tokens_of_answer(task.answer_schema, text=settings.output is str)
     batcher: Batcher[None] = Batcher(prompt_caps(settings, task), settings.model_name)
     fitting = (record for record in records if not batcher.too_large(record))
     batches = [batch for record in fitting for batch in batcher.add(record, None)]

@@ -5,6 +5,7 @@ chat.py      live calls                 place.py        region, addresses, crede
 batches.py   batch inference jobs       job_objects.py  a job as Bedrock shows it
 wire.py      requests and replies       signing.py      signatures of live calls
 forms.py     how a reply's shape is asked for, by model    failures.py  errors in our words
+embed.py     what is asked instead of this where vectors are wanted
 embeddings.py  live calls for embeddings    embed_wire.py  their requests and replies, by model
 calls.py     what live calls have in common
 """
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError
-from beam_llm.protocols import WRITTEN_OUT, EmbedLimits, MediaLimits
+from beam_llm.protocols import EmbeddingModule, MediaLimits
 from beam_llm.providers import images
 from beam_llm.providers.anthropic.schema import closed_schema
 from beam_llm.providers.bedrock.forms import Form
@@ -37,23 +38,19 @@ from beam_llm.providers.keys import resolve_key
 from beam_llm.values import Request, Schema
 
 if TYPE_CHECKING:
-    from beam_llm.protocols import CompletionProvider
     from beam_llm.providers.bedrock.batches import BedrockBatches
+    from beam_llm.providers.bedrock.calls import BedrockCalls
+    from beam_llm.providers.bedrock.chat import BedrockChat
 
 MOST_TEMPERATURE = 1.0
-OPTIONS = (
-    *("region", "profile", "role_arn", "bucket", "min_records", "invocation_type"),
-    "prompt_cache",
-)
+PLACE_OPTIONS = ("region", "profile", "role_arn", "bucket", "min_records")
+OPTIONS = (*PLACE_OPTIONS, "invocation_type", "prompt_cache")
 """`region` and `profile` as AWS's tools know them; `role_arn`: the service role by which Bedrock
 reads and writes a job's files; `bucket`: `s3://bucket/path` for them, where the staging location is
 elsewhere; `min_records`: of one job, by your quota; `invocation_type`: of a job, `Converse`, or
 `InvokeModel` where a region or a Claude model has no Converse for jobs; `prompt_cache`: `on` or
 `off`, of live calls.
 """
-
-EMBED_OPTIONS = ("region", "profile", "role_arn", "bucket", "min_records")
-"""Those of them that embeddings have, beside their own (`embed_wire.OPTIONS`)."""
 
 OURS = ("modelId", "messages", "system", "outputConfig", "toolConfig", "serviceTier")
 """Request fields that `extra_body` may not set."""
@@ -63,45 +60,31 @@ _ROLE = re.compile(r"arn:aws(-[^:]+)?:iam::\d{12}:role/.+")
 
 def check(settings: Settings) -> None:
     """Raises UsageError where the settings ask for what Bedrock does not have."""
-    refuse_api_version(settings)
-    refuse_plain_http(settings)
-    _check_boto3()
-    if settings.task == "embed":
-        _check_embedding(settings)
-    else:
-        _check_question(settings)
-    if settings.mode == "batch_api":
-        _check_batch(settings)
-
-
-def _check_boto3() -> None:
-    # Looked for and not imported: that is left to `preload`, in its thread.
-    if importlib.util.find_spec("boto3") is None:
-        raise UsageError("bedrock: needs boto3; pip install 'beam-llm[bedrock]'")
-
-
-def _check_question(settings: Settings) -> None:
+    check_names(settings, OPTIONS)
+    check_place(settings)
     if settings.seed is not None:
         raise UsageError(f"seed is {settings.seed}: bedrock: has none; leave it out")
     check_temperature(settings, MOST_TEMPERATURE)
-    check_names(settings, OPTIONS)
-    _check_options(settings)
     _check_invocation(settings)
+    if (cache := _options(settings).get("prompt_cache", "on")) not in ("on", "off"):
+        raise UsageError(f"provider_options has prompt_cache {cache!r}: it has to be 'on' or 'off'")
     check_extra_body(settings, OURS)
+    if settings.mode == "batch_api":
+        check_jobs(settings)
 
 
-def _check_embedding(settings: Settings) -> None:
-    from beam_llm.providers.bedrock import embed_wire
-
-    check_names(settings, (*EMBED_OPTIONS, *embed_wire.OPTIONS))
-    _check_options(settings)
-    embed_wire.check(settings)
-
-
-def _check_options(settings: Settings) -> None:
-    for name, value in _options(settings).items():
-        if name not in OPTIONS:  # of an embedding
+def check_place(settings: Settings) -> None:
+    """The same for what all kinds of models have in common: where Bedrock is, and whose."""
+    refuse_api_version(settings)
+    refuse_plain_http(settings)
+    # Looked for and not imported: that is left to `preload`, in its thread.
+    if importlib.util.find_spec("boto3") is None:
+        raise UsageError("bedrock: needs boto3; pip install 'beam-llm[bedrock]'")
+    given = _options(settings)
+    for name in PLACE_OPTIONS:
+        if name not in given:
             continue
+        value = given[name]
         if name == "min_records":
             if type(value) is not int or value < 1:
                 raise UsageError(
@@ -110,8 +93,6 @@ def _check_options(settings: Settings) -> None:
                 )
         elif not isinstance(value, str) or not value:
             raise UsageError(f"provider_options has {name} {value!r}: it has to be a string")
-    if (cache := _options(settings).get("prompt_cache", "on")) not in ("on", "off"):
-        raise UsageError(f"provider_options has prompt_cache {cache!r}: it has to be 'on' or 'off'")
     region = known_region(settings)
     if region is None:
         raise UsageError(NO_REGION)
@@ -134,7 +115,8 @@ def _check_invocation(settings: Settings) -> None:
         )
 
 
-def _check_batch(settings: Settings) -> None:
+def check_jobs(settings: Settings) -> None:
+    """The same for jobs: whose credentials, role and bucket."""
     if settings.api_key:
         raise UsageError(
             f"api_key is {settings.api_key!r}: Bedrock's jobs and their files in S3 take AWS "
@@ -169,27 +151,30 @@ def preload() -> None:
     importlib.import_module("boto3")
 
 
-def connect(settings: Settings) -> CompletionProvider:
+def connect(settings: Settings) -> BedrockChat:
     """A client for live calls; see `providers.connect`."""
-    from beam_llm.providers.bedrock.calls import BedrockCalls
     from beam_llm.providers.bedrock.chat import BedrockChat
-    from beam_llm.providers.http import Bounds
 
     place = Place.of(settings)
-    calls = BedrockCalls(
+    return BedrockChat(
+        place,
+        calls_of(settings, place),
+        service_tier=settings.service_tier,
+        is_cached=is_cached(settings),
+    )
+
+
+def calls_of(settings: Settings, place: Place) -> BedrockCalls:
+    """Calls of models, of one client."""
+    from beam_llm.providers.bedrock.calls import BedrockCalls
+    from beam_llm.providers.http import Bounds
+
+    return BedrockCalls(
         place,
         resolve_key(settings.api_key) if settings.api_key else None,
         key_reference=settings.api_key,
         log_data=settings.log_data,
         bounds=Bounds.of(settings),
-    )
-    if settings.task == "embed":
-        from beam_llm.providers.bedrock.embed_wire import encoder_of
-        from beam_llm.providers.bedrock.embeddings import BedrockEmbeddings
-
-        return BedrockEmbeddings(place, calls, encoder_of(settings))
-    return BedrockChat(
-        place, calls, service_tier=settings.service_tier, is_cached=is_cached(settings)
     )
 
 
@@ -198,26 +183,19 @@ def connect_batch(settings: Settings) -> BedrockBatches:
     from beam_llm.providers.bedrock.batches import BedrockBatches, JobOptions
     from beam_llm.providers.http import Bounds
 
-    wire: dict[str, Any] = {}
-    if settings.task == "embed":
-        from beam_llm.providers.bedrock.embed_wire import completion_of, encoder_of
-
-        wire = {"encode": encoder_of(settings), "read": completion_of}
-        wire["most_records"] = WRITTEN_OUT
     return BedrockBatches(
         Place.of(settings),
         JobOptions.of(settings),
-        **wire,
         log_data=settings.log_data,
         bounds=Bounds.of(settings),
     )
 
 
-def embed_limits(settings: Settings) -> EmbedLimits:
-    """How much is embedded at once: a text."""
-    from beam_llm.providers.bedrock.embed_wire import limits_of
+def embedding_module() -> EmbeddingModule:
+    """What is asked instead of this module where vectors are wanted."""
+    from beam_llm.providers.bedrock import embed
 
-    return limits_of(settings)
+    return embed
 
 
 def enforced_schema(schema: Schema) -> Schema | None:
@@ -233,9 +211,5 @@ def media_limits(settings: Settings) -> MediaLimits | None:
 
 def encode(settings: Settings, request: Request) -> bytes:
     """The body of a request as it would be sent first; see `providers.encode`."""
-    if settings.task == "embed":
-        from beam_llm.providers.bedrock.embed_wire import encoder_of
-
-        return encoder_of(settings)(request)
     form = Form.of(settings.model_name)
     return encode_body(request, form, settings.service_tier, is_cached=is_cached(settings))

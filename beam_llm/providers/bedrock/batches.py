@@ -87,18 +87,21 @@ class JobOptions(NamedTuple):
     invocation_type: str = CONVERSE
 
     @classmethod
-    def of(cls, settings: Settings) -> JobOptions:
-        """The options of jobs that the settings give."""
+    def of(cls, settings: Settings, invocation_type: str = CONVERSE) -> JobOptions:
+        """The options of jobs that the settings give.
+
+        Args:
+          invocation_type: where the settings name none.
+        """
         given = settings.provider_options or {}
         # Rounded up: the API takes whole hours.
         hours = int(-(-(settings.job_deadline_hours or LEAST_HOURS) // 1))
-        usual = INVOKE_MODEL if settings.task == "embed" else CONVERSE
         return cls(
             given.get("role_arn", ""),
             bucket_of(settings),
             min(max(hours, LEAST_HOURS), MOST_HOURS),
             given.get("min_records", MIN_RECORDS),
-            given.get("invocation_type", usual),
+            given.get("invocation_type", invocation_type),
         )
 
 

@@ -17,8 +17,6 @@ from beam_llm.config import Settings
 from beam_llm.errors import UsageError
 from beam_llm.prompting.text import request_json
 from beam_llm.prompting.vectors import pack
-from beam_llm.protocols import EmbedLimits
-from beam_llm.providers.checks import check_extra_body
 from beam_llm.providers.errors import ErrorContext, unreadable
 from beam_llm.providers.typed import name_of, token_count
 from beam_llm.redaction import redactor_of
@@ -31,15 +29,6 @@ makes them of length 1."""
 INPUT_TYPES = ("search_document", "search_query", "classification", "clustering")
 TOKENS_HEADER = "x-amzn-bedrock-input-token-count"
 """Where InvokeModel tells the tokens of models whose replies don't."""
-
-_OURS = (
-    *("inputText", "dimensions", "normalize", "embeddingTypes", "texts", "images", "inputs"),
-    *("input_type", "truncate", "embedding_types", "output_dimension"),
-)
-"""Request fields that `extra_body` may not set."""
-
-_NUMBER_BYTES = 24.0
-"""Of a number that is written out in a reply: `-0.02310485951602459,`."""
 
 
 @dataclass(frozen=True)
@@ -83,62 +72,6 @@ def model_of(settings: Settings) -> Model:
             "them"
         )
     return known
-
-
-# Settings
-# --------------------------------------------------------------------------------------------------
-
-
-def limits_of(settings: Settings) -> EmbedLimits:
-    """One text a request, of as many tokens as the model takes."""
-    return EmbedLimits(
-        inputs=1,
-        input_tokens=model_of(settings).input_tokens,
-        number_bytes=_NUMBER_BYTES,
-        shaping_options=OPTIONS,
-    )
-
-
-def check(settings: Settings) -> None:
-    """Raises UsageError where the settings ask for what the model does not have."""
-    model, options = model_of(settings), settings.provider_options or {}
-    check_extra_body(settings, _OURS)
-    for name in OPTIONS:
-        if name in options and name not in model.options:
-            raise UsageError(
-                f"provider_options has {name!r}: {settings.model_name} has no such option; leave "
-                "it out"
-            )
-    if (kind := options.get("input_type", INPUT_TYPES[0])) not in INPUT_TYPES:
-        raise UsageError(
-            f"provider_options has 'input_type': {kind!r}: it has to be one of "
-            f"{', '.join(INPUT_TYPES)}"
-        )
-    if type(normal := options.get("normalize", True)) is not bool:
-        raise UsageError(
-            f"provider_options has 'normalize': {normal!r}: it has to be True or False"
-        )
-    if settings.mode == "batch_api" and not model.has_jobs:
-        raise UsageError(
-            f"mode is 'batch_api' but bedrock: has batch jobs for amazon.titan-embed-text-v2:0 "
-            f"alone, not for {settings.model_name}; use mode='online'"
-        )
-    _check_dimensions(settings, model)
-
-
-def _check_dimensions(settings: Settings, model: Model) -> None:
-    if settings.dimensions is None or settings.dimensions in model.dimensions:
-        return
-    several = ", ".join(map(str, model.dimensions))
-    raise UsageError(
-        f"dimensions is {settings.dimensions}: {settings.model_name} has "
-        + (f"{several}; try dimensions={model.dimensions[0]}" if several else "no choice of them; "
-           "leave it out")
-    )  # fmt: skip
-
-
-# Requests and replies
-# --------------------------------------------------------------------------------------------------
 
 
 def encoder_of(settings: Settings) -> Callable[[Request], bytes]:

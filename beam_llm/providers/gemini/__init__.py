@@ -5,6 +5,7 @@ batches.py   the batch API               job_objects.py  a job as the API shows 
 wire.py      requests and replies        plain.py        the same, quickly, where nothing is unusual
 schema.py    schemas as its grammars take them           lines.py  lines of result files
 files.py     uploads                     job_calls.py    what Vertex AI's jobs have as well
+embed.py     what is asked instead of this where vectors are wanted
 embeddings.py  live calls for embeddings   embed_wire.py  their requests and replies, in jobs too
 """
 
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError
-from beam_llm.protocols import EmbedLimits, MediaLimits
+from beam_llm.protocols import EmbeddingModule, MediaLimits
 from beam_llm.providers import images
 from beam_llm.providers.checks import (
     check_extra_body,
@@ -31,9 +32,9 @@ from beam_llm.providers.keys import resolve_key
 from beam_llm.values import Request, Schema
 
 if TYPE_CHECKING:
-    from beam_llm.protocols import CompletionProvider
     from beam_llm.providers.gemini.batches import GeminiBatches
-    from beam_llm.providers.gemini.live import GoogleCalls
+    from beam_llm.providers.gemini.lines import JobWire
+    from beam_llm.providers.gemini.live import GeminiChat, GoogleCalls
 
 # Source: Gemini API reference (GenerationConfig), read 2026-11; Vertex AI has the same.
 MOST_TEMPERATURE = 2.0
@@ -58,12 +59,6 @@ OUR_CONFIG = {
 
 def check(settings: Settings) -> None:
     """Raises UsageError where the settings ask for what the API does not have."""
-    if settings.task == "embed":
-        from beam_llm.providers.gemini import embed_wire
-
-        check_names(settings, embed_wire.OPTIONS)
-        embed_wire.check(settings)
-        return
     check_names(settings, ())
     check_request(settings)
 
@@ -97,21 +92,15 @@ def preload() -> None:
     importlib.import_module("beam_llm.providers.gemini.live")
 
 
-def connect(settings: Settings) -> CompletionProvider:
+def connect(settings: Settings) -> GeminiChat:
     """A client for live calls; see `providers.connect`."""
     # Imported here: its HTTP client takes a fifth of a second. See `preload`.
     from beam_llm.providers.gemini.live import GeminiChat
 
-    if settings.task == "embed":
-        from beam_llm.providers.gemini.embed_wire import wire_of
-        from beam_llm.providers.gemini.embeddings import GoogleEmbeddings
-
-        wire = wire_of(settings)
-        return GoogleEmbeddings(_calls(settings, wire.verb), wire)
-    return GeminiChat(_calls(settings, "generateContent"), service_tier=settings.service_tier)
+    return GeminiChat(calls_of(settings, "generateContent"), service_tier=settings.service_tier)
 
 
-def _calls(settings: Settings, verb: str) -> GoogleCalls:
+def calls_of(settings: Settings, verb: str) -> GoogleCalls:
     """Calls of models by a verb of theirs."""
     from beam_llm.providers.errors import ErrorContext
     from beam_llm.providers.gemini.live import Access, GoogleCalls
@@ -133,15 +122,16 @@ def _calls(settings: Settings, verb: str) -> GoogleCalls:
 
 def connect_batch(settings: Settings) -> GeminiBatches:
     """A client for the batch API; see `providers.connect_batch`."""
-    from beam_llm.providers.gemini.batches import GeminiBatches
     from beam_llm.providers.gemini.lines import COMPLETIONS
+
+    return batches_of(settings, COMPLETIONS)
+
+
+def batches_of(settings: Settings, wire: JobWire) -> GeminiBatches:
+    """A client for jobs whose lines ask and are answered by `wire`."""
+    from beam_llm.providers.gemini.batches import GeminiBatches
     from beam_llm.providers.http import Bounds
 
-    wire = COMPLETIONS
-    if settings.task == "embed":
-        from beam_llm.providers.gemini.embed_wire import wire_of
-
-        wire = wire_of(settings).of_jobs(settings)
     return GeminiBatches(
         Place.of(settings),
         settings.model_name,
@@ -152,11 +142,11 @@ def connect_batch(settings: Settings) -> GeminiBatches:
     )
 
 
-def embed_limits(settings: Settings) -> EmbedLimits:
-    """How much is embedded at once: a text."""
-    from beam_llm.providers.gemini.embed_wire import limits_of
+def embedding_module() -> EmbeddingModule:
+    """What is asked instead of this module where vectors are wanted."""
+    from beam_llm.providers.gemini import embed
 
-    return limits_of(settings)
+    return embed
 
 
 def enforced_schema(schema: Schema) -> Schema | None:
@@ -172,8 +162,4 @@ def media_limits(settings: Settings) -> MediaLimits | None:
 
 def encode(settings: Settings, request: Request) -> bytes:
     """The body of a request as it would be sent first; see `providers.encode`."""
-    if settings.task == "embed":
-        from beam_llm.providers.gemini.embed_wire import wire_of
-
-        return wire_of(settings).encode(request)
     return encode_body(request, settings.service_tier)

@@ -12,17 +12,14 @@ are not of length 1. Source: Gemini API reference (embeddings) and guide, google
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from beam_llm.config import Settings
-from beam_llm.errors import Kind, Rejected, UsageError
+from beam_llm.errors import Kind, Rejected
 from beam_llm.prompting.text import request_json
 from beam_llm.prompting.vectors import pack
-from beam_llm.protocols import WRITTEN_OUT, EmbedLimits
-from beam_llm.providers.checks import check_extra_body, refuse_api_version
+from beam_llm.protocols import WRITTEN_OUT
 from beam_llm.providers.errors import ErrorContext, unreadable
 from beam_llm.providers.gemini.job_objects import object_in
 from beam_llm.providers.gemini.lines import JobWire
@@ -34,33 +31,8 @@ OPTIONS = ("task_type", "title")
 """Of `provider_options`: what the vectors are for, and the title of the document that the texts are
 of."""
 
-DOCUMENT = "RETRIEVAL_DOCUMENT"
-TASK_TYPES = (
-    *("RETRIEVAL_QUERY", DOCUMENT, "SEMANTIC_SIMILARITY", "CLASSIFICATION", "CLUSTERING"),
-    *("QUESTION_ANSWERING", "FACT_VERIFICATION", "CODE_RETRIEVAL_QUERY"),
-)
-
-_OURS = (
-    *("model", "content", "contents", "requests", "instances", "parameters", "embedContentConfig"),
-    *("embed_content_config", "outputDimensionality", "output_dimensionality", "taskType"),
-    *("task_type", "title", "autoTruncate", "auto_truncate"),
-)
-"""Request fields that `extra_body` may not set."""
-
-_TOLD_BY_PROMPT = re.compile(r"(.*/)?gemini-embedding-[1-9]")
-"""Models that are told their task in the text."""
-
-_INPUT_TOKENS = ((_TOLD_BY_PROMPT, 8_192), (re.compile(r"(.*/)?(gemini|text)-embedding"), 2_048))
-"""Most tokens of a text. Source: the models' cards, read 2026-11."""
-
 LARGEST_VECTOR = 3_072
-_DIMENSIONS = (
-    (re.compile(r"(.*/)?gemini-embedding"), LARGEST_VECTOR),
-    (re.compile(r"(.*/)?text-(multilingual-)?embedding-0"), 768),
-)
-"""Most numbers of a vector. Source: likewise."""
-
-_NUMBER_BYTES = 24.0
+NUMBER_BYTES = 24.0
 """Of a number that is written out in a reply: `-0.02310485951602459,`."""
 
 
@@ -84,59 +56,8 @@ class EmbedWire(NamedTuple):
             self.encode,
             lambda payload, context: self.read(payload, model, context),
             "asyncBatchEmbedContent",
-            int(numbers * _NUMBER_BYTES),
+            int(numbers * NUMBER_BYTES),
             WRITTEN_OUT,
-        )
-
-
-# Settings
-# --------------------------------------------------------------------------------------------------
-
-
-def limits_of(settings: Settings) -> EmbedLimits:
-    """One text a request, of as many tokens as the model takes."""
-    tokens = _of_model(_INPUT_TOKENS, settings.model_name)
-    return EmbedLimits(
-        inputs=1, input_tokens=tokens, number_bytes=_NUMBER_BYTES, shaping_options=OPTIONS
-    )
-
-
-def _of_model(table: Sequence[tuple[re.Pattern[str], int]], model: str) -> int | None:
-    """The number of the first pattern that a model's name has; None where it has none."""
-    return next((number for named, number in table if named.match(model)), None)
-
-
-def check(settings: Settings) -> None:
-    """Raises UsageError where the settings ask for what these models do not have."""
-    refuse_api_version(settings)
-    check_extra_body(settings, _OURS)
-    most = _of_model(_DIMENSIONS, settings.model_name)
-    if most is not None and (settings.dimensions or 0) > most:
-        raise UsageError(
-            f"dimensions is {settings.dimensions:,}: {settings.model_name} has {most:,} at most; "
-            f"try dimensions={most}"
-        )
-    _check_options(settings)
-
-
-def _check_options(settings: Settings) -> None:
-    options = settings.provider_options or {}
-    kind, title = options.get("task_type"), options.get("title")
-    if kind is not None and _TOLD_BY_PROMPT.match(settings.model_name):
-        raise UsageError(
-            f"provider_options has 'task_type': {settings.model_name} is told its task in the "
-            "text; write it into the prompt, such as 'task: clustering | query: {{ text }}'"
-        )
-    if kind is not None and kind not in TASK_TYPES:
-        near = difflib.get_close_matches(str(kind).upper(), TASK_TYPES, n=1, cutoff=0.0)[0]
-        raise UsageError(
-            f"provider_options has 'task_type': {kind!r}: it has to be one of "
-            f"{', '.join(TASK_TYPES)}; did you mean {near!r}?"
-        )
-    if title is not None and (kind != DOCUMENT or not isinstance(title, str) or not title):
-        raise UsageError(
-            f"provider_options has 'title': {title!r}: it has to be a text, beside "
-            f"{{'task_type': '{DOCUMENT}'}}"
         )
 
 
@@ -150,10 +71,6 @@ def shared_fields(settings: Settings, *names: str) -> dict[str, str]:
     return {
         name: options[ours] for ours, name in zip(OPTIONS, names, strict=True) if ours in options
     }
-
-
-# Requests and replies
-# --------------------------------------------------------------------------------------------------
 
 
 def wire_of(settings: Settings) -> EmbedWire:

@@ -4,6 +4,7 @@ servers.py       who speaks it, and what each takes otherwise: one row each
 dialect.py       what an endpoint takes, as the row says and refusals teach
 place.py         addresses, keys, hosts
 chat.py          live calls
+embed.py         what is asked instead of this where vectors are wanted
 embeddings.py    live calls for embeddings      embed_wire.py  their requests and replies
 wire.py          requests and replies      plain.py   the same, quickly, where nothing is unusual
 batches.py       the batch API             batch_files.py  what all shapes of it have in common
@@ -14,12 +15,11 @@ job_objects.py   a job as a server shows it               lines.py  lines of res
 from __future__ import annotations
 
 import importlib
-import re
 from typing import TYPE_CHECKING
 
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError
-from beam_llm.protocols import EmbedLimits, MediaLimits
+from beam_llm.protocols import EmbeddingModule, MediaLimits
 from beam_llm.provider_table import PROVIDERS
 from beam_llm.providers import images
 from beam_llm.providers.checks import (
@@ -38,7 +38,6 @@ from beam_llm.values import Request, Schema
 if TYPE_CHECKING:
     from beam_llm.protocols import BatchProvider
     from beam_llm.providers.openai.chat import OpenAIChat
-    from beam_llm.providers.openai.embeddings import OpenAIEmbeddings
 
 OURS = ("model", "messages", "input", "dimensions", "encoding_format", "stream", "n")
 """Request fields that `extra_body` may not set."""
@@ -52,7 +51,6 @@ def check(settings: Settings) -> None:
     server = Place.of(settings).server
     _check_server(settings, server)
     _check_options(settings, server)
-    _check_dimensions(settings, server)
     check_temperature(settings, server.most_temperature)
     check_extra_body(settings, OURS)
 
@@ -68,17 +66,6 @@ def _check_server(settings: Settings, server: Server) -> None:
         raise UsageError(
             f"service_tier is {tier!r}: {settings.provider}: has "
             f"{f'only {has}' if has else 'no service tiers'}; leave it out"
-        )
-
-
-def _check_dimensions(settings: Settings, server: Server) -> None:
-    api = server.embed
-    if settings.dimensions is None or api is None:
-        return
-    if re.match(api.fixed_models, settings.model_name):
-        raise UsageError(
-            f"dimensions is {settings.dimensions}: {settings.model} gives vectors of a fixed "
-            "number of dimensions; leave it out"
         )
 
 
@@ -109,30 +96,11 @@ def _check_options(settings: Settings, server: Server) -> None:
 
 def preload() -> None:
     """Imports what `connect` needs."""
-    importlib.import_module("beam_llm.providers.openai.embeddings")
+    importlib.import_module("beam_llm.providers.openai.chat")
 
 
-def connect(settings: Settings) -> OpenAIChat | OpenAIEmbeddings:
+def connect(settings: Settings) -> OpenAIChat:
     """A client for live calls; see `providers.connect`."""
-    return _connect_embeddings(settings) if settings.task == "embed" else _connect_chat(settings)
-
-
-def _connect_embeddings(settings: Settings) -> OpenAIEmbeddings:
-    from beam_llm.providers.http import Bounds
-    from beam_llm.providers.openai.embeddings import OpenAIEmbeddings
-
-    place = Place.of(settings)
-    assert place.server.embed is not None
-    return OpenAIEmbeddings(
-        place,
-        resolve_key(settings.api_key),
-        place.server.embed,
-        log_data=settings.log_data,
-        bounds=Bounds.of(settings),
-    )
-
-
-def _connect_chat(settings: Settings) -> OpenAIChat:
     # Imported here: its HTTP client takes a fifth of a second, and no pipeline needs it to be
     # built. See `preload`.
     from beam_llm.providers.http import Bounds
@@ -187,14 +155,11 @@ def enforced_schema(schema: Schema) -> Schema | None:
     return strict_schema(schema)
 
 
-def embed_limits(settings: Settings) -> EmbedLimits | None:
-    """How much the server embeds at once; None where it doesn't, or not in this mode."""
-    from beam_llm.providers.openai.embed_wire import limits_of
+def embedding_module() -> EmbeddingModule:
+    """What is asked instead of this module where vectors are wanted."""
+    from beam_llm.providers.openai import embed
 
-    api = Place.of(settings).server.embed
-    if api is None or (settings.mode == "batch_api" and not api.is_batched):
-        return None
-    return limits_of(api)
+    return embed
 
 
 def media_limits(settings: Settings) -> MediaLimits | None:
@@ -213,9 +178,5 @@ def media_limits(settings: Settings) -> MediaLimits | None:
 def encode(settings: Settings, request: Request) -> bytes:
     """The body of a request as it would be sent first; see `providers.encode`."""
     place = Place.of(settings)
-    if place.embeds:
-        from beam_llm.providers.openai.embed_wire import wire_of
-
-        return wire_of(place).encode(request, dialect_of(place, settings.model_name))
     dialect = dialect_of(place, settings.model_name)
     return encode_body(request, dialect, _tier(settings, place.server))

@@ -25,7 +25,7 @@ from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
 from beam_llm.providers.ids import identifier_of, in_path
 from beam_llm.providers.job_search import find_jobs, last_id, list_page, pending_in, read_listed
 from beam_llm.providers.openai.dialect import Dialect
-from beam_llm.providers.openai.embed_wire import most_records, wire_of
+from beam_llm.providers.openai.embed_wire import wire_of
 from beam_llm.providers.openai.job_objects import remote_job
 from beam_llm.providers.openai.lines import line_reply
 from beam_llm.providers.openai.place import Place
@@ -82,6 +82,7 @@ class DialectBatches:
         self._api: BatchApi = place.server.batch or ANY.batch
         self._model = model
         self._options = options or {}
+        self._encode, self._read, most_records = wire_of(place)
         self._window_hours: int | None = self._options.get(WINDOW_OPTION)
         hours = self._window_hours
         seconds = hours * 3600.0 if hours else self._api.traits.window_seconds
@@ -91,9 +92,8 @@ class DialectBatches:
             self._api.traits,
             create_seconds=2 * bounds.control_seconds,
             window_seconds=seconds,
-            max_records=most_records(place),
+            max_records=most_records,
         )
-        self._encode, self._read = wire_of(place)
         self._place = place
         self._key = key
         self._log_data = log_data

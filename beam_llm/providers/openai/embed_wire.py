@@ -49,23 +49,21 @@ def limits_of(api: EmbedApi) -> EmbedLimits:
 
 
 class Wire(NamedTuple):
-    """How a place is asked, and how its replies are read."""
+    """How a place is asked, how its replies are read, and most records of one job, where the server
+    counts them.
+    """
 
     encode: Callable[[Request, Dialect], bytes]
     read: ReadReply
+    most_records: int | None = None
 
 
 def wire_of(place: Place) -> Wire:
     """The wire of what a place is asked for: completions, or embeddings."""
-    if not place.embeds or place.server.embed is None:
-        return Wire(encode_body, completion_of)
-    return Wire(functools.partial(encode_inputs, place.server.embed), vectors_of)
-
-
-def most_records(place: Place) -> int | None:
-    """Most records of one job, where the server counts them."""
     api = place.server.embed
-    return api.job_inputs if place.embeds and api is not None else None
+    if not place.embeds or api is None:
+        return Wire(encode_body, completion_of)
+    return Wire(functools.partial(encode_inputs, api), vectors_of, api.job_inputs)
 
 
 def encode_inputs(api: EmbedApi, request: Request, dialect: Dialect | None = None) -> bytes:

@@ -8,8 +8,8 @@
 
 credentials.py  tokens                     place.py   addresses              live.py  live calls
 batches.py      batch prediction jobs      objects.py their input and results in a bucket
-
-embed_wire.py   embeddings: requests and replies
+embed.py        what is asked instead of this where vectors are wanted
+embed_wire.py   their requests and replies
 
 What is asked and answered is Gemini's: `providers/gemini/`. In place of Google's own credentials
 `api_key` may refer to an access token, or be `none` for an emulator.
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError
-from beam_llm.protocols import EmbedLimits, MediaLimits
+from beam_llm.protocols import EmbeddingModule, MediaLimits
 from beam_llm.providers import images
 from beam_llm.providers.checks import check_names, refuse_plain_http
 from beam_llm.providers.gemini import check_request
@@ -36,8 +36,7 @@ from beam_llm.providers.vertex.place import Place
 from beam_llm.values import Request, Schema
 
 if TYPE_CHECKING:
-    from beam_llm.protocols import CompletionProvider
-    from beam_llm.providers.gemini.live import GoogleCalls
+    from beam_llm.providers.gemini.live import GeminiChat, GoogleCalls
     from beam_llm.providers.vertex.batches import Asking, VertexBatches
     from beam_llm.providers.vertex.credentials import GivenToken, Tokens
 
@@ -52,7 +51,13 @@ def check(settings: Settings) -> None:
     """Raises UsageError where the settings ask for what Vertex AI does not have, or do not say
     where.
     """
-    _check_asked(settings)
+    check_names(settings, OPTIONS)
+    check_request(settings)
+    check_place(settings)
+
+
+def check_place(settings: Settings) -> None:
+    """Raises UsageError where the settings do not say where: project, region, bucket of jobs."""
     options = settings.provider_options or {}
     if not options.get("project"):
         raise UsageError(
@@ -69,18 +74,6 @@ def check(settings: Settings) -> None:
     refuse_plain_http(settings)
     if settings.mode == "batch_api":
         bucket_of(settings)
-
-
-def _check_asked(settings: Settings) -> None:
-    if settings.task != "embed":
-        check_names(settings, OPTIONS)
-        check_request(settings)
-        return
-    from beam_llm.providers.gemini.embed_wire import OPTIONS as OF_EMBEDDINGS
-    from beam_llm.providers.vertex import embed_wire
-
-    check_names(settings, (*OPTIONS, *OF_EMBEDDINGS))
-    embed_wire.check(settings)
 
 
 def bucket_of(settings: Settings) -> str:
@@ -124,24 +117,20 @@ def _tokens_of(settings: Settings) -> Tokens | GivenToken:
     return GivenToken(resolve_key(settings.api_key))
 
 
-def connect(settings: Settings) -> CompletionProvider:
+def connect(settings: Settings) -> GeminiChat:
     """A client for live calls; see `providers.connect`."""
     # Imported here: its HTTP client takes a fifth of a second. See `preload`.
     from beam_llm.providers.gemini.live import GeminiChat
 
-    if settings.task == "embed":
-        from beam_llm.providers.gemini.embeddings import GoogleEmbeddings
-        from beam_llm.providers.vertex.embed_wire import wire_of
-
-        wire = wire_of(settings)
-        return GoogleEmbeddings(_calls(settings, wire.verb), wire)
     # On Vertex AI the tier is a header; the body's field is one that it refuses.
     tier = settings.service_tier
     headers = {_TIER_HEADER: tier} if tier in ("flex", "priority") else {}
-    return GeminiChat(_calls(settings, "generateContent", headers))
+    return GeminiChat(calls_of(settings, "generateContent", headers))
 
 
-def _calls(settings: Settings, verb: str, headers: Mapping[str, str] | None = None) -> GoogleCalls:
+def calls_of(
+    settings: Settings, verb: str, headers: Mapping[str, str] | None = None
+) -> GoogleCalls:
     """Calls of models by a verb of theirs."""
     from beam_llm.providers.errors import ErrorContext
     from beam_llm.providers.gemini.live import GoogleCalls
@@ -160,40 +149,35 @@ def _calls(settings: Settings, verb: str, headers: Mapping[str, str] | None = No
 
 def connect_batch(settings: Settings) -> VertexBatches:
     """A client for batch prediction jobs; see `providers.connect_batch`."""
+    from beam_llm.providers.vertex.batches import COMPLETING
+
+    return batches_of(settings, COMPLETING)
+
+
+def batches_of(settings: Settings, asking: Asking) -> VertexBatches:
+    """A client for jobs that ask what `asking` says."""
     from beam_llm.providers.http import Bounds
     from beam_llm.providers.vertex.batches import VertexBatches
     from beam_llm.stores import store_at
 
-    # See `_calls`.
+    # See `calls_of`.
     refuse_plain_http(settings)
     return VertexBatches(
         Place.of(settings),
         settings.model_name,
         store_at(f"{bucket_of(settings)}/vertex"),
         _tokens_of(settings),
-        asking=_asking_of(settings),
+        asking=asking,
         log_data=settings.log_data,
         bounds=Bounds.of(settings),
     )
 
 
-def _asking_of(settings: Settings) -> Asking:
-    from beam_llm.providers.vertex.batches import COMPLETING, MOST_TEXTS, Asking
+def embedding_module() -> EmbeddingModule:
+    """What is asked instead of this module where vectors are wanted."""
+    from beam_llm.providers.vertex import embed
 
-    if settings.task != "embed":
-        return COMPLETING
-    from beam_llm.providers.vertex.embed_wire import job_wire_of, parameters_of
-    from beam_llm.providers.vertex.forms import TEXTS
-
-    parameters = parameters_of(settings.dimensions)
-    return Asking(job_wire_of(settings), TEXTS, parameters, MOST_TEXTS)
-
-
-def embed_limits(settings: Settings) -> EmbedLimits:
-    """How much is embedded at once: a text."""
-    from beam_llm.providers.vertex.embed_wire import limits_of
-
-    return limits_of(settings)
+    return embed
 
 
 def enforced_schema(schema: Schema) -> Schema | None:
@@ -209,8 +193,4 @@ def media_limits(settings: Settings) -> MediaLimits | None:
 
 def encode(settings: Settings, request: Request) -> bytes:
     """The body of a request as it would be sent first; see `providers.encode`."""
-    if settings.task == "embed":
-        from beam_llm.providers.vertex.embed_wire import wire_of
-
-        return wire_of(settings).encode(request)
     return encode_body(request)

@@ -12,10 +12,8 @@ import re
 from typing import Any
 
 from beam_llm.config import Settings
-from beam_llm.errors import UsageError
-from beam_llm.protocols import WRITTEN_OUT, EmbedLimits
+from beam_llm.protocols import WRITTEN_OUT
 from beam_llm.providers.errors import ErrorContext, unreadable
-from beam_llm.providers.gemini import embed_wire
 from beam_llm.providers.gemini.embed_wire import (
     EmbedWire,
     completion_of,
@@ -31,27 +29,16 @@ from beam_llm.providers.typed import token_count
 from beam_llm.values import Completion, Request
 
 _PREDICTS = re.compile(r"(?!.*gemini)|(.*/)?gemini-embedding-001")
-"""Models that are asked by `predict`."""
 
 
-def check(settings: Settings) -> None:
-    """Raises UsageError where the settings ask for what these models do not have."""
-    embed_wire.check(settings)
-    if settings.mode == "batch_api" and not _PREDICTS.match(settings.model_name):
-        raise UsageError(
-            f"mode is 'batch_api' but vertex: has batch jobs for gemini-embedding-001 and "
-            f"text-embedding-… alone, not for {settings.model_name}; use mode='online', or gemini:"
-        )
-
-
-def limits_of(settings: Settings) -> EmbedLimits:
-    """One text a request, of as many tokens as the model takes."""
-    return embed_wire.limits_of(settings)
+def is_predicting(model: str) -> bool:
+    """Whether a model is asked by `predict`: those alone have batch jobs."""
+    return bool(_PREDICTS.match(model))
 
 
 def wire_of(settings: Settings) -> EmbedWire:
     """How the model is asked."""
-    return _predict_wire(settings) if _PREDICTS.match(settings.model_name) else _content_wire()
+    return _predict_wire(settings) if is_predicting(settings.model_name) else _content_wire()
 
 
 def _predict_wire(settings: Settings) -> EmbedWire:
