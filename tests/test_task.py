@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from beam_llm.config import settings
 from beam_llm.errors import Kind, PromptError, UsageError
-from beam_llm.prompting.chat_task import REPLY_TOKENS
+from beam_llm.prompting.reply_format import REPLY_TOKENS
 from beam_llm.protocols import Task
 from beam_llm.providers import compile_reduce, compile_task
 from beam_llm.providers.finishes import finish_of

@@ -9,8 +9,11 @@
     batching        how many records share a prompt               agreement whether answers agree
     model_choice    which model a record is for
     media           fields with images, beside the texts          image_files  what they are
+    prompt_text     what the user message says of 1…n records
     reply_format    how a reply is asked for: its schema          reply_words   and in words
+    reply_shape     how answers stand in it, by the settings, and the reader of such replies
     readers/        a reply's text → answers by index             reply_reader  → a Reading
+    typed_answers   an answer as its format spells it → its typed value
     output_types    what an answer has to be                      type_checker    a Python type
     answer_rules    what no answer can be                         schema_checker  a JSON schema
     schemas         JSON schemas as data                          fitting   which of a union fits

@@ -8,26 +8,23 @@ Completion ─ read() ─► Reading           what is certain, what is invalid,
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
 
 from beam_llm.caps import Caps
-from beam_llm.config import RESPONSE_FORMATS, Settings, load_dotted
+from beam_llm.config import Settings
 from beam_llm.errors import PromptError, UsageError
 from beam_llm.prompting.batching import caps_of
-from beam_llm.prompting.media import FRAME_BYTES, MediaFields, Placed, media_of
+from beam_llm.prompting.media import FRAME_BYTES, media_of
 from beam_llm.prompting.output_types import Output
-from beam_llm.prompting.readers import Parser, Reader, Shape
-from beam_llm.prompting.readers.custom import CustomReader
-from beam_llm.prompting.readers.delimited import DelimitedReader
-from beam_llm.prompting.readers.json_reader import JsonReader
-from beam_llm.prompting.readers.xml import XmlReader
-from beam_llm.prompting.reply_format import KEY_TOKENS, ReplyFormat
+from beam_llm.prompting.prompt_text import PromptText
+from beam_llm.prompting.reply_format import ReplyFormat
 from beam_llm.prompting.reply_reader import ReplyReader
+from beam_llm.prompting.reply_shape import reader_of, reply_kind, shape_of
 from beam_llm.prompting.templates import (
     ELEMENT,
     BatchTemplate,
@@ -51,12 +48,6 @@ from beam_llm.values import (
 
 FINGERPRINT_VERSION = 2
 """Changed only when the same settings must ask anew: every known answer becomes unknown by it."""
-
-ENVELOPE_TOKENS = 8
-"""What `Input 12: "…"` adds to a record's own text."""
-
-REPLY_TOKENS = 12
-"""What `{"index": 12, "value": …}, ` adds to an answer."""
 
 
 class ChatTask:
@@ -108,36 +99,34 @@ class ChatTask:
         self._batchless_tokens = _batchless_tokens(self._batch_template)
         self._may_batch = settings.batch_size != 1
         self._media = media_of(settings, media_limits)
-        self._format = _format_of(settings)
+        self._kind = reply_kind(settings)
         self._extra = dict(settings.extra_body or {})
         self._enforced_schema = enforced_schema or _enforces_nothing
         self._build_reply_tools()
         self.fingerprint = _fingerprint(settings, self.output)
         self._hasher = hashlib.sha256(self.fingerprint)
         self._set_up_counting()
-        is_plain = self.output.is_text or (self._format == "json" and self.output.is_object)
+        is_plain = self.output.is_text or (self._kind == "json" and self.output.is_object)
         self.answers_plainly = self._is_single(1) and is_plain
         self.texts = len(self._template.names)
         self.sends_one_text = self._is_single(1) and self.texts == 1 and self._media is None
 
     def _build_reply_tools(self) -> None:
-        settings, output = self.settings, self.output
-        shape = _shape(settings, output)
+        settings, output, kind = self.settings, self.output, self._kind
+        shape = shape_of(settings, output)
         # Asked once: whether a schema goes beside the prompts, or words go into them.
         enforced_answer = self._enforced_schema(output.schema)
-        reader = _reader(settings, self._format, shape, enforced_answer or output.schema)
-        kind, enforce = self._format, self._enforced_schema
+        reader = reader_of(settings, kind, shape, enforced_answer or output.schema)
         self._reply_format = ReplyFormat(
-            settings, output, shape, reader, kind, self._template, enforce, enforced_answer
-        )
+            settings, output, shape, reader, kind, self._template, self._enforced_schema,
+            enforced_answer,
+        )  # fmt: skip
+        own = self._batch_template if self._may_batch else None
+        self._text = PromptText(self._template, own, self._reply_format, self._media)
         self._reply_reader = ReplyReader(output, shape, reader, kind, log_data=settings.log_data)
 
     def _set_up_counting(self) -> None:
-        # Several inputs stand in the envelope as an object: each further one brings its name along.
-        envelope_tokens = ENVELOPE_TOKENS + 4 * (len(self._template.names) - 1)
-        if self._reply_format.has_keys:
-            envelope_tokens += KEY_TOKENS
-        self._record_tokens = envelope_tokens if self._may_batch else 0
+        self._record_tokens = self._reply_format.envelope_tokens if self._may_batch else 0
         single, several = self._reply_format.tokens(self._template.shared)
         self._single_tokens, self._batch_tokens = single, several
         self.shared_tokens = max(single, several) if self._may_batch else single
@@ -183,14 +172,13 @@ class ChatTask:
             if type(value) is str:
                 text = value if value.isascii() else clean(value)
                 return Record((text,), count(text) + self._record_tokens)
-        media: tuple[Media, ...] = ()
+        media, tokens = tuple[Media, ...](), self._record_tokens
         if self._media is not None:
             media = self._media.read(fields, element)
+            tokens += self._media.tokens(media)
             fields, element = self._media.masked(fields, element)
         inputs = self._template.inputs(fields, element)
-        tokens = sum(map(count, inputs)) + self._record_tokens
-        if media and self._media is not None:
-            tokens += self._media.tokens(media)
+        tokens += sum(map(count, inputs))
         if self._batch_template is None:
             if not media:
                 self._template.check_inputs(inputs, fields, element)
@@ -240,16 +228,12 @@ class ChatTask:
         count, reply_format = len(records), self._reply_format
         is_single = self._is_single(count)
         is_keyed = not is_single and enforced and reply_format.is_keyed(count)
-        places: tuple[tuple[int, Media], ...] = ()
-        if self._media is not None:
-            text, places = self._text_and_images(self._media, records, is_single, is_keyed)
-        elif is_single:
-            text = self._single_text(records[0])
-        else:
-            text = self._text_of_several(records, is_keyed)
-        shared = self._template.lead if is_single else self._shared_of_several(is_keyed)
-        text = f"{text}\n\n{note}" if note else text
-        messages: tuple[Message, ...] = (Message("user", text, shared, places),)
+        asked = (
+            self._text.of_one(records[0]) if is_single else self._text.of_several(records, is_keyed)
+        )
+        if note:
+            asked = dataclasses.replace(asked, content=f"{asked.content}\n\n{note}")
+        messages: tuple[Message, ...] = (asked,)
         system = self.settings.system_prompt
         if system:
             messages = (Message("system", system, len(system)), *messages)
@@ -264,7 +248,7 @@ class ChatTask:
             messages=messages,
             schema=schema,
             temperature=self.settings.temperature,
-            max_output_tokens=self._max_output_tokens(count, is_single),
+            max_output_tokens=reply_format.max_tokens(count, is_single),
             seed=self.settings.seed,
             # A copy: whoever changes one request's parameters must not change the next one's.
             extra=dict(self._extra),
@@ -285,54 +269,7 @@ class ChatTask:
         """Whether the record goes without an envelope."""
         if count != 1 or (self._batch_template is not None and self._may_batch):
             return False
-        return self.output.is_text or self._format in ("json", "custom")
-
-    def _single_text(self, record: Record) -> str:
-        return self._template.fill(record.inputs) + self._reply_format.single_suffix
-
-    def _text_and_images(
-        self, media: MediaFields, records: Sequence[Record], is_single: bool, is_keyed: bool
-    ) -> Placed:
-        """The prompt's text, and where its images stand in it."""
-        reply_format = self._reply_format
-        if is_single:
-            text = self._template.fill(records[0].inputs)
-            return media.behind_one(text, records[0], reply_format.single_suffix)
-        return media.behind_each(reply_format.prefix(is_keyed), self._lines_of(records), records)
-
-    def _lines_of(self, records: Sequence[Record]) -> list[str]:
-        envelope = self._reply_format.envelope
-        return [envelope(index, record.inputs) for index, record in enumerate(records, 1)]
-
-    def _text_of_several(self, records: Sequence[Record], is_keyed: bool) -> str:
-        reply_format = self._reply_format
-        if self._batch_template is not None and self._may_batch:
-            words = reply_format.keyed_words if is_keyed else reply_format.array_words
-            return self._templated(self._batch_template, records, words)
-        return reply_format.prefix(is_keyed) + "\n".join(self._lines_of(records))
-
-    def _shared_of_several(self, is_keyed: bool) -> int:
-        """Characters before the first record; none are known of a template of the user's."""
-        has_own = self._batch_template is not None and self._may_batch
-        return 0 if has_own else len(self._reply_format.prefix(is_keyed))
-
-    def _templated(self, template: BatchTemplate, records: Sequence[Record], words: str) -> str:
-        fill = self._template.fill
-        views = [
-            RecordView(index, fill(record.inputs), record.fields)
-            for index, record in enumerate(records, 1)
-        ]
-        text = template.render(views, words)
-        return text if template.names_reply or not words else f"{text}\n\n{words}"
-
-    def _max_output_tokens(self, count: int, is_single: bool) -> int | None:
-        each = self.settings.max_output_tokens
-        if each is None:
-            return None
-        # An answer that stands alone in its reply has nothing around it; all others have.
-        if is_single and (self.output.is_text or self.output.is_object or self._format == "custom"):
-            return each
-        return count * (each + REPLY_TOKENS)
+        return self.output.is_text or self._kind in ("json", "custom")
 
     # Replies
 
@@ -372,48 +309,6 @@ class ChatTask:
 def _enforces_nothing(schema: Schema) -> Schema | None:
     """For a provider that holds replies to no schema."""
     return None
-
-
-def _format_of(settings: Settings) -> str:
-    """`json`, `xml`, `delimited`, or `custom` for a parser of the user's."""
-    declared = settings.response_format
-    return declared if declared in RESPONSE_FORMATS else "custom"
-
-
-def _reader(settings: Settings, kind: str, shape: Shape, answer: Schema) -> Reader:
-    path = settings.response_path
-    if kind == "json":
-        return JsonReader(shape, path)
-    if kind == "xml":
-        return XmlReader(shape, path, answer)
-    return (
-        DelimitedReader(path)
-        if kind == "delimited"
-        else CustomReader(_parser(settings.response_format))
-    )
-
-
-def _parser(declared: Any) -> Parser:
-    parser: Parser = declared if callable(declared) else load_dotted("response_format", declared)
-    return parser
-
-
-def _shape(settings: Settings, output: Output) -> Shape:
-    index_field = settings.response_index_field
-    value_field = settings.response_value_field or "value"
-    if index_field == value_field:
-        raise UsageError(
-            f"response_value_field is {value_field!r}, like response_index_field: "
-            "an answer needs a field of its own"
-        )
-    is_flat = settings.response_value_field is None and index_field not in output.properties
-    if settings.response_format == "xml":
-        # Fields become elements, which not every name can be; JSON inside the answer then.
-        is_flat = is_flat and all(
-            re.fullmatch(r"[A-Za-z_][\w.-]*", name, re.ASCII) for name in output.properties
-        )
-    fields = output.properties if is_flat else ()
-    return Shape(index_field, value_field, fields, output.may_be_object)
 
 
 def _batchless_tokens(template: BatchTemplate | None) -> int:

@@ -26,8 +26,14 @@ from beam_llm.values import Schema
 MESSAGE_TOKENS = 4
 """What a message's role and borders cost (OpenAI cookbook, "How to count tokens", 2026-11)."""
 
+ENVELOPE_TOKENS = 8
+"""What `Input 12: "…"` adds to a record's own text."""
+
 KEY_TOKENS = 12
 """What one more record adds to a keyed schema: `"12":{"$ref":"#/$defs/a"},` and `"12",`."""
+
+REPLY_TOKENS = 12
+"""What `{"index": 12, "value": …}, ` adds to an answer."""
 
 SEPARATELY = (
     "Each input below stands for itself: answer each one separately. "
@@ -67,6 +73,7 @@ class ReplyFormat:
         knows.
       keyed_words: the same for keyed replies.
       envelope: index and inputs → a record's line.
+      envelope_tokens: what a record takes in a prompt of several beside its own texts.
 
     Args:
       enforced: what the provider makes of a schema that it enforces.
@@ -80,6 +87,8 @@ class ReplyFormat:
         template: PromptTemplate, enforced: SchemaDialect, answer: Schema | None,
     ):  # fmt: skip
         self._settings, self._output = settings, output
+        # An answer that stands alone in its reply has nothing around it; all others have.
+        self._stands_alone = output.is_text or output.is_object or kind == "custom"
         self._shape, self._enforced = shape, enforced
         self._keys = (_keys_to_answers(settings) if kind == "json" else None) or [ANSWERS]
         is_built_in = _finds_built_in(reader, kind, settings.response_path, shape)
@@ -102,6 +111,10 @@ class ReplyFormat:
         ]
         make_envelope = xml_envelope if kind == "xml" else json_envelope
         self.envelope = make_envelope(template.names)
+        # Several inputs stand in the envelope as an object: each further one brings its name along.
+        self.envelope_tokens = ENVELOPE_TOKENS + 4 * (len(template.names) - 1)
+        if self.has_keys:
+            self.envelope_tokens += KEY_TOKENS
 
     def tokens(self, shared: str) -> tuple[int, int]:
         """Estimated input tokens of a prompt of one, and of several records, without the records.
@@ -138,6 +151,17 @@ class ReplyFormat:
         # A grammar has room for so many keys only; how many, the provider knows.
         schema = self.schema_of_several(count, True) if self.has_keys else None
         return schema is not None and self._enforced(schema) is not None
+
+    def max_tokens(self, count: int, is_single: bool) -> int | None:
+        """Most tokens of a reply to `count` records; None where the user has not said.
+
+        Args:
+          is_single: the one record goes without an envelope, and so may its answer.
+        """
+        each = self._settings.max_output_tokens
+        if each is None or (is_single and self._stands_alone):
+            return each
+        return count * (each + REPLY_TOKENS)
 
     def prefix(self, is_keyed: bool) -> str:
         """The user message of several records, up to the first of them."""

@@ -6,26 +6,21 @@ Completion ─ ended well? ─ a reader's (index, answer) pairs ─ match ─ va
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
-import pydantic_core
 
 from beam_llm.errors import Failure, Kind, list_indices
 from beam_llm.prompting.output_types import Output
 from beam_llm.prompting.readers import Found, Reader, Shape
 from beam_llm.prompting.readers.depth import TOO_DEEP, Unusable, is_deep, may_be_deep
 from beam_llm.prompting.readers.doubles import contradicts_itself
-from beam_llm.prompting.readers.json_reader import (
-    JsonReader,
-    inner_json,
-    unfenced,
-    without_surrogates,
-)
+from beam_llm.prompting.readers.json_reader import JsonReader, unfenced
 from beam_llm.prompting.readers.matching import match, same
 from beam_llm.prompting.readers.thoughts import may_hold_thoughts, without_thoughts
 from beam_llm.prompting.text import clean
+from beam_llm.prompting.typed_answers import typed_by, typed_json
 from beam_llm.values import Completion, Finish, Reading
 
 SHOWN_CHARACTERS = 120
@@ -47,12 +42,7 @@ class ReplyReader:
     def __init__(self, output: Output, shape: Shape, reader: Reader, kind: str, *, log_data: bool):
         self._output, self._shape, self._reader, self._log_data = output, shape, reader, log_data
         self._is_json, self._is_custom = kind == "json", kind == "custom"
-        self._typed = {
-            "json": self._typed_json,
-            "xml": self._typed_xml,
-            "delimited": self._typed_line,
-            "custom": self._typed_custom,
-        }[kind]
+        self._typed = typed_by(output, kind)
 
     def read(self, count: int, completion: Completion, is_single: bool) -> Reading:
         """What the reply says about the `count` records of its prompt. Never raises.
@@ -256,60 +246,19 @@ class ReplyReader:
         if type(value) is not dict or self._output.may_be_object or is_wrapped:
             answer = value[self._shape.value_field] if is_wrapped else value
             try:
-                return self._typed_json(answer)
+                return typed_json(self._output, answer)
             except ValueError as error:
                 refused = error
         assert isinstance(self._reader, JsonReader)
         items = self._reader.items(value, 1)
         answers = match(items, 1, set())
         if answers:
-            return self._typed_json(answers[1])
+            return typed_json(self._output, answers[1])
         if refused is not None and (
             is_wrapped or (items and all(index is None for index, _ in items))
         ):
             raise refused
         raise LookupError("no certain answer")
-
-    def _typed_json(self, answer: Any) -> tuple[Any, Any]:
-        try:
-            return self._output.typed(answer)
-        except ValueError:
-            if not isinstance(answer, str):
-                raise
-            # JSON inside a string, as models write the arguments of tools; or a label.
-            inner = inner_json(answer)
-            meant = self._output.choice_of(answer, None) if inner is None else inner
-            if meant is None:
-                raise
-            return self._output.validate(meant), meant
-
-    def _typed_xml(self, answer: Any) -> tuple[Any, Any]:
-        return (
-            self._output.parse_text(answer.strip())
-            if isinstance(answer, str)
-            else self._typed_json(answer)
-        )
-
-    def _typed_line(self, answer: str) -> tuple[Any, Any]:
-        try:
-            return self._output.parse_text(answer)
-        except ValueError:
-            # A remark in the lines below; a number or a label is on the first.
-            return self._output.parse_text(answer.strip().partition("\n")[0])
-
-    def _typed_custom(self, answer: Any) -> tuple[Any, Any]:
-        answer = without_surrogates(answer)
-        try:
-            typed, raw = self._typed_json(answer)
-        except ValueError:
-            if not isinstance(answer, str):
-                raise
-            typed, raw = self._output.parse_text(answer)
-        try:
-            orjson.dumps(raw)
-        except TypeError:  # what can't be written has to be found here, at its record
-            raw = _plain_or(raw, lambda: self._output.dump(typed))
-        return typed, raw
 
     def _unreadable(self, message: str, text: str, is_cut: bool) -> Failure:
         if is_cut:
@@ -327,15 +276,6 @@ class ReplyReader:
             return ""
         shown = repr(value)
         return f": {shown if len(shown) <= SHOWN_CHARACTERS else shown[:SHOWN_CHARACTERS] + '…'}"
-
-
-def _plain_or(raw: Any, otherwise: Callable[[], Any]) -> Any:
-    """What a user's parser gave, as JSON: bytes become text, sets lists; else what its class
-    writes."""
-    try:
-        return pydantic_core.to_jsonable_python(raw)
-    except Exception:  # whatever a user's object does
-        return otherwise()
 
 
 def _failure_of(completion: Completion) -> Failure | None:

@@ -1,0 +1,86 @@
+"""Typed values of answers, as a reply's format spells them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+import pydantic_core
+
+from beam_llm.prompting.output_types import Output
+from beam_llm.prompting.readers.json_reader import inner_json, without_surrogates
+
+
+def typed_by(output: Output, kind: str) -> Callable[[Any], tuple[Any, Any]]:
+    """Makes of an answer its typed value, and the JSON that this was made of.
+
+        typed_by(Output(int), "delimited")("3")  # (3, 3)
+
+    The function raises ValueError, or what a user's class raises, where the answer is none.
+
+    Args:
+      kind: of the reply: `json`, `xml`, `delimited` or `custom`.
+    """
+    return functools.partial(_BY_KIND[kind], output)
+
+
+def typed_json(output: Output, answer: Any) -> tuple[Any, Any]:
+    try:
+        return output.typed(answer)
+    except ValueError:
+        if not isinstance(answer, str):
+            raise
+        # JSON inside a string, as models write the arguments of tools; or a label.
+        inner = inner_json(answer)
+        meant = output.choice_of(answer, None) if inner is None else inner
+        if meant is None:
+            raise
+        return output.validate(meant), meant
+
+
+def _typed_xml(output: Output, answer: Any) -> tuple[Any, Any]:
+    return (
+        output.parse_text(answer.strip()) if isinstance(answer, str) else typed_json(output, answer)
+    )
+
+
+def _typed_line(output: Output, answer: str) -> tuple[Any, Any]:
+    try:
+        return output.parse_text(answer)
+    except ValueError:
+        # A remark in the lines below; a number or a label is on the first.
+        return output.parse_text(answer.strip().partition("\n")[0])
+
+
+def _typed_custom(output: Output, answer: Any) -> tuple[Any, Any]:
+    answer = without_surrogates(answer)
+    try:
+        typed, raw = typed_json(output, answer)
+    except ValueError:
+        if not isinstance(answer, str):
+            raise
+        typed, raw = output.parse_text(answer)
+    try:
+        orjson.dumps(raw)
+    except TypeError:  # what can't be written has to be found here, at its record
+        raw = _plain_or(raw, lambda: output.dump(typed))
+    return typed, raw
+
+
+def _plain_or(raw: Any, otherwise: Callable[[], Any]) -> Any:
+    """What a user's parser gave, as JSON: bytes become text, sets lists; else what its class
+    writes."""
+    try:
+        return pydantic_core.to_jsonable_python(raw)
+    except Exception:  # whatever a user's object does
+        return otherwise()
+
+
+_BY_KIND: dict[str, Callable[[Output, Any], tuple[Any, Any]]] = {
+    "json": typed_json,
+    "xml": _typed_xml,
+    "delimited": _typed_line,
+    "custom": _typed_custom,
+}
