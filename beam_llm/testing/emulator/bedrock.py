@@ -28,7 +28,7 @@ from beam_llm.testing.emulator.aws_signatures import access_key_of, has_signed
 from beam_llm.testing.emulator.chat import Answer
 from beam_llm.testing.emulator.dialects import Asked, Dialect, Job, Line, LineResult, NewJob, Reply
 from beam_llm.testing.emulator.models import EMBED
-from beam_llm.testing.emulator.wire import WireError, json_response, page_asked
+from beam_llm.testing.emulator.wire import WireError, json_response, page_of
 
 _CONVERSE = re.compile(r"/model/(.{1,2048})/converse")
 _INVOKE = re.compile(r"/model/(.{1,2048})/invoke")
@@ -319,21 +319,16 @@ class Wire(Dialect):
         return json_response({})
 
     def _page(self, request: web.BaseRequest, visible: list[Job]) -> Reply:
-        query, options = request.query, self.service.options
+        query = request.query
         part = query.get("nameContains", "")
         found = [job for job in visible if part in job["own"]["jobName"]]
-        asked = page_asked(query, "maxResults", 100, "nextToken", 1_000)
-        if asked is None:
+        page = page_of(found, self.service.options, query, "maxResults", 100, "nextToken", 1_000)
+        if page is None:
             return WireError(
                 400, "Value at 'maxResults' or 'nextToken' failed to satisfy constraint"
             )
-        start, end = asked.start, asked.start + min(asked.size, options.list_page)
-        page: dict[str, Any] = {
-            "invocationJobSummaries": [self.job(job) for job in found[start:end]]
-        }
-        if end < len(found):
-            page["nextToken"] = str(end)
-        return json_response(page)
+        shown = {"invocationJobSummaries": [self.job(job) for job in page.items]}
+        return json_response(shown | ({"nextToken": page.next} if page.next else {}))
 
     def job(self, job: Job) -> Any:
         own, status = job["own"], self.service.batches.status(job)

@@ -21,7 +21,7 @@ from beam_llm.testing.emulator.wire import (
     WireError,
     json_response,
     object_of,
-    page_asked,
+    page_of,
     with_json,
 )
 from beam_llm.testing.emulator.work import line_results
@@ -217,14 +217,14 @@ class Wire(Family):
         return None
 
     def _page(self, request: web.BaseRequest, visible: list[Job]) -> Reply:
-        asked = page_asked(request.query, "pageSize", 50, "pageToken", 200)
-        if asked is None:
+        options = self.service.options
+        page = page_of(visible, options, request.query, "pageSize", 50, "pageToken", 200)
+        if page is None:
             return WireError(400, "invalid page size or page token")
-        start, end = asked.start, asked.start + min(asked.size, self.service.options.list_page)
         return json_response(
             {
-                "batchInferenceJobs": [self.job(job) for job in visible[start:end]],
-                "nextPageToken": str(end) if end < len(visible) else "",
+                "batchInferenceJobs": [self.job(job) for job in page.items],
+                "nextPageToken": page.next or "",
                 "totalSize": len(visible),
             }
         )

@@ -32,7 +32,7 @@ from beam_llm.testing.emulator.gemini_files import GeminiFiles, no_file
 from beam_llm.testing.emulator.generate_content import precondition, rfc3339
 from beam_llm.testing.emulator.models import EMBED
 from beam_llm.testing.emulator.shapes import misfit
-from beam_llm.testing.emulator.wire import WireError, json_of, json_response, page_asked
+from beam_llm.testing.emulator.wire import WireError, json_of, json_response, page_of
 
 # 20 MB, in the front end's own number: "exceeds the limit: 20971520 bytes".
 MOST_INLINE_BYTES = 20_971_520
@@ -198,19 +198,15 @@ class Wire(Dialect):
 
     def _page(self, request: web.BaseRequest, visible: list[Job]) -> Reply:
         options = self.service.options
-        asked = page_asked(request.query, "pageSize", 50, "pageToken", 1_000)
-        if asked is None:
+        page = page_of(visible, options, request.query, "pageSize", 50, "pageToken", 1_000)
+        if page is None:
             return WireError(400, "Request contains an invalid argument.")
-        start, most = asked.start, min(asked.size, options.list_page)
-        shown: list[Any] = [self.job(job) for job in visible[start : start + most]]
-        # A page without jobs has no `operations` at all: proto3 leaves out what is empty.
-        is_last = start + most >= len(visible)
+        shown: list[Any] = [self.job(job) for job in page.items]
         if not options.list_ends and not shown:
-            shown, most = [_older(start, options.clock())], 1
-        page: dict[str, Any] = {"operations": shown} if shown else {}
-        if not is_last or not options.list_ends:
-            page["nextPageToken"] = str(start + most)
-        return json_response(page)
+            shown = [_older(page.start, options.clock())]
+        told = {"operations": shown, "nextPageToken": page.next}
+        # proto3 leaves out what is empty.
+        return json_response({name: value for name, value in told.items() if value})
 
     def job(self, job: Job) -> Any:
         """The operation; its output stands in it twice, as it does in the recording."""

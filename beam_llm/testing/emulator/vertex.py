@@ -33,7 +33,7 @@ from beam_llm.testing.emulator.dialects import (
 from beam_llm.testing.emulator.generate_content import precondition, rfc3339
 from beam_llm.testing.emulator.models import EMBED
 from beam_llm.testing.emulator.shapes import misfit
-from beam_llm.testing.emulator.wire import WireError, json_of, json_response, page_asked, wrong_key
+from beam_llm.testing.emulator.wire import WireError, json_of, json_response, page_of, wrong_key
 
 _STATES = {
     "validating": "PENDING",
@@ -238,15 +238,13 @@ class Wire(Dialect):
 
     def _page(self, request: web.BaseRequest, visible: list[Job]) -> Reply:
         options = self.service.options
-        asked = page_asked(request.query, "pageSize", 50, "pageToken", 1_000)
-        if asked is None:
+        page = page_of(visible, options, request.query, "pageSize", 50, "pageToken", 1_000)
+        if page is None:
             return WireError(400, "Request contains an invalid argument.")
-        start, end = asked.start, asked.start + min(asked.size, options.list_page)
-        shown = [self.job(job) for job in visible[start:end]]
-        page: dict[str, Any] = {"batchPredictionJobs": shown} if shown else {}
-        if end < len(visible) or not options.list_ends:
-            page["nextPageToken"] = str(end)
-        return json_response(page)
+        shown = [self.job(job) for job in page.items]
+        told = {"batchPredictionJobs": shown, "nextPageToken": page.next}
+        # proto3 leaves out what is empty.
+        return json_response({name: value for name, value in told.items() if value})
 
     def job(self, job: Job) -> Any:
         own, stamps, options = job["own"], job["stamps"], self.service.options

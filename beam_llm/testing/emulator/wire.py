@@ -11,6 +11,7 @@ import orjson
 from aiohttp import web
 
 from beam_llm.testing.emulator.faults import Fault
+from beam_llm.testing.emulator.options import EmulatorOptions
 
 JSON = "application/json"
 
@@ -84,6 +85,32 @@ def page_asked(
     if not (wanted.isascii() and wanted.isdecimal() and start.isascii() and start.isdecimal()):
         return None
     return PageAsked(int(start), min(int(wanted), most)) if int(wanted) > 0 else None
+
+
+class Page(NamedTuple):
+    """A page of a list, and the token by which the next one is asked for; None: it is the last."""
+
+    items: list[Any]
+    start: int
+    next: str | None
+
+
+def page_of(
+    items: list[Any],
+    options: EmulatorOptions,
+    query: Mapping[str, str],
+    size: str,
+    usual: int,
+    token: str,
+    most: int,
+) -> Page | None:
+    """The page that `page_asked` finds in the query, as the emulator's options have lists."""
+    asked = page_asked(query, size, usual, token, most)
+    if asked is None:
+        return None
+    start, end = asked.start, asked.start + min(asked.size, options.list_page)
+    is_last = end >= len(items) and options.list_ends
+    return Page(items[start:end], start, None if is_last else str(end))
 
 
 T = TypeVar("T")

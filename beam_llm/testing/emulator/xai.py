@@ -19,7 +19,7 @@ from beam_llm.testing.emulator.connection import before_work
 from beam_llm.testing.emulator.dialects import Asked, Job, NewJob, Reply
 from beam_llm.testing.emulator.family import Family, iso
 from beam_llm.testing.emulator.models import CHAT
-from beam_llm.testing.emulator.wire import WireError, json_of, json_response, page_asked, with_json
+from beam_llm.testing.emulator.wire import WireError, json_of, json_response, page_of, with_json
 
 
 class Wire(Family):
@@ -94,13 +94,10 @@ class Wire(Family):
         self, request: web.BaseRequest, name: str, items: list[Any], show: Callable[[Any], Any]
     ) -> Reply:
         options, query = self.service.options, request.query
-        asked = page_asked(query, "limit", 100, "pagination_token", 1_000)
-        if asked is None:
+        page = page_of(items, options, query, "limit", 100, "pagination_token", 1_000)
+        if page is None:
             return WireError(400, "Invalid limit or pagination_token.")
-        start, end = asked.start, asked.start + min(asked.size, options.list_page)
-        more = end < len(items) or not options.list_ends
-        token = str(end) if more else None
-        return json_response({name: list(map(show, items[start:end])), "pagination_token": token})
+        return json_response({name: list(map(show, page.items)), "pagination_token": page.next})
 
     def job(self, job: Job) -> Any:
         counts, status = self.service.batches.counts(job), job["status"]
