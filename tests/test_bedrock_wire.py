@@ -30,7 +30,7 @@ from beam_llm.providers.bedrock.forms import SCHEMA, TOOL, WORDS, Form
 from beam_llm.providers.bedrock.job_objects import job_name, name_prefix, remote_job, token_of
 from beam_llm.providers.bedrock.lines import line_reply
 from beam_llm.providers.bedrock.messages import encode_message
-from beam_llm.providers.bedrock.place import Place
+from beam_llm.providers.bedrock.place import Place, address_of
 from beam_llm.providers.bedrock.signing import Signature, Signer
 from beam_llm.providers.bedrock.wire import completion_of, decode_reply, encode_body
 from beam_llm.providers.errors import NO_CONTEXT, ErrorContext
@@ -587,7 +587,7 @@ def test_the_region_is_found_where_aws_looks_for_it(
         return
     providers.check(known)
     place = Place.of(known)
-    assert place.control_url == f"https://bedrock.{region}.amazonaws.com"
+    assert address_of(place.client("bedrock")) == f"https://bedrock.{region}.amazonaws.com"
     assert place.converse_url("a/b:0") == (
         f"https://bedrock-runtime.{region}.amazonaws.com/model/a%2Fb%3A0/converse"
     )

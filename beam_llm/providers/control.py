@@ -1,7 +1,7 @@
 """Control calls: what a batch API is asked over HTTP, blocking, within bounds; and the provider's
 own time by its answers.
 
-    control = ControlCalls(ErrorContext(key), Bounds.of(settings), headers, proxy)
+    control = ControlCalls(ErrorContext(key), Bounds.of(settings), headers)
     url = f"{base}/jobs/{in_path(job_id)}"
     job = control.harmless(lambda seconds: control.object("GET", url, seconds))
     made = control.create(f"{base}/jobs", body, reason_of)  # once: a repeat may be a second job
@@ -68,7 +68,6 @@ class ControlCalls:
 
     Args:
       headers: of every call, the key among them.
-      proxy: see `http.proxy_for`.
       sleep: how waits between tries are spent.
       clock: seconds that never go back, for the time that a verb and its tries may take, and for
         the server's time since it told it.
@@ -80,7 +79,6 @@ class ControlCalls:
         context: ErrorContext,
         bounds: Bounds,
         headers: Mapping[str, str],
-        proxy: str | None,
         *,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = steady,
@@ -89,7 +87,6 @@ class ControlCalls:
         self._context = context
         self._bounds = bounds
         self._headers = headers
-        self._proxy = proxy
         self._sleep = sleep
         self._clock = clock
         self._wall = wall
@@ -265,7 +262,6 @@ class ControlCalls:
                 most=most,
                 data=data,
                 into=into,
-                proxy=self._proxy,
             )
         except http.TooLarge:
             if is_reply:

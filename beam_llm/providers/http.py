@@ -218,7 +218,6 @@ def call(
     most: int,
     data: Any = None,
     into: IO[bytes] | None = None,
-    proxy: str | None = None,
 ) -> Answer:
     """One request, within `seconds` from name look-up to the last byte.
 
@@ -232,7 +231,7 @@ def call(
         have done what was asked.
       TooLarge: where a good body is larger than `most`.
     """
-    return _run(_call(method, url, headers, seconds, most, data, into, proxy))
+    return _run(_call(method, url, headers, seconds, most, data, into))
 
 
 async def _call(
@@ -243,7 +242,6 @@ async def _call(
     most: int,
     data: Any,
     into: IO[bytes] | None,
-    proxy: str | None,
 ) -> Answer:
     try:
         async with asyncio.timeout(seconds), session(headers) as opened:
@@ -253,7 +251,7 @@ async def _call(
                 # becomes `:`).
                 yarl.URL(url, encoded=True),
                 data=data,
-                proxy=proxy,
+                proxy=proxy_for(url),
                 allow_redirects=False,
                 # The time-out around it is the bound: aiohttp's own, 300 s, would cut off long
                 # transfers.

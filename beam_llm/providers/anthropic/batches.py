@@ -19,7 +19,6 @@ from urllib.parse import urlencode
 
 from beam_llm.errors import CannotTell, Rejected, UnknownJob
 from beam_llm.protocols import BatchTraits, LineReply, Recovery, RemoteJob
-from beam_llm.providers import http
 from beam_llm.providers.anthropic.dialect import Dialect
 from beam_llm.providers.anthropic.job_objects import reason_of, remote_job
 from beam_llm.providers.anthropic.lines import first_custom_id, line_reply
@@ -92,9 +91,8 @@ class AnthropicBatches:
         self.traits = dataclasses.replace(TRAITS, create_seconds=most_seconds)
         self._place, self._key, self._cache, self._bounds = place, key, cache, bounds
         self._context = ErrorContext(key, place.key_reference, log_data)
-        proxy = http.proxy_for(place.base_url)
         self._control = ControlCalls(
-            self._context, bounds, place.headers(key), proxy, sleep=sleep, clock=clock, wall=wall
+            self._context, bounds, place.headers(key), sleep=sleep, clock=clock, wall=wall
         )
         # One for each model, since lines of different models may share a batch here.
         self._dialects: dict[str, Dialect] = {}

@@ -12,7 +12,7 @@ from typing import IO, Any, TypeVar
 
 from beam_llm.errors import Aborted, CallError, Kind, Rejected, Retryable
 from beam_llm.providers.bedrock.failures import EXPIRED, client_error
-from beam_llm.providers.bedrock.place import Place, no_credentials
+from beam_llm.providers.bedrock.place import Place, address_of, no_credentials
 from beam_llm.providers.errors import ErrorContext, unreadable
 from beam_llm.providers.http import Bounds
 from beam_llm.providers.typed import word
@@ -49,6 +49,10 @@ class Clients:
           CallError: the answer is an error, or none.
         """
         return self._call(lambda: getattr(self._client("bedrock"), verb)(**parameters), missing)
+
+    def control_url(self) -> str:
+        """What the paths of jobs are put behind."""
+        return address_of(self._once(lambda: self._client("bedrock"), Aborted))
 
     # S3
 
@@ -173,7 +177,7 @@ class Clients:
         )
         # `base_url` is Bedrock's; where S3 is, AWS's own settings say.
         url = self._place.base_url if service == "bedrock" else None
-        return self._session.client(service, config=config, endpoint_url=url)
+        return self._place.client(service, self._session, config=config, endpoint_url=url)
 
     def _remember(self) -> None:
         """No error may show the secrets in use."""

@@ -8,6 +8,7 @@ time": it may be repeated, and gives the job that there is.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 import time
@@ -27,7 +28,6 @@ from beam_llm.errors import (
     UnknownJob,
 )
 from beam_llm.protocols import BatchTraits, LineReply, Recovery, RemoteJob
-from beam_llm.providers import http
 from beam_llm.providers.anthropic.dialect import Dialect
 from beam_llm.providers.bedrock.aws import Clients
 from beam_llm.providers.bedrock.forms import Form
@@ -136,10 +136,8 @@ class BedrockBatches:
         self._encode, self._read = encode or self._encode_question, read
         self._form, self._dialect = Form.of(place.model), Dialect.of(place.model)
         self._clients = Clients(place, log_data, bounds)
-        self._jobs_url = f"{place.control_url}/model-invocation-jobs"
-        proxy = http.proxy_for(self._jobs_url)
         self._control = ControlCalls(
-            ErrorContext(), bounds, {}, proxy, sleep=sleep, clock=clock, wall=wall
+            ErrorContext(), bounds, {}, sleep=sleep, clock=clock, wall=wall
         )
 
     def close(self) -> None:
@@ -314,6 +312,10 @@ class BedrockBatches:
     def now(self) -> float | None:
         """Bedrock's own time, by its answers; see `ControlCalls.now`."""
         return self._control.now(self._jobs_url)
+
+    @functools.cached_property
+    def _jobs_url(self) -> str:
+        return f"{self._clients.control_url()}/model-invocation-jobs"
 
     def _harmless(self, verb: Callable[[], R], seconds: float | None = None) -> R:
         """boto3's calls have their own, shorter, timeouts."""

@@ -45,35 +45,29 @@ class Place(NamedTuple):
 
     def converse_url(self, model: str) -> str:
         """The address of a model's Converse, percent-encoded as it is signed."""
-        return f"{self._runtime}/model/{quote(model, safe='')}/converse"
+        return f"{self._runtime()}/model/{quote(model, safe='')}/converse"
 
     def invoke_url(self, model: str) -> str:
         """The address of a model's InvokeModel, likewise."""
-        return f"{self._runtime}/model/{quote(model, safe='')}/invoke"
+        return f"{self._runtime()}/model/{quote(model, safe='')}/invoke"
 
-    @property
     def _runtime(self) -> str:
-        return self._endpoint("bedrock-runtime")
+        # Live calls are not made by boto3, but have to go where it goes.
+        return self.base_url or address_of(self.client("bedrock-runtime"))
 
-    @property
-    def control_url(self) -> str:
-        """What the paths of jobs are put behind."""
-        return self._endpoint("bedrock")
+    def client(self, service: str, session: Any = None, **options: Any) -> Any:
+        """boto3's client of a service.
 
-    def _endpoint(self, service: str) -> str:
-        """Where boto3 goes: by AWS's variables and configuration (an address of one's own, FIPS),
-        else at the region's own domain. Live calls are not made by boto3, but have to go there too.
+        Args:
+          session: that it is to be of; None: a new one.
 
         Raises:
-          Aborted: that can't be used.
+          Aborted: AWS's configuration can't be used.
         """
         from botocore.exceptions import BotoCoreError
 
-        if self.base_url:
-            return self.base_url
         try:
-            url: str = self.session().client(service).meta.endpoint_url
-            return url.rstrip("/")
+            return (session or self.session()).client(service, **options)
         except BotoCoreError as error:
             failed = no_credentials(type(error).__name__)
         except ValueError:
@@ -87,6 +81,13 @@ class Place(NamedTuple):
         import boto3
 
         return boto3.Session(region_name=self.region, profile_name=self.profile)
+
+
+def address_of(client: Any) -> str:
+    """Where it goes: by AWS's variables and configuration (an address of one's own, FIPS), else at
+    the region's own domain; without a slash at its end.
+    """
+    return str(client.meta.endpoint_url).rstrip("/")
 
 
 def no_credentials(reason: str | None = None) -> Aborted:

@@ -16,7 +16,6 @@ import orjson
 
 from beam_llm.errors import Aborted, Kind, Rejected, UnknownJob
 from beam_llm.protocols import BatchTraits, Recovery, RemoteJob
-from beam_llm.providers import http
 from beam_llm.providers.control import ControlCalls, steady
 from beam_llm.providers.errors import ErrorContext
 from beam_llm.providers.gemini.files import delete, file_path, upload
@@ -79,10 +78,7 @@ class GeminiBatches(GoogleBatches):
         wall: Callable[[], float] = time.time,
     ):
         context = ErrorContext(key, place.key_reference, log_data)
-        proxy = http.proxy_for(place.base_url)
-        control = ControlCalls(
-            context, bounds, headers(key), proxy, sleep=sleep, clock=clock, wall=wall
-        )
+        control = ControlCalls(context, bounds, headers(key), sleep=sleep, clock=clock, wall=wall)
         super().__init__(control, bounds, TRAITS, wire)
         self._place, self._model, self._key = place, model, key
 

@@ -18,7 +18,6 @@ import orjson
 
 from beam_llm.errors import CallError, UnknownJob
 from beam_llm.protocols import LineForm, LineReply, Recovery, RemoteJob
-from beam_llm.providers import http
 from beam_llm.providers.control import ControlCalls, steady
 from beam_llm.providers.errors import unreadable
 from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
@@ -103,9 +102,8 @@ class DialectBatches:
         self._clock = clock
         # Some servers without keys want to see one all the same.
         headers = place.headers(key or "none")
-        proxy = http.proxy_for(place.base_url)
         self._control = ControlCalls(
-            self._context, bounds, headers, proxy, sleep=sleep, clock=clock, wall=wall
+            self._context, bounds, headers, sleep=sleep, clock=clock, wall=wall
         )
         self._dialects: dict[str, Dialect] = {}
 

@@ -20,7 +20,6 @@ import orjson
 
 from beam_llm.errors import Aborted, CallError, Kind, Rejected, Retryable
 from beam_llm.protocols import LineReply, RemoteJob
-from beam_llm.providers import http
 from beam_llm.providers.control import ControlCalls
 from beam_llm.providers.errors import unreadable
 from beam_llm.providers.ids import in_path
@@ -105,7 +104,7 @@ class FireworksBatches(DialectBatches):
         urls = [pair for dataset in job.result_files for pair in self._files_of(dataset)]
         # The addresses are signed and of another host: they need no key, and must not be sent one.
         context = self._context._replace(key_reference=None)
-        plain = ControlCalls(context, self._bounds, {}, http.proxy_for(self._place.base_url))
+        plain = ControlCalls(context, self._bounds, {})
         try:
             fetch_files(plain, urls, self._bounds.transfer_seconds, path)
         except (Aborted, Rejected) as error:

@@ -16,7 +16,6 @@ import orjson
 
 from beam_llm.errors import Aborted, Kind, Rejected, UnknownJob
 from beam_llm.protocols import BatchTraits, Recovery, RemoteJob, Store
-from beam_llm.providers import http
 from beam_llm.providers.control import ControlCalls, steady
 from beam_llm.providers.errors import ErrorContext
 from beam_llm.providers.gemini.files import delete
@@ -132,8 +131,7 @@ class VertexBatches(GoogleBatches):
         wall: Callable[[], float] = time.time,
     ):
         context = ErrorContext(None, place.key_reference, log_data)
-        proxy = http.proxy_for(place.base_url)
-        control = _Control(tokens, context, bounds, {}, proxy, sleep=sleep, clock=clock, wall=wall)
+        control = _Control(tokens, context, bounds, {}, sleep=sleep, clock=clock, wall=wall)
         traits = dataclasses.replace(TRAITS, max_requests=asking.most_requests)
         super().__init__(control, bounds, traits, asking.wire)
         self._asking = asking
