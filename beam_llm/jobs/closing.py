@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from beam_llm import events
-from beam_llm.errors import CallError, Kind, LedgerError, Retryable, guarded
+from beam_llm.errors import CallError, Kind, Retryable, guarded
 from beam_llm.jobs.job import Job
 from beam_llm.ledger.columns import Array
 from beam_llm.ledger.failpoints import failpoint
@@ -221,10 +221,7 @@ def write_end(job: Job, done: Done) -> Done:
     if done.outcomes is not None:
         for ending in (".index", ".rows", f"{LEFT}.index"):
             job.store.delete(done.outcomes + ending)
-    kept = job.journal.read(type(done))
-    if kept is None:
-        raise LedgerError(f"{job.journal.name(type(done))} can't be read back")
-    return kept
+    return job.journal.needed(type(done))
 
 
 def _going_on(

@@ -50,8 +50,7 @@ class RemoteWatch:
     """
 
     def __init__(self, job: Job, attempt: int):
-        created = job.journal.read(Created, attempt)
-        assert created is not None
+        created = job.journal.needed(Created, attempt)
         self._job, self._attempt = job, attempt
         self._job_id, self._created_at = created.job_id, created.created_at
         # What has not ended by then is cancelled.

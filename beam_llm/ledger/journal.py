@@ -380,6 +380,13 @@ class Journal:
             self._known[kind, count] = found
         return found
 
+    def needed(self, kind: type[D], count: int = 0) -> D:
+        """One document that has to be there. Raises LedgerError where it is not, too."""
+        found = self.read(kind, count)
+        if found is None:
+            raise LedgerError(f"{self.name(kind, count)} can't be read back")
+        return found
+
     def add(self, document: Document, count: int = 0) -> bool:
         """Creates a document; False where another process has created it before."""
         return self.store.create(self.name(type(document), count), document.dumps())
