@@ -844,10 +844,16 @@ def test_a_refused_create_is_a_certain_no_with_its_reason(
     ("message", "kind", "end"),
     [
         ("failed to parse grammar", Kind.UNAVAILABLE, LineEnd.FAILED),
+        ("Unsupported parameter: 'max_tokens'.", Kind.UNAVAILABLE, LineEnd.FAILED),
+        ("'temperature' does not support 0.0.", Kind.UNAVAILABLE, LineEnd.FAILED),
+        ("max_tokens is too large: 9.", Kind.REJECTED, LineEnd.REJECTED),
         ("temperature: too high", Kind.REJECTED, LineEnd.REJECTED),
         ("the schema: maximum context length is 9 tokens", Kind.TOO_LARGE, LineEnd.REJECTED),
     ],
-    ids=["about the form", "about the record", "about its length"],
+    ids=[
+        *("about the form", "about a parameter's name", "about a parameter"),
+        *("about its value", "about the record", "about its length"),
+    ],
 )
 def test_a_line_refused_for_its_form_is_not_its_records_end(message, kind, end):
     """A live call asks for the same in another form."""

@@ -95,16 +95,11 @@ class Dialect:
         if self.takes_temperature and _ABOUT_TEMPERATURE.search(text):
             self.takes_temperature = False
             return True
-        if MAX_COMPLETION_TOKENS in text or MAX_TOKENS in text:
-            refused = re.compile(
-                rf"(nsupported|nknown|nrecognized|xtra|not permitted).{{0,300}}{self.tokens_field}"
-                rf"|{self.tokens_field}.{{0,300}}(not supported|xtra)"
+        if _ABOUT_TOKENS[self.tokens_field].search(text):
+            self.tokens_field = (
+                MAX_COMPLETION_TOKENS if self.tokens_field == MAX_TOKENS else MAX_TOKENS
             )
-            if refused.search(text):
-                self.tokens_field = (
-                    MAX_COMPLETION_TOKENS if self.tokens_field == MAX_TOKENS else MAX_TOKENS
-                )
-                return True
+            return True
         return False
 
     def simpler(self, request: Request, error: CallError) -> Dialect | None:
@@ -174,6 +169,17 @@ _ABOUT_TEMPERATURE = re.compile(r"'temperature' (does not support|is not support
 """Of OpenAI's models that think first."""
 
 
+_ABOUT_TOKENS = {
+    field: re.compile(
+        rf"(nsupported|nknown|nrecognized|xtra|not permitted).{{0,300}}{field}"
+        rf"|{field}.{{0,300}}(not supported|xtra)"
+    )
+    for field in (MAX_TOKENS, MAX_COMPLETION_TOKENS)
+}
+"""By the parameter that is refused."""
+
+
 def refuses_form(sentence: str) -> bool:
-    """Whether a refusal is about how a reply's shape was asked for."""
-    return any(about.search(sentence) for about in (_ABOUT_THE_SHAPE, _ABOUT_A_GRAMMAR))
+    """Whether a refusal is about how a question was asked, as `Dialect.learn` learns from it."""
+    abouts = _ABOUT_THE_SHAPE, _ABOUT_A_GRAMMAR, _ABOUT_TEMPERATURE, *_ABOUT_TOKENS.values()
+    return any(about.search(sentence) for about in abouts)
