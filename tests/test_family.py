@@ -75,6 +75,15 @@ class TestAzureChatByAnOlderVersion(TestAzureChat):
     options = {"api_version": "2024-10-21"}
 
 
+class SlowFiles(EmulatedBatchesContract):
+    """Of a provider that looks through an uploaded file before it makes a job of it."""
+
+    def test_a_job_is_made_of_a_file_only_once_that_is_processed(self) -> None:
+        self.arrange()
+        self.emulator.set_faults(Fault("file_pending", seconds=0.2))
+        assert self._created(self.provider()).job_id
+
+
 class FamilyBatches(EmulatedBatchesContract):
     name: str
     rung: Recovery
@@ -118,7 +127,7 @@ class TestXaiBatches(FamilyBatches):
     impossible = frozenset({Mishap.EXPIRE, Mishap.NO_COUNTS, Mishap.STRANGE_WORD})
 
 
-class TestFireworksBatches(FamilyBatches):
+class TestFireworksBatches(SlowFiles, FamilyBatches):
     name, rung = "fireworks", Recovery.TOKEN
     cancels = False
 
@@ -144,7 +153,7 @@ class TestOpenRouterBatches(FamilyBatches):
         assert (ended.state, ended.errors) == (JobState.COMPLETED, ())
 
 
-class TestAzureBatchesByAnOlderVersion(EmulatedBatchesContract):
+class TestAzureBatchesByAnOlderVersion(SlowFiles):
     """As Azure does: an error file of no bytes, and counts that are null. Source: its REST
     reference, 2026-11.
     """
@@ -167,12 +176,6 @@ class TestAzureBatchesByAnOlderVersion(EmulatedBatchesContract):
         self.arrange()
         line = json.loads(self.provider().encode_line("r-1", self.requests()[0]))
         assert line["url"] == self.line_url
-
-    def test_a_job_is_made_of_a_file_only_once_that_is_processed(self) -> None:
-        self.arrange()
-        pending = Fault("file_pending", seconds=0.4)
-        self.emulator.set_faults(*self.emulator.service.script.faults, pending)
-        assert self._created(self.provider()).job_id
 
 
 class TestAzureBatchesByTheNewRoute(TestAzureBatchesByAnOlderVersion):

@@ -38,9 +38,9 @@ from beam_llm.values import Request
 _PAGE_JOBS = 100
 
 _UNPROCESSED = ("pending", "notrunning", "running", "processing", "uploading")
-"""What a file is until a job may be made of it: Azure's words, and what others may have for them;
-not `uploaded`, which many servers leave it at. Source: Azure's REST reference (files);
-openai/openai-dotnet#312, read 2026-11.
+"""What a file is until a job may be made of it: Azure's words, Fireworks', and what others may have
+for them; not `uploaded`, which many servers leave it at. Source: Azure's REST reference (files);
+openai/openai-dotnet#312; SDK fireworks-ai 1.2.30 (Dataset), read 2026-11.
 """
 
 _FIRST_PAUSE_SECONDS, _MOST_PAUSE_SECONDS = 0.25, 10.0
@@ -262,21 +262,29 @@ class DialectBatches:
             return file_id, uploaded.get("status")
 
         file_id, status = self._control.harmless(once, self._bounds.transfer_seconds)
-        self._wait_until_processed(file_id, status)
+        if word(status).lower() in _UNPROCESSED:
+            self._wait_until_processed(self._place.url(f"/files/{in_path(file_id)}"), "status")
         return file_id
 
-    def _wait_until_processed(self, file_id: str, status: Any) -> None:
-        """Azure makes no job of a file that it has not looked through, and refuses one for good."""
+    def _wait_until_processed(self, url: str, field: str) -> None:
+        """Azure makes no job of a file that it has not looked through, and refuses one for good.
+
+        Args:
+          field: of what is at the address, that says how far it is.
+        """
         end, pause = self._clock() + self._bounds.transfer_seconds, _FIRST_PAUSE_SECONDS
-        url = self._place.url(f"/files/{in_path(file_id)}")
         # Whoever says nothing of it, or nothing more, is asked for the job, and says what is wrong.
         with suppress(CallError):
-            while word(status).lower() in _UNPROCESSED and self._clock() + pause < end:
+            while word(self._shown_at(url).get(field)).lower() in _UNPROCESSED:
+                if self._clock() + pause > end:
+                    return
                 self._sleep(pause)
                 pause = min(2 * pause, _MOST_PAUSE_SECONDS)
-                status = self._control.harmless(
-                    lambda seconds: self._control.object("GET", url, seconds, id_field=None)
-                ).get("status")
+
+    def _shown_at(self, url: str) -> dict[str, Any]:
+        return self._control.harmless(
+            lambda seconds: self._control.object("GET", url, seconds, id_field=None)
+        )
 
     def fetch(self, job: RemoteJob, path: Path) -> None:
         """Streams the output file and the error file of a job into one, and checks their lengths

@@ -92,6 +92,8 @@ class Wire(Family):
             case "POST", True, ":upload":
                 uploaded = await self.service.files.handle(request, "/files", purpose="dataset")
                 return with_json(uploaded, lambda meta: self._filled(str(name), meta))
+            case "GET", True, None:
+                return self._shown(str(name))
             case "GET", True, ":getDownloadEndpoint":
                 return await self._addresses(request, str(name))
             case "DELETE", True, None:
@@ -120,6 +122,16 @@ class Wire(Family):
     def _filled(self, name: str, meta: dict[str, Any]) -> dict[str, Any]:
         self._datasets[name] = meta["id"]
         return meta
+
+    def _shown(self, name: str) -> Reply:
+        if name not in self._datasets:
+            return WireError(404, f"dataset {name!r} not found")
+        state = "READY" if self._is_ready(self._datasets[name]) else "UPLOADING"
+        return json_response({"name": f"accounts/emulator/datasets/{name}", "state": state})
+
+    def _is_ready(self, file_id: str | None) -> bool:
+        meta = self.service.files.get(file_id) if file_id is not None else None
+        return meta is not None and self.service.files.is_processed(meta)
 
     async def _remove(self, request: web.BaseRequest, name: str) -> Reply:
         if (
@@ -198,6 +210,8 @@ class Wire(Family):
         file_id = self._datasets.get(dataset.rpartition("/")[2])
         if file_id is None or self.service.files.get(file_id) is None:
             return WireError(404, f"dataset {dataset!r} not found")
+        if not self._is_ready(file_id):
+            return WireError(400, f"dataset {dataset!r} is not READY")
         part = self.service.batches.part_path(job_id)
         problem = await asyncio.to_thread(self._write, file_id, part, body["model"])
         if problem is not None:
