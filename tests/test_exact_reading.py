@@ -115,6 +115,7 @@ BROKEN = [
         "in.jsonl:2: not JSON: Expecting value (column 7)",
         id="not JSON",
     ),
+    pytest.param("in.jsonl", b'[\n{"a": 1}]\n', "in.jsonl:1: not a JSON object in one", id="array"),
     pytest.param(
         "in.jsonl",
         b'{"a": 1}\r\n\r\n{"a": "\xe9t\xe9"}\n',

@@ -59,6 +59,18 @@ def settings_of(sql: str) -> Any:
 
 REFUSED = {
     "a join": ("SELECT id FROM t JOIN out ON t.id = out.id", 18, "join.*join the tables before"),
+    "UNNEST": ("SELECT id FROM t CROSS JOIN UNNEST(tags) AS u(a)", 18, "UNNEST.*ARRAY_JOIN"),
+    "UNNEST by comma": ("SELECT id FROM t, UNNEST(tags) AS u(a)", 17, "UNNEST.*ARRAY_JOIN"),
+    "a table of a query": ("CREATE TABLE a AS SELECT id FROM t", 16, "AS of a table.*INSERT INTO"),
+    "a forgotten semicolon": ("SELECT id FROM t INSERT INTO out SELECT id FROM t", 18, "';' is mis"),
+    "a model without quotes": (
+        "SELECT ML_PREDICT(m, text) FROM t", 19, "'m' is a model, and no column: 'm'; write 'm'"
+    ),
+    "a call of Databricks": ("SELECT AI_QUERY('m', text) FROM t", 8, "write AI_COMPLETE"),
+    "a call of BigQuery's in FROM": (
+        "SELECT * FROM ML.PREDICT(MODEL m, TABLE t)", 18, "table function.*ML_PREDICT"
+    ),
+    "a call of BigQuery": ("SELECT AI.GENERATE_TEXT(text) FROM t", 11, "write AI_COMPLETE"),
     "a join by comma": ("SELECT id FROM t, out", 17, "join.*LATERAL TABLE"),
     "a cross join with answers": (
         "SELECT id FROM t, LATERAL TABLE(ML_PREDICT(TABLE t, MODEL m, DESCRIPTOR(text)))",
@@ -1007,6 +1019,13 @@ def test_names_that_differ_by_case_alone_are_two_columns_as_in_flink():
 def test_what_is_not_whole_is_not_an_integer(value: Any):
     with pytest.raises(ValueError, match="it is not INT"):
         value_of(SqlType("INT"), value)
+
+
+@pytest.mark.parametrize("kind", ["DATE", "TIME", "TIMESTAMP", "TIMESTAMP_LTZ", "BYTES"])
+def test_what_is_not_of_a_column_s_type_is_told_by_the_type_and_not_by_the_value(kind: str):
+    with pytest.raises(ValueError, match=f"^it is not {kind}, such as ") as raised:
+        value_of(SqlType(kind), "se-cret")
+    assert "se-cret" not in str(raised.value)
 
 
 def a_map(inner: SqlType) -> SqlType:

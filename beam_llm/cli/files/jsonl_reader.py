@@ -108,6 +108,11 @@ def _second_look(raw: bytes) -> Any:
             f"not UTF-8: byte 0x{raw[error.start]:02x} in column {error.start + 1}"
         ) from None
     except json.JSONDecodeError as error:
+        if raw in (b"{", b"["):
+            raise _Unreadable(
+                "not a JSON object in one line, as JSON lines have it: jq -c writes them so "
+                "(of an array: jq -c '.[]')"
+            ) from None
         raise _Unreadable(f"not JSON: {error.msg} (column {error.colno})") from None
     # A ValueError: Python makes no integer of more than 4,300 digits.
     except (RecursionError, ValueError) as error:

@@ -133,6 +133,15 @@ class Asking:
         """The models that a call may ask, and the column in flight that says which."""
         if not isinstance(call.model, Expression):
             return [self._known.model_of(call)], None
+        tree = call.model.tree
+        name = str(tree.name) if isinstance(tree, exp.Column) else ""
+        if name in self._known.models and scope.find([name])[0] is None:
+            self._source.fail(
+                call.model_start,
+                f"{name!r} is a model, and no column",
+                f"write '{name}', or MODEL {name}",
+                call.model.end,
+            )
         value = self._value(call.model, scope)
         if value.type.kind != "STRING":
             self._source.fail(

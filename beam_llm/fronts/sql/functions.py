@@ -221,7 +221,13 @@ FUNCTIONS: dict[str, Function] = {
     "TO_TIMESTAMP": Function(
         1, 2, {1: "TRY_CAST({0} AS TIMESTAMP)", 2: "try_strptime({0}, {1})"}, words=_FORMAT
     ),
-    "DATE_FORMAT": Function(2, 2, "strftime(TRY_CAST({0} AS TIMESTAMP), {1})", words=_FORMAT),
+    "DATE_FORMAT": Function(
+        2,
+        2,
+        "strftime(CAST({0} AS TIMESTAMP), {1})",
+        {"STRING": "strftime(TRY_CAST({0} AS TIMESTAMP), {1})"},
+        _FORMAT,
+    ),
     # The whole ones between the two, as Flink has it; DuckDB's `date_diff` counts their borders.
     "TIMESTAMPDIFF": Function(
         3,
@@ -263,6 +269,11 @@ NOT_CALLS = {
     "(beam-llm compare)",
     "VECTOR_SEARCH": "a search over vectors is a join",
     "TIMESTAMPADD": "write day + INTERVAL '1' DAY",
+    **dict.fromkeys(
+        ("AI_QUERY", "AI_GENERATE", "AI_GEN", "GENERATE_TEXT", "GENERATE"),
+        "write AI_COMPLETE('m', text, 'instruction')",
+    ),
+    "AI_FILTER": "write WHERE ML_PREDICT('m', text), with a model whose OUTPUT is BOOLEAN",
     "AI_SENTIMENT": "write AI_CLASSIFY(MODEL => MODEL m, INPUT => text, LABELS => "
     "ARRAY['positive', 'negative', 'neutral'])",
     "AI_SUMMARIZE": "write AI_COMPLETE('m', text, 'Summarize this text.')",

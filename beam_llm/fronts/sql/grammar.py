@@ -167,8 +167,6 @@ def _check_function(cursor: Cursor, token: Token) -> None:
     _check_json_clause(cursor, word)
     if cursor.ahead().value != "(" or token.kind != "name" or word in _OPERATORS | _TYPES:
         return
-    if cursor.at and cursor.tokens[cursor.at - 1].value == ".":
-        cursor.fail("a function of a catalog is not known here", "write the function's own name")
     if word in AGGREGATES:
         cursor.fail(
             f"{word} is an aggregate, which is not run here",
@@ -177,6 +175,8 @@ def _check_function(cursor: Cursor, token: Token) -> None:
         )
     if word in NOT_CALLS:
         cursor.fail(f"{word} is not run here", NOT_CALLS[word])
+    if cursor.at and cursor.tokens[cursor.at - 1].value == ".":
+        cursor.fail("a function of a catalog is not known here", "write the function's own name")
     if word not in FUNCTIONS and word not in WITH_A_SYNTAX:
         known = [*FUNCTIONS, *WITH_A_SYNTAX, *CALLS, *AGGREGATE_FUNCTIONS]
         cursor.fail(f"the function {token.value} is not known here", nearest(word, known, "known"))

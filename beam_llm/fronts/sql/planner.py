@@ -129,8 +129,9 @@ class Planner:
             named = [column.value for column in columns[place - 1 : place]] if place else []
             if not named:
                 self._source.fail(
-                    key.start, "there is no column of this place", f"write 1 to {len(columns)}"
-                )
+                    key.start, "there is no column of this place", f"write 1 to {len(columns)}",
+                    key.end,
+                )  # fmt: skip
         value = named[0] if named else self._value(key, scope)
         if value.type.kind in ("ARRAY", "MAP", "ROW", "BYTES"):
             self._source.fail(

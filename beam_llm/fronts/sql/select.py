@@ -39,6 +39,13 @@ _JOIN = (
         "answer to each row is FROM t, LATERAL TABLE(ML_PREDICT('m', column)) AS r"
     ),
 )
+_UNNEST = (
+    "UNNEST is not run here",
+    (
+        "write the elements as rows before, or ask about all of them in one text: "
+        "ARRAY_JOIN(tags, ', ')"
+    ),
+)
 _CROSS = (
     "this is a cross join of a table with all answers to it",
     (
@@ -56,6 +63,8 @@ _GROUPS = {
 }
 # Not aliases, though an alias may stand without AS where these do.
 _ENDS = {"WHERE", "LIMIT", "END", *_REFUSED, *_JOIN_WORDS}
+# Behind a query whose `;` was forgotten.
+_ENDS |= {"SELECT", "INSERT", "CREATE", "DROP", "ALTER", "SHOW", "EXECUTE", "SET", "WITH"}
 
 
 def parse_query(cursor: Cursor, depth: int = 0) -> Query:
@@ -223,6 +232,8 @@ def _source(cursor: Cursor, depth: int) -> Source:
         alias, columns = _alias(cursor)
         return Source(start, alias, columns, call=call)
     name = cursor.need_path("the table's name")
+    if cursor.is_op("("):  # ML.PREDICT(…), as BigQuery has it
+        _refuse_function(cursor, cursor.tokens[cursor.at - 1])
     alias, columns = _alias(cursor)
     return Source(start, alias, columns, table=name)
 
@@ -261,7 +272,8 @@ def _refuse_function(cursor: Cursor, name: Token) -> NoReturn:
 def _lateral(cursor: Cursor, start: int, depth: int) -> Lateral:
     if not cursor.take_words("LATERAL"):
         is_call = cursor.now.word in CALLS or cursor.ahead(2).word in CALLS
-        cursor.source.fail(start, *(_CROSS if is_call else _JOIN))
+        is_unnest = cursor.now.word == "UNNEST"
+        cursor.source.fail(start, *(_CROSS if is_call else _UNNEST if is_unnest else _JOIN))
     call = _table_call(cursor, depth)
     if call is None:
         cursor.fail("LATERAL needs a call of a model", "write LATERAL TABLE(ML_PREDICT('m', c))")
@@ -284,7 +296,7 @@ def _lateral_join(cursor: Cursor, start: int, depth: int) -> Lateral:
         or cursor.take_words("JOIN")
     )
     if not joined or cursor.now.word != "LATERAL":
-        cursor.source.fail(start, *_JOIN)
+        cursor.source.fail(start, *(_UNNEST if cursor.now.word == "UNNEST" else _JOIN))
     lateral = _lateral(cursor, start, depth)
     if not cross:
         cursor.need_words("ON", "TRUE", where="after a join with LATERAL")

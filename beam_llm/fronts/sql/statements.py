@@ -138,6 +138,7 @@ def _create_view(cursor: Cursor, start: int, name: str, if_not_exists: bool) -> 
 
 
 def _create_table(cursor: Cursor, start: int, name: str, if_not_exists: bool) -> CreateTable:
+    _refuse_of_tables(cursor)
     if not cursor.is_op("("):
         cursor.fail(
             "the table's columns are missing", "write CREATE TABLE t (id STRING, text STRING) WITH…"
@@ -145,10 +146,14 @@ def _create_table(cursor: Cursor, start: int, name: str, if_not_exists: bool) ->
     columns = _columns(cursor, "the table's name", is_table=True)
     if cursor.take_words("COMMENT"):
         cursor.need_string("a comment")
-    if cursor.now.word in _OF_TABLES:
-        cursor.fail(f"{cursor.now.word} of a table is not known here", _OF_TABLES[cursor.now.word])
+    _refuse_of_tables(cursor)
     cursor.need_words("WITH", where="in CREATE TABLE")
     return CreateTable(start, name, if_not_exists, columns, tuple(parse_with(cursor, "WITH")))
+
+
+def _refuse_of_tables(cursor: Cursor) -> None:
+    if cursor.now.word in _OF_TABLES:
+        cursor.fail(f"{cursor.now.word} of a table is not known here", _OF_TABLES[cursor.now.word])
 
 
 _OF_TABLES = {

@@ -257,22 +257,37 @@ def _decimal(kind: SqlType, value: Any) -> str:
     return format(rounded, "f")
 
 
+_WRITTEN = {
+    "DATE": "2026-01-31", "TIME": "10:30:00", "TIMESTAMP": "2026-01-31 10:30:00",
+    "TIMESTAMP_LTZ": "2026-01-31 10:30:00Z", "BYTES": "Base64",
+}  # fmt: skip
+
+
+def _read(kind: SqlType, parse: Callable[[str], Any], text: str) -> Any:
+    try:
+        return parse(text.strip())
+    except ValueError:  # whose own reason holds the value
+        raise ValueError(f"it is not {kind}, such as {_WRITTEN[kind.kind]}") from None
+
+
 def _date(kind: SqlType, value: Any) -> str:
     # First, for in Python a datetime is a date as well.
     if isinstance(value, datetime.datetime):
         value = value.date()
-    date = value if isinstance(value, datetime.date) else datetime.date.fromisoformat(value.strip())
-    return date.isoformat()
+    if not isinstance(value, datetime.date):
+        value = _read(kind, datetime.date.fromisoformat, value)
+    return str(value.isoformat())
 
 
 def _time(kind: SqlType, value: Any) -> str:
-    time = value if isinstance(value, datetime.time) else datetime.time.fromisoformat(value.strip())
-    return _without_zeros(time.isoformat())
+    if not isinstance(value, datetime.time):
+        value = _read(kind, datetime.time.fromisoformat, value)
+    return _without_zeros(value.isoformat())
 
 
 def _timestamp(kind: SqlType, value: Any) -> str:
     if not isinstance(value, datetime.datetime):
-        value = datetime.datetime.fromisoformat(value.strip())
+        value = _read(kind, datetime.datetime.fromisoformat, value)
     # In UTC, as DuckDB reckons on every worker (`compute.connect`).
     if kind.kind == "TIMESTAMP" and value.tzinfo is not None:
         value = value.astimezone(datetime.UTC).replace(tzinfo=None)
@@ -289,7 +304,7 @@ def _without_zeros(text: str) -> str:
 def _bytes(kind: SqlType, value: Any) -> str:
     if isinstance(value, (bytes, bytearray)):
         return base64.b64encode(value).decode()
-    base64.b64decode(value, validate=True)
+    _read(kind, lambda text: base64.b64decode(text, validate=True), value)
     return str(value)
 
 
