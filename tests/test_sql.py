@@ -600,6 +600,15 @@ def test_a_dry_run_counts_the_rows_that_pass_a_condition_behind_it(
     assert condition.endswith(", 1 record")
 
 
+@pytest.mark.parametrize("order", ["", " ORDER BY text DESC"])
+def test_a_dry_run_reckons_the_cost_of_the_rows_within_the_limit(
+    folder: Path, capsys: pytest.CaptureFixture[str], order: str
+):
+    asked = f"SELECT ML_PREDICT('llm_sentiment', text) AS mood FROM reviews{order} LIMIT 2;"
+    assert run(folder, TABLES + MODEL.replace("<more>", "") + asked, "--dry-run") == 0
+    assert "for 2 records in 1 request" in capsys.readouterr().out
+
+
 def test_a_select_prints_a_table_and_a_print_table_prints_as_flink_does(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -654,7 +654,16 @@ NEEDED = {
     "IF(n > 1, ML_PREDICT('m', text), 'x')": [True, False, False],
     "COALESCE(title, ML_PREDICT('m', text))": [False, True, True],
     "IF(n > 0, IF(title IS NULL, ML_PREDICT('m', text), ''), '')": [False, True, False],
-    "IF(n > 1, ML_PREDICT('m', text), '') || IF(n > 0, ML_PREDICT('m', text), '')": None,
+    "IF(n > 1, ML_PREDICT('m', text), '') || IF(n > 0, ML_PREDICT('m', text), '')": [
+        True,
+        True,
+        False,
+    ],
+    "IF(n > 1, ML_PREDICT('m', text), IF(n IS NULL, ML_PREDICT('m', text), ''))": [
+        True,
+        False,
+        True,
+    ],
     "IF(n > 1, ML_PREDICT('m', text), '') || ML_PREDICT('m', text)": None,
     "COALESCE(ML_PREDICT('m', text), title)": None,
     "CASE WHEN ML_PREDICT('m', text) = 'x' THEN 1 ELSE 2 END": None,

@@ -11,6 +11,7 @@ from typing import Any
 
 from beam_llm.cli.show import SAMPLE_ROWS, first_request
 from beam_llm.cli.sql.ends import is_beam
+from beam_llm.cli.sql.groups import LookedGroups
 from beam_llm.cli.sql.looking import look
 from beam_llm.cli.sql.rows import read_input, sources_of
 from beam_llm.cli.words import options_in_words
@@ -77,17 +78,25 @@ def _described_ask(plan: Plan, ask: Ask, number: int, sources: list[Any]) -> Ite
 
 
 def _first_request(plan: Plan, ask: Ask, settings: Settings, sources: list[Any]) -> Iterator[str]:
-    rows = (
-        row.fields
-        for source in sources
-        for row in read_input(plan, source, Evaluator(plan.reading))
-    )
-    asked = (row for row in rows if has_input(ask, row))
+    asked = (row for row in _rows(plan, sources) if has_input(ask, row))
     if plan.grouping is not None and ask.of_groups:
         elements: Iterable[Any] = _of_first_group(plan.grouping, ask, asked)
     else:
         elements = (inputs_of(ask, row) for row in islice(asked, SAMPLE_ROWS))
     yield from (indent(text, "  ") for text in first_request(settings, elements))
+
+
+def _rows(plan: Plan, sources: list[Any]) -> Iterator[dict[str, Any]]:
+    """Rows within the limit, before any call."""
+    rows = (
+        row.fields
+        for source in sources
+        for row in read_input(plan, source, Evaluator(plan.reading))
+    )
+    looked = look(plan, sources) if plan.limit is not None else None
+    if isinstance(looked, LookedGroups):
+        return (row for place, row in zip(looked.ordinals(), rows, strict=False) if place >= 0)
+    return islice(rows, plan.reading_limit)
 
 
 def _of_first_group(

@@ -75,7 +75,8 @@ class Asking:
         self._source = known.source
         self._layers = layers
         self._value = value
-        self._answers: dict[str, tuple[int, Answer]] = {}
+        # Its place among the calls, of which rows it is needed, and what it comes to.
+        self._answers: dict[str, tuple[int, Value | None, Answer]] = {}
 
     def ask(
         self, call: Call, scope: Scope, arguments: list[Argument], when: Value | None
@@ -112,14 +113,27 @@ class Asking:
         """What the call comes to; NULL where it is not needed."""
         # The same call in SELECT and in WHERE is made, and paid for, once.
         key = repr((prepared.inputs, prepared.branches, prepared.chosen, prepared.call.function))
-        needed = None if when is None else self._layers.in_flight(when)
         if key not in self._answers:
-            self._answers[key] = len(self._layers.asks), self._new_ask(prepared, needed)
-        place, answer = self._answers[key]
-        ask = self._layers.asks[place]
-        if ask.when != needed:  # in another branch, too: of all rows, rather than twice of some
-            self._layers.asks[place] = replace(ask, when=None)
+            place, needed = len(self._layers.asks), self._needed(when)
+            self._answers[key] = place, when, self._new_ask(prepared, needed)
+            return self._answers[key][2]
+        place, other, answer = self._answers[key]
+        if other != when:  # it stands in another branch, too
+            either = self._either(other, when, place)
+            self._answers[key] = place, either, answer
+            ask = replace(self._layers.asks[place], when=self._needed(either))
+            self._layers.asks[place] = ask
         return answer
+
+    def _needed(self, when: Value | None) -> str | None:
+        return None if when is None else self._layers.in_flight(when)
+
+    def _either(self, first: Value | None, second: Value | None, place: int) -> Value | None:
+        """The rows of two places; all of them where that isn't known before the call."""
+        if first is None or second is None or self._layers.level(second) > place:
+            return None
+        sql = f"CASE WHEN {first.sql} THEN TRUE ELSE {second.sql} END"
+        return second._replace(sql=sql, uses=first.uses | second.uses)
 
     def _refuse_unlike(self, call: Call, first: Model, other: Model) -> None:
         self._source.fail(

@@ -59,11 +59,11 @@ class Layers:
 
     def filter(self, value: Value) -> None:
         """A condition: looked at as early as its columns are there."""
-        level = self._level(value)
+        level = self.level(value)
         self._filters[level].append(value.sql)
         self._uses[level] |= value.uses
 
-    def _level(self, value: Value) -> int:
+    def level(self, value: Value) -> int:
         """After how many calls the value can be computed."""
         return max((self._levels[name] for name in value.uses), default=0)
 
@@ -71,7 +71,7 @@ class Layers:
         """The column in flight that holds the value; made where there is none yet."""
         if value.column is not None:
             return value.column
-        level = self._level(value)
+        level = self.level(value)
         for name, (sql, kind) in self._computed[level].items():
             # The same expression is computed once, wherever it stands.
             if sql == value.sql and kind == value.type:
@@ -151,7 +151,7 @@ class Layers:
         assert self.base is not None
         # Which of the rows that a condition on answers leaves in are within a limit is known later.
         known = self.grouping is None and not self.filters_answers
-        sorts_input = known and not any(self._level(value) for value, _ in order)
+        sorts_input = known and not any(self.level(value) for value, _ in order)
         keys = tuple(
             Key(self.in_flight(value), value.type, one.descending, one.nulls_first)
             for value, one in order
