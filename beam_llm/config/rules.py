@@ -193,6 +193,6 @@ def _base_url(known: Settings, provider: str) -> str | None:
         shown = re.split(r"[?#]", url)[0].rpartition("@")[2]
         raise UsageError(
             f"{place} is {shown!r}: it has to be an address with http:// or https:// and "
-            "without spaces, ? or #; write base_url='https://host/v1'"
+            f"without spaces, ? or #; write base_url='https://host{urlsplit(usual or '').path}'"
         )
     return url.rstrip("/")

@@ -91,7 +91,7 @@ _ABORTING_WORDS = re.compile(
     r"|insufficient balance|rate limit exceeded: free-models-per-day"
     r"|\S{1,200} is not a valid model id|invalid model id|model not found: |model not exist"
     r"|/\S{1,40}: invalid model name passed in model=|api version not supported"
-    r"|model \S{1,200} is enabled only for api versions",
+    r"|model \S{1,200} (is enabled only for api versions|does not have a :batch endpoint)",
     re.IGNORECASE,
 )
 """What the sentence begins with where no request will succeed, and neither status nor code says so:
