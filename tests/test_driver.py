@@ -581,6 +581,17 @@ def test_what_the_follow_up_leaves_is_asked_live_and_costs_add_up(world: World) 
     assert (live.input_tokens, live.output_tokens) == (10, 2)
 
 
+def test_what_live_calls_for_leftovers_cost_at_an_unknown_price_is_not_nothing(
+    world: World,
+) -> None:
+    priced, world.fake.garble = world.ask, frozenset(TEXTS[:1])
+    world.ask = lambda records: [  # type: ignore[method-assign]
+        each._replace(cost_usd=None) for each in priced(records)
+    ]
+    assert world.run(TEXTS)[TEXTS[0]][0].cost_usd is None
+    assert list_jobs(open_store(world.location))[-1].cost_usd is None
+
+
 @pytest.mark.parametrize(
     ("on_leftover", "creates", "live"),
     [("follow_up", 2, 15), ("online", 1, 15), ("fail", 1, 0)],

@@ -13,7 +13,7 @@ from beam_llm.jobs.closing import write_end
 from beam_llm.jobs.job import Job
 from beam_llm.jobs.step import Waiting
 from beam_llm.ledger.columns import Array
-from beam_llm.ledger.journal import Done, Slice, spent
+from beam_llm.ledger.journal import Done, Slice, spent, sum_of_costs
 from beam_llm.ledger.manifest import Manifest
 from beam_llm.ledger.outcomes import Outcomes, OutcomeWriter
 from beam_llm.ledger.parts import records_of
@@ -67,7 +67,7 @@ class LiveJob:
                 chosen.keys,
                 (prior.added(chosen, *numbered) for numbered in enumerate(outcomes)),
             )
-        paid = sum(outcome.cost_usd for outcome in outcomes if outcome.cost_usd is not None)
+        paid = sum_of_costs(outcome.cost_usd for outcome in outcomes)
         usage = sum((outcome.usage for outcome in outcomes), Usage())
         self._job.journal.add(Slice(name, len(chosen), paid, tuple(usage)), number)
 

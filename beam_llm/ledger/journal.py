@@ -23,7 +23,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -262,10 +262,16 @@ class Slice(Document):
     usage: tuple[int, ...] = (0, 0, 0, 0, 0)
 
 
-def spent(slices: Sequence[Slice]) -> tuple[Usage, float]:
+def spent(slices: Sequence[Slice]) -> tuple[Usage, float | None]:
     """What slices have used and cost together."""
     usage = sum((Usage(*each.usage) for each in slices), Usage())
-    return usage, sum(each.cost_usd or 0.0 for each in slices)
+    return usage, sum_of_costs(each.cost_usd for each in slices)
+
+
+def sum_of_costs(costs: Iterable[float | None]) -> float | None:
+    """None where one of them is not known."""
+    known = list(costs)
+    return None if None in known else sum(cost for cost in known if cost is not None)
 
 
 @dataclass(frozen=True)
