@@ -35,6 +35,7 @@ from beam_llm.config import settings
 from beam_llm.transforms.coders import STATE_CODER
 from beam_llm.transforms.groups import Branch
 from beam_llm.transforms.reducing import CombineAnswers
+from beam_llm.values import Usage
 from tests.collecting import Collect
 from tests.streams import AppendLine, Pane
 
@@ -214,6 +215,11 @@ class Cell:
 
     def write(self, value: int) -> None:
         self.value = value
+
+
+def test_an_answer_over_a_prompt_in_doubt_has_a_cost_that_nobody_knows():
+    branch = Branch(b"", b"name", 1, 2, 1, 3, 0).with_costs(Usage(9, 1), 0.5, False)
+    assert (branch.cost_usd, branch.with_costs(Usage(), None, False).cost_usd) == (0.5, None)
 
 
 @pytest.mark.parametrize("order", [[1, 1, 2, 2], [1, 2, 2, 1], [2, 1, 1, 2], [2, 2, 1, 1]])

@@ -146,9 +146,7 @@ class Branch(NamedTuple):
 
     def with_costs(self, usage: Usage, cost_usd: float | None, reused: bool) -> Branch:
         """The same with a further prompt below it."""
-        # Without tokens there was no call, and so no cost that could be unknown.
-        unknown = cost_usd is None and usage != Usage()
-        known = None if unknown or self.cost_usd is None else self.cost_usd + (cost_usd or 0.0)
+        known = None if cost_usd is None or self.cost_usd is None else self.cost_usd + cost_usd
         return self._replace(
             usage=tuple(Usage(*self.usage) + usage), cost_usd=known, reused=self.reused and reused
         )
