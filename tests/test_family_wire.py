@@ -541,6 +541,7 @@ def test_mistrals_rate_limit_headers_have_a_minute_in_their_names():
                 (400, {"message": "It is not supported.", "code": "model_not_supported"}),
                 (400, {"message": "No chat with it.", "code": "OperationNotSupported"}),
                 (400, {"message": "API version not supported", "code": "BadRequest"}),
+                (400, {"message": "The quota for files without expiry is reached. The maximum …"}),
                 (400, {"message": "Model 'openai/m:batch' does not have a :batch endpoint."}),
                 (400, {"message": "Model m is enabled only for api versions 2024-12-01 and later"}),
                 (405, {"message": "Method Not Allowed"}),

@@ -198,7 +198,20 @@ OPENAI = Server(
     "reference, 2026-11",
 )
 
-AZURE = dataclasses.replace(OPENAI, is_enforced=False)
+AZURE = dataclasses.replace(
+    OPENAI,
+    is_enforced=False,
+    batch=BatchApi(
+        traits=_like_openai(
+            caveats=(
+                (
+                    "a resource keeps 500 files, of which a job has three: `beam-llm jobs cleanup` "
+                    "removes those of jobs that have ended"
+                ),
+            ),
+        )
+    ),
+)
 """A deployment's name does not tell its model, which may be DeepSeek's or Meta's, too."""
 
 ANY = Server(
