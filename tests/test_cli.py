@@ -15,19 +15,19 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow.parquet as pq
 import pytest
-from apache_beam.options.pipeline_options import StandardOptions
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 import beam_llm
-from beam_llm.cli.beam_run import pipeline_options
+from beam_llm.cli.beam_run import pipeline_options, run_to_end
 from beam_llm.cli.files.records import DataError
 from beam_llm.cli.flags import output_type
 from beam_llm.cli.main import main
 from beam_llm.cli.progress import Meter, ProgressLine
-from beam_llm.cli.running import Measured, reason_of
+from beam_llm.cli.running import LIVE_CALLS, Interrupted, Measured, reason_of, watched
 from beam_llm.cli.stored import StoredAnswer, stored_line
 from beam_llm.cli.words import dollars, duration, shortened, table
 from beam_llm.config import EACH, options_of, settings_from_options
@@ -626,6 +626,37 @@ def test_a_live_run_stopped_by_ctrl_c_goes_on_and_pays_nothing_twice(
     assert [row["id"] for row in rows(tmp_path / "out.jsonl")] == list(range(200))
     assert set(emulator.billed.values()) == {1}
     assert sorted(os.listdir(tmp_path)) == ["in.jsonl", "out.jsonl"]
+
+
+def test_ctrl_c_cancels_a_pipeline_on_a_cluster_and_says_that_it_may_go_on_there() -> None:
+    """Its workers don't hear the signal: "stopped", it said, while they went on asking."""
+
+    class FlinkRunner:
+        options, asked = PipelineOptions([]), list[str]()
+
+        @property
+        def runner(self) -> FlinkRunner:
+            return self
+
+        def run(self) -> FlinkRunner:
+            return self
+
+        def wait_until_finish(self) -> None:
+            raise KeyboardInterrupt
+
+        def cancel(self) -> None:
+            self.asked.append("cancel")
+            raise RuntimeError("the job server is gone")
+
+    with pytest.raises(Interrupted, match="goes on asking until that is done"):
+        watched(
+            lambda: run_to_end(cast(Any, FlinkRunner())),
+            Meter(1),
+            go_on=LIVE_CALLS,
+            quiet=True,
+            at_once=False,
+        )
+    assert FlinkRunner.asked == ["cancel"]
 
 
 def test_a_waiting_batch_job_stopped_by_ctrl_c_is_collected_by_the_same_command(

@@ -5,20 +5,28 @@ from __future__ import annotations
 import difflib
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
-from beam_llm.cli.running import Measured
+from beam_llm.cli.running import Measured, elsewhere
 from beam_llm.errors import UsageError
+from beam_llm.transforms.runners import runner_kind
 
 
 def run_to_end(pipeline: beam.Pipeline) -> Measured:
-    """Runs a pipeline and waits for it."""
+    """Runs a pipeline and waits for it; a Ctrl-C cancels one that runs elsewhere."""
+    if runner_kind(pipeline) not in ("local", "prism"):
+        elsewhere.set()
     result = pipeline.run()
-    result.wait_until_finish()
+    try:
+        result.wait_until_finish()
+    except KeyboardInterrupt:
+        with suppress(Exception):  # nothing more can be done from here
+            result.cancel()
+        raise
     return read_metrics(result)
 
 

@@ -27,6 +27,14 @@ WAITING_JOBS = (
 stopping = threading.Event()
 """Set by the first Ctrl-C: no further record is read; calls in flight are waited for."""
 
+elsewhere = threading.Event()
+"""Set while a pipeline runs on workers that don't hear of `stopping`: a cluster's."""
+LEFT_RUNNING = (
+    "the runner was asked to cancel the pipeline, which goes on asking until that is done: look at "
+    "the runner's page (a batch pipeline on Flink has to be cancelled there); then the same "
+    "command again goes on"
+)
+
 
 class Measured(NamedTuple):
     """What Beam counted: the `beam_llm` counters by name, summed over steps, and the latency of
@@ -105,6 +113,8 @@ def watched(
 
 
 def _kept(meter: Meter, go_on: str) -> str:
+    if elsewhere.is_set():
+        return LEFT_RUNNING
     answers = meter.tally.records - meter.tally.failed
     if not answers:
         return f"stopped before the first answer: {go_on}"
@@ -120,11 +130,12 @@ def _stopped_by_ctrl_c(at_once: bool) -> Iterator[None]:
     at once.
     """
     stopping.clear()
+    elsewhere.clear()
 
     def stop(number: int, frame: Any) -> None:
         first = not stopping.is_set()
         stopping.set()
-        if at_once or not first:
+        if at_once or not first or elsewhere.is_set():
             raise KeyboardInterrupt
         write_line(
             "stopping: waiting for the calls in flight, which are paid for; Ctrl-C again ends at "
