@@ -235,3 +235,46 @@ def test_an_attached_output_is_not_overwritten_unless_told_to(
     assert main(["jobs", "attach", *out, *question]) == 2
     assert "exists already: --force" in capsys.readouterr().err
     assert main(["jobs", "attach", *out, *question, "--force"]) == 0
+
+
+PROGRAM = """
+from __future__ import annotations
+import dataclasses, typing, pydantic
+import typing_extensions
+
+@dataclasses.dataclass
+class Part:
+    name: str
+
+@dataclasses.dataclass
+class Data:
+    parts: list[Part]
+
+class Tuple(typing.NamedTuple):
+    parts: list[Part]
+
+class Dict(typing_extensions.TypedDict):
+    parts: list[Part]
+    note: typing_extensions.NotRequired[str]
+
+class Model(pydantic.BaseModel):
+    parts: list[Later]
+
+class Holder(pydantic.BaseModel):
+    model: Model
+
+class Later(Part):
+    pass
+"""
+
+
+@pytest.mark.parametrize("name", ["Data", "Tuple", "Dict", "Model", "Holder"])
+def test_a_class_of_the_main_program_is_whole_on_workers_that_know_no_other_name_of_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as patch:
+        program = ModuleType("__main__")
+        patch.setitem(sys.modules, "__main__", program)
+        exec(PROGRAM, program.__dict__)
+        built = Output(program.__dict__[name])
+    assert Output(built.declared).schema == built.schema

@@ -16,6 +16,7 @@
     typed_answers   an answer as its format spells it → its typed value
     output_types    what an answer has to be                      type_checker    a Python type
     answer_rules    what no answer can be                         schema_checker  a JSON schema
+    main_classes    types of the main program, made ready for workers
     schemas         JSON schemas as data                          fitting   which of a union fits
 
 A record's way: `ChatTask.record` makes it of an element, a `Batcher` puts it beside others,

@@ -21,6 +21,7 @@ from beam_llm.prompting.answer_rules import (
     unusable,
 )
 from beam_llm.prompting.fitting import Fit, fit
+from beam_llm.prompting.main_classes import look_up_names
 from beam_llm.prompting.schemas import leaves_nothing, plain_form, says_nothing, without_booleans
 from beam_llm.values import Schema
 
@@ -251,6 +252,7 @@ def _adapter(declared: Any) -> pydantic.TypeAdapter[Any]:
     if isinstance(declared, (types.FunctionType, types.BuiltinFunctionType, types.MethodType)):
         raise unusable(declared, "it is a function")
     try:
+        look_up_names(declared)
         try:
             return pydantic.TypeAdapter(declared, config=pydantic.ConfigDict(allow_inf_nan=False))
         except pydantic.PydanticUserError as error:
