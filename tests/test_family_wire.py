@@ -633,6 +633,7 @@ def test_mistrals_rate_limit_headers_have_a_minute_in_their_names():
             )
             for status, error, kind in (
                 (403, {"message": "Request blocked: No injections"}, Kind.REFUSED),
+                (403, {"message": "Request failed content safety check. No."}, Kind.REFUSED),
                 (404, {"metadata": {"error_type": "image_not_found"}}, Kind.REJECTED),
                 (404, {"availability": {"excluded_by": ["context_length"]}}, Kind.TOO_LARGE),
                 (400, {"metadata": {"error_type": "context_length_exceeded"}}, Kind.TOO_LARGE),

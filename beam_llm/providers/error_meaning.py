@@ -122,12 +122,13 @@ _FILTERED = {
 
 _FLAGGED_WORDS = re.compile(
     r"requires moderation|was flagged|usage guidelines|blocked by content filtering"
-    r"|\Arequest blocked:",
+    r"|\Arequest blocked:|\Arequest failed content safety check",
     re.IGNORECASE,
 )
 """Of an input that a filter stops with the status of a bad key, or of a bad request: OpenRouter,
-xAI, Anthropic; the last is of OpenRouter's guardrails. Source: openrouter.ai/docs (errors),
-docs.x.ai (debugging), 2026-11.
+xAI, Anthropic; the last two are of OpenRouter's guardrails and of Azure's API Management. Source:
+openrouter.ai/docs (errors), docs.x.ai (debugging), learn.microsoft.com (llm-content-safety policy),
+2026-11.
 """
 
 _BAD_KEY_WORDS = re.compile(r"(incorrect|invalid) api key", re.IGNORECASE)
