@@ -37,7 +37,7 @@ from beam_llm.errors import (
 )
 from beam_llm.protocols import BatchProvider, CompletionProvider, LineEnd, RemoteJob
 from beam_llm.providers.errors import ErrorContext, error_of
-from beam_llm.providers.keys import resolve_key
+from beam_llm.providers.keys import mark_of_key, resolve_key
 from beam_llm.providers.openai import place as provider
 from beam_llm.providers.openai.batches import OpenAIBatches
 from beam_llm.providers.openai.dialect import Dialect
@@ -1264,6 +1264,18 @@ def test_a_key_of_characters_that_no_header_takes_is_refused(tmp_path, content):
 def test_none_is_no_key():
     assert resolve_key("none") is None
     assert resolve_key(None) is None
+
+
+def test_a_mark_tells_keys_apart_and_nothing_of_them(monkeypatch):
+    def mark(key: str, salt: str = "one ledger", model: str = "openai:m", **more: str) -> str:
+        monkeypatch.setenv("SOME_KEY", key)
+        asked = {"base_url": "http://127.0.0.1:1/v1", "api_key": "env:SOME_KEY", **more}
+        return mark_of_key(settings(model, **asked), salt)
+
+    assert mark("sk-1") == mark("sk-1")
+    assert len({mark("sk-1"), mark("sk-2"), mark("sk-1", "another ledger")}) == 3
+    assert mark("sk-1", api_key="none") == ""
+    assert mark("ya29.a-token", model="vertex:m") == ""  # it is another one within the hour
 
 
 @pytest.mark.parametrize(
