@@ -36,6 +36,7 @@ from beam_llm import (
     Failure,
     Kind,
     LLMPredict,
+    LLMReduce,
     Prediction,
     SubmitBatchJobs,
     Usage,
@@ -399,6 +400,13 @@ def test_a_wrong_price_is_refused_before_there_is_a_pipeline():
 def test_a_prompt_without_a_field_is_warned_of(prompt, options, is_warned, caplog):
     LLMPredict("openai:gpt-4.1-mini", prompt, **options)
     assert ("names no field" in caplog.text) == is_warned
+
+
+def test_a_template_in_a_text_that_is_none_is_warned_of(caplog):
+    LLMPredict("openai:gpt-4.1-mini", "Classify {{ text }}", system_prompt="Know {topic}.")
+    assert not caplog.messages
+    LLMReduce("openai:gpt-4.1-mini", "Summarise {{ text }}", system_prompt="Know {{ topic }}.")
+    assert [message.split()[0] for message in caplog.messages] == ["system_prompt", "instruction"]
 
 
 def test_a_label_may_be_an_argument():

@@ -109,6 +109,7 @@ class WithSettings(beam.PTransform):
         self._by_model = settings_by_model(settings)
         for each in self._by_model.values():
             self._check(each)
+        _warn_of_braces_that_stay(settings)
         self._settings = settings
 
     def _check(self, settings: Settings) -> None:
@@ -195,6 +196,13 @@ def warn_of_one_prompt_for_all(settings: Settings) -> None:
             "the prompt names no field, so every element is asked the same: write {{ field }} "
             "or {{ element }} in it"
         )
+
+
+def _warn_of_braces_that_stay(settings: Settings) -> None:
+    """LLMReduce's second argument is not its prompt, for one."""
+    for name in ("system_prompt", "instruction", "combine_instruction"):
+        if is_template(getattr(settings, name) or ""):
+            _LOG.warning("%s is sent as it stands, braces too: only prompt is a template", name)
 
 
 def _warn_of_a_guard_by_live_calls(settings: Settings) -> None:
