@@ -645,6 +645,12 @@ def test_what_means_nothing_here_is_said_with_its_place():
     assert "'async' means nothing here: calls are always made side by side" in second
 
 
+def test_a_call_in_a_branch_of_one_condition_of_several_asks_about_the_rows_that_take_it():
+    (plan,) = plans("SELECT id FROM t WHERE x > 1 AND IF(n > 1, ML_PREDICT('m', text) = 'x', TRUE)")
+    (ask,) = plan.asks
+    assert ask.when is not None
+
+
 NEEDED = {
     "CASE WHEN n > 1 THEN ML_PREDICT('m', text) ELSE 'x' END": [True, False, False],
     "CASE WHEN n > 1 THEN 'x' ELSE UPPER(ML_PREDICT('m', text)) END": [False, True, True],
@@ -665,6 +671,9 @@ NEEDED = {
         True,
     ],
     "IF(n > 1, ML_PREDICT('m', text), '') || ML_PREDICT('m', text)": None,
+    "n > 1 OR ML_PREDICT('m', text) = 'x'": [False, True, True],
+    "ML_PREDICT('m', text) = 'x' AND n > 1": [True, False, True],
+    "ML_PREDICT('m', text) = 'x' OR ML_PREDICT('m', text) = 'y'": None,
     "COALESCE(ML_PREDICT('m', text), title)": None,
     "CASE WHEN ML_PREDICT('m', text) = 'x' THEN 1 ELSE 2 END": None,
     "AI_COMPLETE(IF(n > 1, 'm', 'm'), text, 'x')": None,

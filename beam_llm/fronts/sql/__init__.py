@@ -12,7 +12,7 @@ script, known                   the file from its first statement to its last
 models, tables                  what CREATE makes
 planner, layers, expressions    a query's columns, and what is computed before which call
 asking, branches                calls of models, and the rows that they are needed for
-grouping, storing               GROUP BY; what INSERT gives each column
+grouping, ordering, storing     GROUP BY; ORDER BY and LIMIT; what INSERT gives each column
 plan, types, compute            what runs; its types; its expressions, by DuckDB
 steps, group_steps, in_flight   its steps in Beam, and the rows in them
 """

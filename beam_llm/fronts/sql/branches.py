@@ -1,8 +1,9 @@
-"""Branches of CASE, IF and COALESCE: of which rows a call in one of them is needed."""
+"""Branches of CASE, IF and COALESCE, sides of AND and OR: of which rows a call there is needed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlglot import exp
@@ -15,21 +16,33 @@ _FIRST_THAT_IS = ("COALESCE", "IFNULL")
 
 def conditions_of(expression: Expression) -> dict[str, Any]:
     """By placeholder of a call in a branch, the condition under which that branch is taken: as a
-    tree over what stands before it.
+    tree over what stands before it, and over no call that does not.
     """
     found = {}
-    for node in expression.tree.find_all(exp.Column) if expression.calls else ():
-        name = node.parts[0].name  # of a field of the answer, that stands behind it
+    for node, name in _calls_in(expression.tree, expression):
         call = expression.calls.get(name)
         # A group has its answer over all of its rows before anything is reckoned of it.
         if call is not None and call.function not in AGGREGATE_CALLS:
-            condition = _condition(node)
+            condition = _condition(node, expression)
             if condition is not None:
                 found[name] = condition
     return found
 
 
-def _condition(node: Any) -> Any:
+def part_of(expression: Expression, tree: Any) -> Expression:
+    """A part of an expression, with the calls in it alone."""
+    names = {name for _, name in _calls_in(tree, expression)}
+    calls = {name: call for name, call in expression.calls.items() if name in names}
+    return replace(expression, tree=tree.copy(), calls=calls)
+
+
+def _calls_in(tree: Any, expression: Expression) -> list[tuple[Any, str]]:
+    """Calls by their placeholders; a field of an answer stands behind it."""
+    nodes = [(node, node.parts[0].name) for node in tree.find_all(exp.Column)]
+    return [(node, name) for node, name in nodes if name in expression.calls]
+
+
+def _condition(node: Any, expression: Expression) -> Any:
     condition = None
     while (parent := node.parent) is not None:
         case = parent.parent if isinstance(parent, exp.If) else parent
@@ -44,10 +57,22 @@ def _condition(node: Any) -> Any:
         elif isinstance(parent, exp.If) and node.arg_key != "this":
             own = [parent] if node.arg_key == "true" else []
             condition = _case(None, _pairs([] if own else [parent]), own, condition)
+        elif isinstance(parent, (exp.And, exp.Or)):
+            condition = _of_side(parent, node, condition, expression)
         elif isinstance(parent, exp.Anonymous) and node.index:
             condition = _of_function(parent, node.index, condition)
         node = parent
     return condition
+
+
+def _of_side(parent: Any, node: Any, condition: Any, expression: Expression) -> Any:
+    """Where the other side settles it the call is not needed; AND and OR have no order."""
+    other = parent.expression if node.arg_key == "this" else parent.this
+    if node.arg_key == "this" and _calls_in(other, expression):
+        return condition
+    settles = exp.Paren(this=other.copy())
+    test = settles if isinstance(parent, exp.Or) else exp.Not(this=settles)
+    return _case(None, _pairs([exp.If(this=test)]), [], condition)
 
 
 def _of_function(function: Any, place: int, condition: Any) -> Any:
@@ -75,6 +100,9 @@ def _case(operand: Any, before: list[Any], own: Sequence[Any], condition: Any) -
     inside = exp.true() if condition is None else condition
     if not before and not own:
         return condition
+    if operand is None and not own and isinstance(inside, exp.Case) and inside.this is None:
+        # One CASE, and not one in another: a long OR would be too deep.
+        before, inside = [*before, *inside.args["ifs"]], inside.args["default"]
     pairs = [*before, *(exp.If(this=one.this.copy(), true=inside) for one in own)]
     return exp.Case(
         this=None if operand is None else operand.copy(),

@@ -9,14 +9,15 @@ from typing import Any
 from sqlglot import exp
 
 from beam_llm.fronts.sql.asking import Answer, Argument, Asking
-from beam_llm.fronts.sql.branches import conditions_of
+from beam_llm.fronts.sql.branches import conditions_of, part_of
 from beam_llm.fronts.sql.compute import ExpressionError, rows_of
 from beam_llm.fronts.sql.expressions import Column, Scope, Translator, Value, both
 from beam_llm.fronts.sql.functions import AGGREGATE_CALLS
-from beam_llm.fronts.sql.grouping import Grouping, is_name, with_keys
+from beam_llm.fronts.sql.grouping import Grouping, with_keys
 from beam_llm.fronts.sql.known import Known
 from beam_llm.fronts.sql.layers import Layers
 from beam_llm.fronts.sql.models import output_of
+from beam_llm.fronts.sql.ordering import check_limit, refuse_inside, sorted_by
 from beam_llm.fronts.sql.places import nearest
 from beam_llm.fronts.sql.plan import Plan, Rows
 from beam_llm.fronts.sql.storing import ERROR, Insertion, stored
@@ -66,24 +67,8 @@ class Planner:
         place, text = self._source.place(start), self._source.shown(start, end)
         plan = self._layers.plan(outputs, target, self._limit, place, text, self._order)
         if plan.limit is not None:
-            self._check_limit(plan, query.limit_start)
+            check_limit(self._source, plan, self._layers, query.limit_start)
         return plan
-
-    def _check_limit(self, plan: Plan, start: int) -> None:
-        """Which rows come within the limit may depend on answers, or on sums over all rows, that
-        aren't there when rows are read.
-        """
-        why = None
-        if plan.order and not plan.sorts_input:
-            # Counted when all is there; but a group that is left out then would be paid for.
-            if plan.grouping is not None and plan.asks:
-                why = "groups that models are asked about are sorted"
-        elif self._layers.filters_groups:
-            why = "HAVING leaves groups out"
-        elif self._layers.filters_answers:
-            why = "WHERE looks at a model's answer"
-        if why is not None:
-            self._source.fail(start, f"LIMIT is not run where {why}", "take one of them out")
 
     def query(self, query: Query, *, is_outer: bool = False) -> list[Column]:
         """The columns that come out of a query."""
@@ -97,47 +82,15 @@ class Planner:
         for condition in _conjuncts(query.having) if query.having is not None else ():
             self._filter(condition, scope)
         if not is_outer:
-            self._refuse_inside(query)
+            refuse_inside(self._source, query)
         self._limit = query.limit
         columns = [
             column
             for number, item in enumerate(query.items)
             for column in self._item(item, scope, f"EXPR${number}")
         ]
-        self._order = [(self._sorted_by(one, scope, columns), one) for one in query.order_by]
+        self._order = sorted_by(self._source, query, columns, lambda key: self._value(key, scope))
         return [one._replace(hidden=False) for one in columns]
-
-    def _refuse_inside(self, query: Query) -> None:
-        if query.limit is not None:
-            self._source.fail(
-                query.limit_start, "LIMIT is not run inside of a query or view", "take it out"
-            )
-        for order in query.order_by:
-            self._source.fail(
-                order.expression.start,
-                "ORDER BY is not run inside of a query or view",
-                "write it at the end of the statement",
-                order.expression.end,
-            )
-
-    def _sorted_by(self, order: Order, scope: Scope, columns: list[Column]) -> Value:
-        """What rows are sorted by: a column that comes out by its name or place, or any value."""
-        key = order.expression
-        named = [one.value for one in columns if is_name(key.tree) and one.name == key.tree.name]
-        if isinstance(key.tree, exp.Literal) and not key.tree.is_string:
-            place = int(key.tree.this) if key.tree.is_int else 0
-            named = [column.value for column in columns[place - 1 : place]] if place else []
-            if not named:
-                self._source.fail(
-                    key.start, "there is no column of this place", f"write 1 to {len(columns)}",
-                    key.end,
-                )  # fmt: skip
-        value = named[0] if named else self._value(key, scope)
-        if value.type.kind in ("ARRAY", "MAP", "ROW", "BYTES"):
-            self._source.fail(
-                key.start, f"rows are not sorted by {value.type}", "name a part of it", key.end
-            )
-        return value
 
     def _no_source(self) -> Scope:
         # A SELECT without FROM gives one row.
@@ -354,4 +307,4 @@ def _conjuncts(condition: Expression) -> list[Expression]:
     except RecursionError:
         # Too deep to be taken apart; whether it can run, its translation says.
         return [condition]
-    return [replace(condition, tree=part) for part in parts]
+    return [part_of(condition, part) for part in parts]

@@ -1,0 +1,83 @@
+"""ORDER BY and LIMIT: where they can stand, and what rows are sorted by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from sqlglot import exp
+
+from beam_llm.fronts.sql.expressions import Column, Value
+from beam_llm.fronts.sql.grouping import is_name
+from beam_llm.fronts.sql.layers import Layers
+from beam_llm.fronts.sql.places import SourceText
+from beam_llm.fronts.sql.plan import Plan
+from beam_llm.fronts.sql.syntax import Expression, Order, Query
+
+
+def refuse_inside(source: SourceText, query: Query) -> None:
+    """Fails where a query inside of another one, or a view's, is sorted or limited."""
+    if query.limit is not None:
+        source.fail(query.limit_start, "LIMIT is not run inside of a query or view", "take it out")
+    for order in query.order_by:
+        source.fail(
+            order.expression.start,
+            "ORDER BY is not run inside of a query or view",
+            "write it at the end of the statement",
+            order.expression.end,
+        )
+
+
+def sorted_by(
+    source: SourceText,
+    query: Query,
+    columns: Sequence[Column],
+    value_of: Callable[[Expression], Value],
+) -> list[tuple[Value, Order]]:
+    """What rows are sorted by: columns that come out by their names or places, or any values.
+
+    Args:
+      columns: those that come out.
+      value_of: what an expression comes to.
+    """
+    return [(_key(source, one.expression, columns, value_of), one) for one in query.order_by]
+
+
+def _key(
+    source: SourceText,
+    key: Expression,
+    columns: Sequence[Column],
+    value_of: Callable[[Expression], Value],
+) -> Value:
+    named = [one.value for one in columns if is_name(key.tree) and one.name == key.tree.name]
+    if isinstance(key.tree, exp.Literal) and not key.tree.is_string:
+        named = [_at_place(source, key, columns)]
+    value = named[0] if named else value_of(key)
+    if value.type.kind in ("ARRAY", "MAP", "ROW", "BYTES"):
+        source.fail(key.start, f"rows are not sorted by {value.type}", "name a part of it", key.end)
+    return value
+
+
+def _at_place(source: SourceText, key: Expression, columns: Sequence[Column]) -> Value:
+    place = int(key.tree.this) if key.tree.is_int else 0
+    if not 1 <= place <= len(columns):
+        source.fail(
+            key.start, "there is no column of this place", f"write 1 to {len(columns)}", key.end
+        )
+    return columns[place - 1].value
+
+
+def check_limit(source: SourceText, plan: Plan, layers: Layers, start: int) -> None:
+    """Which rows come within the limit may depend on answers, or on sums over all rows, that aren't
+    there when rows are read.
+    """
+    why = None
+    if plan.order and not plan.sorts_input:
+        # Counted when all is there; but a group that is left out then would be paid for.
+        if plan.grouping is not None and plan.asks:
+            why = "groups that models are asked about are sorted"
+    elif layers.filters_groups:
+        why = "HAVING leaves groups out"
+    elif layers.filters_answers:
+        why = "WHERE looks at a model's answer"
+    if why is not None:
+        source.fail(start, f"LIMIT is not run where {why}", "take one of them out")
