@@ -658,6 +658,11 @@ NEEDED = {
     "CASE WHEN n > 1 THEN 'x' WHEN ML_PREDICT('m', text) = 'y' THEN 'y' END": [False, True, True],
     "IF(n > 1, 'x', ML_PREDICT('m', text))": [False, True, True],
     "IF(n > 1, ML_PREDICT('m', text), 'x')": [True, False, False],
+    "CASE WHEN n > 1 THEN 'x' ELSE IF(title > '', 'y', ML_PREDICT('m', text)) END": [
+        False,
+        True,
+        True,
+    ],
     "COALESCE(title, ML_PREDICT('m', text))": [False, True, True],
     "IF(n > 0, IF(title IS NULL, ML_PREDICT('m', text), ''), '')": [False, True, False],
     "IF(n > 1, ML_PREDICT('m', text), '') || IF(n > 0, ML_PREDICT('m', text), '')": [

@@ -36,7 +36,8 @@ def _rank(key: Key, value: Any) -> tuple[bool, Any]:
     if key.type.kind == "DECIMAL":
         value = Decimal(value)
     elif key.type.kind in ("FLOAT", "DOUBLE"):
-        value = (value != value, value)  # NaN is above all numbers, and not in any order to them
+        # NaN is above all numbers, and equal to no value, not to itself either.
+        value = (True, 0.0) if value != value else (False, value)
     return key.nulls_first, _Descending(value) if key.descending else value
 
 

@@ -45,8 +45,8 @@ def _calls_in(tree: Any, expression: Expression) -> list[tuple[Any, str]]:
 def _condition(node: Any, expression: Expression) -> Any:
     condition = None
     while (parent := node.parent) is not None:
-        case = parent.parent if isinstance(parent, exp.If) else parent
-        if isinstance(parent, exp.If) and isinstance(case, exp.Case):
+        if isinstance(parent, exp.If) and parent.arg_key == "ifs":
+            case = parent.parent
             before = case.args["ifs"][: parent.index]
             # In a WHEN the call is needed where none before it was true; in its THEN where it is.
             own = [] if node.arg_key == "this" else [parent]
