@@ -46,7 +46,7 @@ def _condition(node: Any, expression: Expression) -> Any:
     condition = None
     while (parent := node.parent) is not None:
         if isinstance(parent, exp.If) and parent.arg_key == "ifs":
-            case = parent.parent
+            case: Any = parent.parent
             before = case.args["ifs"][: parent.index]
             # In a WHEN the call is needed where none before it was true; in its THEN where it is.
             own = [] if node.arg_key == "this" else [parent]
