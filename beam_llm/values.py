@@ -315,8 +315,8 @@ class Outcome(NamedTuple):
         JSON form.
       usage: this record's share of all replies it was part of (also of those that had to be asked
         again).
-      cost_usd: the share's price; None where the model's price is unknown; 0.0 where the answer was
-        re-used.
+      cost_usd: the share's price; None where the model's price is unknown, or what was paid: for a
+        line of a job that can't be read, or a job in doubt; 0.0 where the answer was re-used.
       reused: the answer was known already and nothing was paid for it now.
     """
 
@@ -362,7 +362,8 @@ class Prediction(NamedTuple):
       value: typed by `output`, or None where there is an error.
       error: None, or what went wrong: `kind`, `message`, `attempts`.
       usage: tokens that this record cost (its share of the prompts it was in).
-      cost_usd: price of that usage; None where the model has no known price; 0.0 where `reused`.
+      cost_usd: price of that usage; None where the model has no known price, or nobody knows what
+        was paid (a job in doubt); 0.0 where `reused`.
       model: the model that answered, as the provider named it.
       request_id: the provider's id of the reply.
       finish_reason: why the reply ended.
