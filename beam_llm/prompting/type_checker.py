@@ -294,7 +294,7 @@ def _refuse_parts(declared: Any, parts: Sequence[Mapping[str, Any]]) -> None:
         if getattr(of_plain, "__name__", "") == "import_string":  # pydantic.ImportString
             raise unusable(declared, "a model's answer would import code")
         members = part["expected"] if part.get("type") == "literal" else ()
-        is_of_json = all(member is None or isinstance(member, (str, int)) for member in members)
+        is_of_json = all(one is None or isinstance(one, (str, int, float)) for one in members)
         if not is_of_json and not has_validators:
             # Its JSON schema has the member's value, which pydantic then refuses: only the member
             # itself will do, which a validator of the user's may make.
