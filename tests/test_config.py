@@ -301,6 +301,17 @@ def test_text_options_can_not_name_code_and_nothing_is_imported(
         settings_from_options(**options)
 
 
+def test_a_parser_is_called_as_its_decorator_takes_it():
+    def of_text_alone(text):
+        return [text]
+
+    @functools.wraps(of_text_alone)
+    def parse(text, count):
+        return of_text_alone(text)
+
+    assert settings(MODEL, response_format=parse).response_format is parse
+
+
 def test_python_may_name_a_parser_and_so_may_text_with_permission():
     assert settings(MODEL, response_format="operator.getitem").response_format == "operator.getitem"
     assert (

@@ -253,7 +253,11 @@ JOBS = {"mode": "batch_api", "staging_location": "x"}
             {"base_url": "https://h/openai/deployments/m/chat/completions"},
             "ends before '/openai/deployments/m/chat/.*write base_url='https://h'",
         ),
-        ("azure:m", {"base_url": "https://h/models"}, "write base_url='https://h'"),
+        (
+            "azure:m",
+            {"base_url": "https://h.services.ai.azure.com/models"},
+            "write base_url='https://h.services.ai.azure.com'",
+        ),
         *(
             ("azure:m", {"base_url": "https://h", "api_version": version}, "are dates, such as")
             for version in ("preview", "v1", "", "2024-10-21 ")
@@ -270,7 +274,9 @@ def test_what_a_provider_has_not_is_told_with_its_fix(model, options, words):
     [
         ("azure:m", {"base_url": "https://h/openai/v1/", "api_version": "2025-04-01-preview"}),
         ("azure:m", {"base_url": "https://h.services.ai.azure.com/api/projects/p"}),
+        ("azure:m", {"base_url": "https://h/models/openai/v1"}),
         ("openai:m", {"base_url": "http://h:8000"}),
+        ("openai:m", {"base_url": "http://h/embeddings"}),
         ("mistral:m", {"base_url": "https://api.mistral.ai/"}),
         ("openrouter:openai/gpt-4.1-mini:free", {"base_url": "https://openrouter.ai/api/v1/"}),
     ],

@@ -151,6 +151,16 @@ FAMILY = Node(name="a", children=[Node(name="b", children=[])])
 
 Moved = Annotated[int, pydantic.Field(validation_alias=pydantic.AliasPath("when", "day"))]
 
+
+class Painted(pydantic.BaseModel):
+    liters: int
+
+    @pydantic.computed_field  # type: ignore[prop-decorator]
+    @property
+    def color(self) -> Literal[Color.RED]:
+        return Color.RED
+
+
 GOOD: list[tuple[str, Any, Any, Any]] = [
     ("text", str, "hello", "hello"),
     ("a number where text was asked for", str, 5, "5"),
@@ -162,6 +172,7 @@ GOOD: list[tuple[str, Any, Any, Any]] = [
     ("Literal", Literal["a", "b"], "b", "b"),
     ("Literal of several types", Literal["a", 1, None], 1, 1),
     ("Enum by value", Color, "red", Color.RED),
+    ("a member that is computed", Painted, {"liters": 2}, Painted(liters=2)),
     ("list", list[int], [1, "2"], [1, 2]),
     ("Optional", Optional[int], None, None),
     (

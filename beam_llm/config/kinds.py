@@ -220,7 +220,8 @@ def _refuse_other_callables(name: str, value: Any, found: Any) -> None:
     if isinstance(found, type) or typing.get_origin(found) is not None:
         raise wrong(name, value, "it is a type, not a parser of replies", "write output=… for it")
     try:
-        inspect.signature(found).bind("", 1)
+        # Of what is called: a decorator may call a function of the text alone.
+        inspect.signature(found, follow_wrapped=False).bind("", 1)
     except TypeError as error:
         raise wrong(
             name,

@@ -179,8 +179,9 @@ def _tools_of(
     return validate, dump
 
 
-_NO_PARTS = frozenset({"metadata", "default", "expected"})
-"""Keys of a core schema under which no schema stands, but a user's own values may."""
+_NO_PARTS = frozenset({"metadata", "default", "expected", "computed_fields"})
+"""Keys of a core schema under which no schema of an answer stands: a user's own values may, and
+what is reckoned of an answer."""
 
 
 def _parts_of(node: Any) -> Iterator[Mapping[str, Any]]:

@@ -111,9 +111,10 @@ class Place(NamedTuple):
         return named
 
 
-_ROUTE = re.compile(r"/(chat/completions|completions|embeddings|responses|batches)$")
+# Without /v1 it may be a gateway's own path: `https://host/embeddings` of one of its servers.
+_ROUTE = re.compile(r"/chat/completions$|(?<=/v1)/(completions|embeddings|responses|batches)$")
 
-_AZURE_ROUTE = re.compile(r"/openai/deployments(/.*)?$|/models(/.*)?$")
+_AZURE_ROUTE = re.compile(r"/openai/deployments(/.*)?$|(?<=\.azure\.com)/models(/.*)?$")
 
 _VERSION = re.compile(r"\d{4}-\d{2}-\d{2}(-preview)?")
 
