@@ -24,7 +24,14 @@ from beam_llm.calls.limiter import LATE_SECONDS, MINUTE
 from beam_llm.calls.policy import Next, Step, next_step, next_try, reminder
 from beam_llm.config import settings
 from beam_llm.errors import Aborted, Kind, PromptError, Rejected, Retryable
-from beam_llm.testing.fakes import FakeProvider, FakeReading, FakeTask, fake_record, run_virtually
+from beam_llm.testing.fakes import (
+    FakeProvider,
+    FakeReading,
+    FakeTask,
+    fake_record,
+    run_virtually,
+    status_error,
+)
 from beam_llm.values import Completion, Pace, Usage
 
 
@@ -816,12 +823,13 @@ class Dies(FakeProvider):
 
     calls = 20
     until = math.inf
+    failure: Callable[[], Retryable] = staticmethod(unavailable)
 
     async def complete(self, request, timeout_seconds):
         self.calls -= 1
         now = asyncio.get_running_loop().time()
         if self.calls < 0 and now < self.until:
-            raise unavailable()
+            raise self.failure()
         return await super().complete(request, timeout_seconds)
 
 
@@ -860,7 +868,7 @@ def asked_one_by_one(provider: FakeProvider, count: int) -> list[Asked]:
     return run_virtually(main())
 
 
-@pytest.mark.parametrize("calls", [0, 100])
+@pytest.mark.parametrize(("calls", "status"), [(0, 500), (100, 500), (100, 503), (0, 529)])
 @pytest.mark.parametrize(
     ("seconds", "lost", "more_calls"),
     [
@@ -869,8 +877,11 @@ def asked_one_by_one(provider: FakeProvider, count: int) -> list[Asked]:
         pytest.param(40.0, 300, 350, id="of most of a minute"),
     ],
 )
-def test_an_outage_is_waited_for_by_all_while_one_record_tries(calls, seconds, lost, more_calls):
+def test_an_outage_is_waited_for_by_all_while_one_record_tries(
+    calls, status, seconds, lost, more_calls
+):
     provider = Dies(seconds=0.5)
+    provider.failure = lambda: status_error(status)
     provider.calls, provider.until = calls, 1_000.0 + seconds
     asked = asked_one_by_one(provider, 1_000)
     assert sum(None in values(one) for one in asked) <= lost
@@ -881,7 +892,7 @@ def test_a_dead_server_is_sent_each_record_little_more_than_once():
     provider = Dies()
     asked = asked_one_by_one(provider, 500)
     assert {kind for one in asked for kind in kinds(one)} == {None, Kind.UNAVAILABLE}
-    assert sum(one.tally.requests for one in asked) < 500 * 1.6
+    assert sum(one.tally.requests for one in asked) < 500 * 1.8
     failure = asked[-1].outcomes[0].failure
     assert failure.message == "HTTP 503; not sent again, for the server answers nobody"
 
@@ -889,9 +900,75 @@ def test_a_dead_server_is_sent_each_record_little_more_than_once():
 def test_a_record_at_which_a_slow_server_fails_holds_up_no_other():
     """Nobody is answered for longer than an outage is waited for: that alone gives nobody up."""
     provider = FailsAt(seconds=25.0)
-    asked = ask_all(provider, [["bad"], ["bad 2"], ["a"], ["b"]], max_concurrency=16)
-    assert [values(one) for one in asked] == [[None], [None], ["A"], ["B"]]
+    bad = [[f"bad {i}"] for i in range(12)]
+    asked = ask_all(provider, [*bad, ["a"], ["b"]], max_concurrency=16)
+    assert [values(one) for one in asked] == [[None]] * 12 + [["A"], ["B"]]
     assert [one.outcomes[0].failure.attempts for one in asked[:2]] == [4, 4]
+
+
+def test_a_busy_server_is_waited_for_with_prompts_of_many_records_too():
+    """503 says nothing against any of them: they are not halved."""
+    provider = Dies(seconds=0.5)
+    provider.failure, provider.until = (lambda: status_error(503)), 1_015.0
+    asked = ask_all(provider, [texts(20)] * 100, max_concurrency=16)
+    assert not any(None in values(one) for one in asked)
+    assert sum(one.tally.splits for one in asked) == 0
+
+
+class NeedsTries(FakeProvider):
+    """Fails at the first tries of each record."""
+
+    fails = 2
+
+    async def complete(self, request, timeout_seconds):
+        text = request.messages[-1].content
+        self.requests.append((0.0, [text]))
+        if self.requests.count((0.0, [text])) <= self.fails:
+            raise status_error(500)
+        return await super().complete(request, timeout_seconds)
+
+
+@pytest.mark.parametrize("fails", [1, 2, 3])
+def test_a_server_that_needs_several_tries_for_each_record_is_given_them(fails):
+    provider = NeedsTries()
+    provider.fails = fails
+    assert not any(None in values(one) for one in asked_one_by_one(provider, 40))
+
+
+@pytest.mark.parametrize(
+    ("provider", "records"),
+    [
+        pytest.param(FakeProvider(always=unavailable), ["a", "b", "c"], id="never answered"),
+        pytest.param(
+            FailsAt(seconds=0.5), [*(f"bad {i}" for i in range(8)), *texts(20)], id="fails at some"
+        ),
+    ],
+)
+def test_few_records_that_the_server_fails_at_have_no_outage_to_wait_for(provider, records):
+    async def main() -> tuple[float, list[Asked]]:
+        engine, loop = engine_for(provider, max_concurrency=8), asyncio.get_running_loop()
+        asked = await asyncio.gather(*(engine.ask([fake_record(text)]) for text in records))
+        return loop.time() - 1_000.0, asked
+
+    seconds, asked = run_virtually(main())
+    assert seconds < 8.0
+    assert [one.outcomes[0].failure.attempts for one in asked[:3]] == [4, 4, 4]
+    assert max(one.tally.requests for one in asked) == 4
+
+
+def test_who_waits_for_a_server_hears_of_an_abort_at_once():
+    provider = Dies()
+    provider.calls, refusal = 0, status_error(401)
+    provider.failure = lambda: (
+        refusal if asyncio.get_running_loop().time() > 1_004.0 else status_error(500)
+    )
+
+    async def main() -> float:
+        engine = engine_for(provider, on_abort="record")
+        await asyncio.gather(*(engine.ask([fake_record(text)]) for text in texts(40)))
+        return asyncio.get_running_loop().time()
+
+    assert run_virtually(main()) < 1_010.0
 
 
 def test_who_is_cancelled_while_it_tries_alone_leaves_the_next_its_turn():

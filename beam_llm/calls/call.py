@@ -30,7 +30,16 @@ class Call:
         `max_retries`.
     """
 
-    __slots__ = ("_context", "_deadline", "_members", "_request", "_tally", "tries", "waits")
+    __slots__ = (
+        "_context",
+        "_deadline",
+        "_failed_at",
+        "_members",
+        "_request",
+        "_tally",
+        "tries",
+        "waits",
+    )
 
     def __init__(
         self,
@@ -45,6 +54,7 @@ class Call:
         self._request = request
         self._deadline = deadline
         self._tally = tally
+        self._failed_at: float | None = None  # by the server, the first time
         self.tries = 0
         self.waits = 0
 
@@ -60,17 +70,16 @@ class Call:
             try:
                 return await self._send()
             except CallError as error:
-                in_vain, again = is_of_server(error), self._again(error)
+                in_vain, again = error.kind == Kind.UNAVAILABLE, self._again(error)
                 if again is None:
+                    if in_vain:
+                        self._context.endpoint.outage.gave_up()
                     raise
                 failed = error
             finally:
                 if turn is Turn.ALONE:
                     self._context.endpoint.outage.ended(in_vain=in_vain)
             turn = await self._turn(failed, again) if in_vain else Turn.ON
-            if turn is Turn.OVER:
-                failed.message += "; not sent again, for the server answers nobody"
-                raise failed
             self._count_again(failed, again)
             await self._pause(again, turn)
             if again.is_wait:
@@ -79,18 +88,35 @@ class Call:
                 self.tries += 1
 
     async def _turn(self, error: CallError, again: Again) -> Turn:
-        """Whether it is sent again after an error of the server's; waits, where others are.
+        """How it is sent again after an error of the server's; waits, where others are.
 
-        Prompts of several records are sent again at once: what is spent on their parts after that
-        is the breaker's business.
+        Who was told when to come back waits for nobody else. Nor do prompts of several records,
+        where one of these may be to blame: what is spent on their parts is the breaker's business.
+
+        Raises:
+          CallError: the same, where it is not sent again.
         """
-        if len(self._members) > 1:
+        if again.is_wait or (len(self._members) > 1 and is_of_server(error)):
             return Turn.ON
-        context = self._context
+        context, outage = self._context, self._context.endpoint.outage
+        if self._failed_at is None:
+            self._failed_at = asyncio.get_running_loop().time()
         own = again.seconds + retries_seconds(
             self.tries + 1, context.settings.max_retries, context.rng
         )
-        return await context.endpoint.outage.turn(own, self._deadline.left())
+        turn = await outage.turn(own, self._deadline.left(), self._failed_at)
+        if turn is Turn.OVER:
+            error.message += "; not sent again, for the server answers nobody"
+            raise error
+        if self._deadline.left() <= self._pause_seconds(again, turn):
+            if turn is Turn.ALONE:
+                outage.ended(in_vain=False)
+            raise error
+        return turn
+
+    def _pause_seconds(self, again: Again, turn: Turn) -> float:
+        outage = self._context.endpoint.outage
+        return outage.pause_seconds(again.seconds) if turn is Turn.ALONE else again.seconds
 
     async def _pause(self, again: Again, turn: Turn) -> None:
         outage = self._context.endpoint.outage
@@ -98,7 +124,7 @@ class Call:
             await asyncio.sleep(again.seconds)
             return
         try:
-            await asyncio.sleep(outage.pause_seconds(again.seconds))
+            await asyncio.sleep(self._pause_seconds(again, turn))
         except asyncio.CancelledError:
             outage.ended(in_vain=False)
             raise
@@ -207,7 +233,7 @@ class Call:
 
     def _on_reply(self, admission: Admission, completion: Completion) -> None:
         endpoint, tally, usage = self._context.endpoint, self._tally, completion.usage
-        endpoint.answered()
+        endpoint.answered(admission.sent_at)
         seconds = asyncio.get_running_loop().time() - admission.sent_at
         tally.latency_ms.append(round(seconds * 1000))
         tally.input_tokens += usage.input_tokens

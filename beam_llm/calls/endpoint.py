@@ -127,6 +127,7 @@ class Endpoint:
         """Latches: from now on `check` raises. The first reason stays."""
         if self._abort is None:
             self._abort = Aborted(Kind.ABORTED, error.message, status=error.status)
+            self.outage.forget()
 
     def check(self) -> None:
         """Raises Aborted where all calls have been ended; a fresh one each time, for a traceback
@@ -171,9 +172,9 @@ class Endpoint:
         weight = _OUTPUT_MEMORY if self._output_per_record else 1.0
         self._output_per_record += weight * (per_record - self._output_per_record)
 
-    def answered(self) -> None:
+    def answered(self, sent_at: float) -> None:
         """A reply came, to whomever."""
-        self.outage.answered()
+        self.outage.answered(sent_at)
         self._answered_at = asyncio.get_running_loop().time()
 
     def answers_lately(self) -> bool:

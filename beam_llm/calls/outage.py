@@ -3,12 +3,13 @@ again, and the others wait for what comes of it.
 
     a call fails ─┬─ no other is sent again ─► pause, ALONE ─┬─ answered ─► all who wait: ON
                   │                                          └─ fails ───► the next in line: ALONE
-                  └─ else it waits ─► its patience is over ─┬─ others have failed: OVER
+                  └─ else it waits ─► its patience is over ─┬─ others were given up: OVER
                                                             └─ nobody knows yet: ON
 
 So an outage of moments is waited for, at the price of few calls, and uses up hardly anybody's
-retries. A server that goes on failing is sent each record once; for as long as its retries would
-have taken, the record waits.
+retries. A server that goes on failing is sent most records once; for as long as its retries would
+have taken, the record waits. Where there are but `FEW`, and nobody was ever answered, nobody waits:
+the address may be wrong, and who tries it out is to hear of it soon.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ LONGEST_PAUSE_SECONDS = 2.0
 """Between two calls to a server that fails: so much later at most its recovery is seen."""
 LEAST_IN_VAIN = 5
 """Calls alone that have failed, before others are given up: stray failures are no outage."""
+FEW = 10
+"""Calls to a server that has never answered, which go on side by side."""
 
 
 class Turn(enum.Enum):
@@ -47,13 +50,23 @@ class Outage:
         self._since: float | None = None  # of the first failure since the last answer
         self._in_vain = 0  # calls sent alone since then, that failed
         self._is_taken = False  # one is sent alone now, or about to be
+        self._is_given_up = False  # since then a call has been, after all of its tries
+        self._answered_at: float | None = None  # what was sent last, of what has been answered
+        self._calls = 0  # that it has failed at before it answered at all
         self._waiters: deque[asyncio.Future[Turn]] = deque()
 
-    def answered(self) -> None:
-        """Somebody got a reply."""
+    def answered(self, sent_at: float) -> None:
+        """Somebody got a reply to what was sent at that time."""
+        self._answered_at = (
+            sent_at if self._answered_at is None else max(self._answered_at, sent_at)
+        )
+        self.forget()
+
+    def forget(self) -> None:
+        """Nobody waits for others any more."""
         if self._since is None:
             return
-        self._since, self._in_vain = None, 0
+        self._since, self._in_vain, self._is_given_up = None, 0, False
         while self._waiters:
             _tell(self._waiters.popleft(), Turn.ON)
 
@@ -66,23 +79,36 @@ class Outage:
                 return
         self._is_taken = False
 
-    async def turn(self, own_seconds: float, left_seconds: float) -> Turn:
+    def gave_up(self) -> None:
+        """The server has failed at all tries of a call."""
+        self._is_given_up = True
+
+    async def turn(self, own_seconds: float, left_seconds: float, failed_at: float) -> Turn:
         """Waits, where another call is sent again now.
 
         Args:
           own_seconds: what the call's own retries would take.
           left_seconds: until its deadline.
+          failed_at: when the server failed at it first.
         """
         now = asyncio.get_running_loop().time()
         self._since = now if self._since is None else self._since
+        self._calls += failed_at == now
+        if self._answered_at is None and self._calls <= FEW:
+            return Turn.ON
         if not self._is_taken:
             self._is_taken = True
             return Turn.ALONE
-        patience = max(self._since + OUTAGE_SECONDS - now, own_seconds)
+        patience = own_seconds
+        # Where others were sent after it failed first, and answered, its record may be to blame.
+        if self._answered_at is None or self._answered_at <= failed_at:
+            patience = max(self._since + OUTAGE_SECONDS - now, own_seconds)
         before, turn = self._in_vain, await self._wait(min(patience, left_seconds))
         if turn is not None:
             return turn
-        return Turn.OVER if self._in_vain > max(before, LEAST_IN_VAIN - 1) else Turn.ON
+        # All tries of one at least: it may be that each needs several.
+        is_known = self._is_given_up and self._in_vain > max(before, LEAST_IN_VAIN - 1)
+        return Turn.OVER if is_known else Turn.ON
 
     async def _wait(self, seconds: float) -> Turn | None:
         """What the call is told; None where it is told nothing for so long."""
