@@ -118,3 +118,9 @@ def test_what_a_job_left_is_asked_in_another(emulator, tmp_path, name):
     found = run(f"{name}:{MODELS[name]}", **modes(tmp_path)["batch_api"])
     assert [found[text].value for text in TEXTS] == SENTIMENTS
     assert set(emulator.billed.values()) == {1}
+
+
+def test_a_model_that_xai_has_no_batch_of_ends_the_run(emulator, tmp_path):
+    with pytest.raises(Exception, match=r"Model grok-4\.6 is not supported for batch processing"):
+        run("xai:grok-4.6", **modes(tmp_path)["batch_api"])
+    assert emulator.billed == {}

@@ -27,7 +27,7 @@ from beam_llm.errors import (
     UsageError,
 )
 from beam_llm.pricing import Prices
-from beam_llm.protocols import RemoteJob
+from beam_llm.protocols import LineEnd, RemoteJob
 from beam_llm.provider_table import PROVIDERS
 from beam_llm.providers import http
 from beam_llm.providers.errors import error_of
@@ -549,6 +549,9 @@ def test_mistrals_rate_limit_headers_have_a_minute_in_their_names():
                 (400, {"message": "API version not supported", "code": "BadRequest"}),
                 (400, {"message": "The quota for files without expiry is reached. The maximum …"}),
                 (400, {"message": "Model 'openai/m:batch' does not have a :batch endpoint."}),
+                (400, "Model grok-4.6 is not supported for batch processing."),
+                (400, "Bad credentials. [WKE=unauthenticated:bad-credentials]"),
+                (429, "You ran out of credits. [WKE=personal-team-blocked:spending-limit]"),
                 (400, {"message": "Model m is enabled only for api versions 2024-12-01 and later"}),
                 (405, {"message": "Method Not Allowed"}),
                 (410, {"message": "This model is deprecated."}),
@@ -823,13 +826,50 @@ def test_mistrals_words_for_states(status, state):
         ({"state": {"num_requests": 0, "num_pending": 0}}, JobState.WAITING),
         ({"cancel_time": "2026-08-11"}, JobState.CANCELLED),
         ({"cancel_time": "2026-08-11", "cancel_by_xai_message": "bad file"}, JobState.FAILED),
+        ({"cancel_time": "2026-08-11", "cancel_by_xai_message": [7]}, JobState.FAILED),
     ],
-    ids=["all done", "some to do", "empty yet", "cancelled", "refused"],
+    ids=["all done", "some to do", "empty yet", "cancelled", "refused", "refused oddly"],
 )
 def test_where_an_xai_job_stands_follows_from_its_counts(changes, state):
     read = xai_job({**XAI_JOB, **changes})
     assert (read.state, read.name) == (state, "ours-0")
     assert read.created_at == 0.0, "a day alone is no time"
+
+
+@pytest.mark.parametrize(
+    ("why", "error", "cause"),
+    [
+        (
+            "JSONL file validation failed: Model grok-4.6 is not supported for batch processing.",
+            ("", "Model grok-4.6 is not supported for batch processing.", None),
+            Aborted,
+        ),
+        (
+            "JSONL file validation failed: line 2: invalid JSON: model x is not a valid model id",
+            ("", "invalid JSON: model x is not a valid model id", 2),
+            None,
+        ),
+        ("An admin's word", ("", "An admin's word", None), None),
+    ],
+    ids=["a model that has no batch", "one line", "another reason"],
+)
+def test_why_xai_has_cancelled_a_job(why, error, cause):
+    read = xai_job({**XAI_JOB, "cancel_time": "2026-08-11", "cancel_by_xai_message": why})
+    assert read.errors == (error,)
+    assert type(read.cause) is (cause or type(None))
+
+
+def test_a_cancelled_xai_job_has_ended_once_its_counts_stand_still(monkeypatch):
+    # Recorded: all five cancelled, and twenty seconds later all five answered.
+    counts = [{"num_cancelled": 5, "num_success": 0}, {"num_cancelled": 1, "num_success": 4}]
+    shown = [counts[0], counts[1], counts[1]]
+    states = [{"num_requests": 5, "num_pending": 0, "num_error": 0, **each} for each in shown]
+    jobs = iter([{**XAI_JOB, "cancel_time": "2026-08-11", "state": each} for each in states])
+    Canned(monkeypatch, lambda url: next(jobs))
+    client = batches("xai:m")
+    looks = [client.look("batch_6cf1") for _ in shown]
+    assert [look.state for look in looks] == [*2 * [JobState.RUNNING], JobState.CANCELLED]
+    assert looks[-1].completed == 4
 
 
 def test_a_together_job_has_capitals_iso_times_and_no_counts():
@@ -897,13 +937,21 @@ def test_any_value_in_any_field_of_an_xai_result(path, value):
         ({"code": 8, "message": "too many"}, Remedy.RETRY),
         ({"code": 13, "message": "internal"}, Remedy.RETRY),
         ({"code": None, "message": "?"}, Remedy.RETRY),
+        ("Something failed", Remedy.RETRY),
+        ("This model's maximum prompt length is 131072 but the request contains 9", Remedy.SPLIT),
+        ("Content violates usage guidelines. Failed check: SAFETY_CHECK_TYPE_BIO", Remedy.SPLIT),
     ],
 )
-def test_an_xai_results_error_has_grpcs_code_or_https(error, remedy):
+def test_an_xai_results_error_has_grpcs_code_or_https_or_none(error, remedy):
     result = {"batch_request_id": "c-1", "batch_result": {"error": error}}
     found = line_reply(xai_batches.line_of(result)).error
     assert isinstance(found, CallError)
     assert found.remedy is remedy
+
+
+def test_an_xai_result_that_its_job_did_not_come_to_is_cancelled():
+    result = {"batch_request_id": "c-1", "batch_result": {"error": "Batch cancelled"}}
+    assert line_reply(xai_batches.line_of(result)).end is LineEnd.CANCELLED
 
 
 def test_mistrals_failed_line_holds_its_error_as_a_text():

@@ -33,6 +33,11 @@ class Said(NamedTuple):
         return 300 <= self.status < 400
 
 
+def is_hopeless(sentence: str) -> bool:
+    """Whether a sentence alone, without a status or a code, says that no request will succeed."""
+    return _ABORTING_WORDS.match(sentence) is not None
+
+
 class Meaning(enum.Enum):
     """What is wrong."""
 
@@ -91,18 +96,19 @@ _ABORTING_WORDS = re.compile(
     r"|insufficient balance|rate limit exceeded: free-models-per-day"
     r"|\S{1,200} is not a valid model id|invalid model id|model not found: |model not exist"
     r"|/\S{1,40}: invalid model name passed in model=|api version not supported"
-    r"|model \S{1,200} (is enabled only for api versions|does not have a :batch endpoint)"
+    r"|model \S{1,200} (is enabled only for api versions|does not have a :batch endpoint"
+    r"|is not supported for batch processing)|you ran out of credits"
     r"|the quota for files without expiry is reached|you have exceeded your file storage quota",
     re.IGNORECASE,
 )
 """What the sentence begins with where no request will succeed, and neither status nor code says so:
 a spent account with Anthropic (400), Gemini, xAI, Bedrock, z.ai, OpenRouter (429) and Fireworks
-(412), a model that OpenRouter, OpenAI, xAI, DeepSeek or a LiteLLM proxy doesn't have, a version of
-its API that Azure, or its model there, doesn't have (400); files that Azure and OpenAI keep no more
-of (400). Further on it may be quoting a record. Source: errors in public issues
+(412), a model that OpenRouter, OpenAI, xAI, DeepSeek or a LiteLLM proxy doesn't have, or not by
+batch, a version of its API that Azure, or its model there, doesn't have (400); files that Azure and
+OpenAI keep no more of (400). Further on it may be quoting a record. Source: errors in public issues
 (anthropics/claude-code#66314, continuedev/continue#10373, #10758, hotovo/aider-desk#460,
 egoist/chatwise-releases#258, Azure/azure-sdk-for-java#47401, bespokelabsai/curator#189,
-Ivy-Interactive/Ivy-Tendril#1756) and code, read 2026-11.
+Ivy-Interactive/Ivy-Tendril#1756, xai-org/xai-sdk-python#176) and code, read 2026-11.
 """
 
 _NO_MODEL = {
@@ -131,9 +137,9 @@ openrouter.ai/docs (errors), docs.x.ai (debugging), learn.microsoft.com (llm-con
 2026-11.
 """
 
-_BAD_KEY_WORDS = re.compile(r"(incorrect|invalid) api key", re.IGNORECASE)
+_BAD_KEY_WORDS = re.compile(r"(incorrect|invalid) api key|bad credentials", re.IGNORECASE)
 """What the sentence begins with where xAI refuses a key, with a 400; further on it may be quoting a
-record. Source: recorded traffic, 2026-08.
+record. Source: recorded traffic, 2026-08; errors in public code, read 2026-11.
 """
 
 _MISSHAPEN = {"json_validate_failed"}

@@ -10,6 +10,7 @@ from typing import Any
 
 from beam_llm.errors import Aborted, CallError, InputGone, Kind, QueueFull, Retryable
 from beam_llm.protocols import RemoteJob
+from beam_llm.providers.error_meaning import is_hopeless
 from beam_llm.providers.errors import shown, unreadable
 from beam_llm.providers.ids import identifier_of
 from beam_llm.providers.typed import count_of, seconds_of, word
@@ -117,9 +118,10 @@ def _cause(errors: Sequence[tuple[str, str, int | None]]) -> CallError | None:
     own = "; ".join(f"{code}: {message if line is None else ''}" for code, message, line in errors)
     if _says_queue_full(own):
         return QueueFull(said, limit_tokens=stated_limit(own))
-    code, _, line = errors[0]
+    code, message, line = errors[0]
     code = code.lower()
-    if any(word in code for word in _SPENT_WORDS):
+    is_for_all = any(word in code for word in _SPENT_WORDS)
+    if is_for_all or (line is None and is_hopeless(message)):
         return Aborted(Kind.ABORTED, f"the provider's validation failed: {said}")
     if line is None and _says_input_gone(own, None):
         return InputGone(Kind.REJECTED, f"the provider's validation failed: {said}")

@@ -5,6 +5,7 @@ neither.
 from __future__ import annotations
 
 import contextlib
+import re
 from typing import Any
 
 from beam_llm.errors import CallError, Kind, Retryable
@@ -69,6 +70,12 @@ def _answer(response: dict[str, Any], context: ErrorContext, read: ReadReply) ->
     return read(body, response.get("request_id"), None, context)
 
 
+_OF_THE_REQUEST = re.compile(r"invalid_(request|model)|model_not_found|bad_request")
+"""Codes of lines that come without a status. Source: docs.together.ai and docs.deepinfra.com (error
+files), read 2026-11.
+"""
+
+
 def _line_error(response: Any, error: Any, context: ErrorContext) -> CallError:
     """The error of a line without a body: outside of HTTP (`batch_expired`, …), or a bare status,
     or nothing at all.
@@ -81,7 +88,7 @@ def _line_error(response: Any, error: Any, context: ErrorContext) -> CallError:
     words = [error.get(name) for name in names] if isinstance(error, dict) else [error]
     code = " ".join(map(word, words)).lower()
     named = status if status is not None and status >= 400 else status_in(error)
-    named = named or (400 if "invalid_request" in code else 502)
+    named = named or (400 if _OF_THE_REQUEST.search(code) else 502)
     found = error_of(named, {}, {"error": error}, context)
     ends = {"expired": Kind.EXPIRED, "cancelled": Kind.CANCELLED, "canceled": Kind.CANCELLED}
     for end, kind in ends.items():

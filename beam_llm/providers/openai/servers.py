@@ -272,8 +272,10 @@ TOGETHER = Server(
         keeps_inputs=True,
         traits=_like_openai(
             max_bytes=95_000_000,
+            window_seconds=3 * _DAY,
             recovery=Recovery.LABEL,
             caveats=(
+                "most jobs end within a day; a large one may take three",
                 (
                     "some models cost as much by batch as live: see the price page, and give "
                     "prices={…, 'batch': 1} for them"
@@ -283,7 +285,8 @@ TOGETHER = Server(
     ),
     # No most is documented; a hundred texts a request are common.
     embed=EmbedApi(inputs=2_048, usual_inputs=100, fixed_models=""),
-    source="docs.together.ai (batch overview, upload-file, embeddings), SDK 3.1.1, 2026-11",
+    source="docs.together.ai (batch overview, upload-file, embeddings), SDK 3.1.1, "
+    "togethercomputer/skills (batch inference), 2026-11",
 )
 
 GROQ = Server(
@@ -363,8 +366,12 @@ MISTRAL = Server(
         kind="mistral",
         names_url=False,
         longest_hours=7 * 24,
-        # A million requests and 512 MB a file, kept below by 5 %.
-        traits=_like_openai(max_requests=1_000_000, max_bytes=485_000_000),
+        # 512 MB a file, kept below by 5 %. The guide says a million requests, the limits a tenth.
+        traits=_like_openai(
+            max_requests=100_000,
+            max_bytes=485_000_000,
+            caveats=("results may be gone a day after the job's end: leave no run for longer",),
+        ),
     ),
     embed=EmbedApi(
         inputs=256,
@@ -377,7 +384,8 @@ MISTRAL = Server(
     images=images.MISTRAL_IMAGES,
     has_bare_urls=True,
     source=(
-        "docs.mistral.ai/api, SDK 3.7.0, recorded traffic of 2026-08, 2026-11; how many texts and "
+        "docs.mistral.ai/api and its known limitations, SDK 3.7.0, recorded traffic of 2026-08, "
+        "2026-11; how many texts and "
         "tokens an embeddings request takes: found out by rig-core 0.42 and langchain-mistralai"
     ),
 )

@@ -8,8 +8,10 @@ Source: docs.x.ai (batch API, files); recorded traffic of 2026-08; read 2026-11.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from beam_llm.providers.job_search import list_page, next_token
 from beam_llm.providers.openai.batch_files import DialectBatches
 from beam_llm.providers.openai.job_objects import FINGERPRINT, reason_of
 from beam_llm.providers.typed import count_of, word
+from beam_llm.values import JobState
 
 _PAGE = "100"
 """Results, or jobs, on a page."""
@@ -31,14 +34,30 @@ _PAGE = "100"
 class XaiBatches(DialectBatches):
     """Remote jobs (a BatchProvider)."""
 
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self._cancelled: dict[str, tuple[int | None, int | None]] = {}
+
     def create(self, name: str, staged: str | None, lines: Path | None = None) -> RemoteJob:
         """Creates the job, in one try. Raises NotCreated where there is none for certain."""
         body = orjson.dumps({"name": name, "input_file_id": str(staged)})
         return self._job(self._control.create(self._place.url("/batches"), body, reason_of))
 
     def look(self, job_id: str) -> RemoteJob:
-        """Raises UnknownJob where the provider does not know the job."""
-        return self._look_at(self._place.url(f"/batches/{in_path(job_id)}"))
+        """Raises UnknownJob where the provider does not know the job.
+
+        What was under way when a job was cancelled counts as cancelled at first, and is answered,
+        and paid for, some seconds later: a cancelled job has ended once two looks see the same.
+        Source: OpenRouter's notes on live jobs of 2026-08, read 2026-11.
+        """
+        job = self._look_at(self._place.url(f"/batches/{in_path(job_id)}"))
+        counts = job.completed, job.failed
+        if job.state is not JobState.CANCELLED or not job.failed:
+            return job
+        if self._cancelled.get(job_id) == counts:
+            return job
+        self._cancelled[job_id] = counts
+        return replace(job, state=JobState.RUNNING, word="cancelling")
 
     def _job(self, job: Mapping[str, Any]) -> RemoteJob:
         return super()._job(in_openai_shape(job))
@@ -114,8 +133,19 @@ def in_openai_shape(job: Mapping[str, Any]) -> dict[str, Any]:
             "completed": counts["success"],
             "failed": sum(bad) if bad else None,
         },
-        "errors": [{"message": why}] if why else None,
+        "errors": [_error_of(why)] if why else None,
     }
+
+
+_REFUSAL = re.compile(r"(?:JSONL file validation failed: )?(?:line (\d{1,9}): )?(.*)", re.DOTALL)
+
+
+def _error_of(why: Any) -> dict[str, Any]:
+    """Why xAI has cancelled a job, in its own words; where it names a line, that one is at fault.
+    Source: OpenRouter's notes on live jobs of 2026-08, read 2026-11.
+    """
+    line, message = _REFUSAL.fullmatch(word(why)).groups()  # type: ignore[union-attr]
+    return {"message": message, "line": int(line) if line else None}
 
 
 _COUNTS = ("requests", "pending", "success", "error", "cancelled")
@@ -130,8 +160,22 @@ def _status_of(job: Mapping[str, Any], counts: Mapping[str, int | None]) -> str:
     return "completed" if counts["pending"] == 0 else "in_progress"
 
 
+_CANCELLED = re.compile(r"batch cancelled", re.IGNORECASE)
+_FLAGGED = re.compile(r"usage guidelines|was flagged", re.IGNORECASE)
+"""Of an input that a filter stops, which costs a fee each time it is asked. Source: docs.x.ai
+(pricing), 2026-11.
+"""
+
 _HTTP_OF_RPC = {3: 400, 4: 504, 5: 404, 7: 403, 8: 429, 9: 400, 11: 400, 14: 503, 16: 401}
 """An error's code may be gRPC's. Source: google.rpc.Code's own mapping to HTTP."""
+
+
+def _status_in(error: Any) -> Any:
+    """The HTTP status of a result's error, which is a bare sentence mostly."""
+    if isinstance(error, str) and _FLAGGED.search(error):
+        return 403
+    code = error.get("code") if isinstance(error, dict) else None
+    return _HTTP_OF_RPC.get(code, 502) if type(code) is int and code < 100 else code
 
 
 def line_of(result: Any) -> bytes:
@@ -144,10 +188,10 @@ def line_of(result: Any) -> bytes:
     line: dict[str, Any] = {"custom_id": result.get("batch_request_id")}
     if body is not None:
         line["response"] = {"status_code": 200, "body": body}
+    elif isinstance(error, str) and _CANCELLED.match(error):
+        line["error"] = {"code": "batch_cancelled", "message": error}
     elif error is not None:
-        code = error.get("code") if isinstance(error, dict) else None
-        status = _HTTP_OF_RPC.get(code, 502) if type(code) is int and code < 100 else code
-        line["response"] = {"status_code": status, "body": {"error": error}}
+        line["response"] = {"status_code": _status_in(error), "body": {"error": error}}
     with suppress(TypeError):
         return orjson.dumps(line) + b"\n"
     return orjson.dumps({"custom_id": word(line["custom_id"])}) + b"\n"  # nested too deeply

@@ -5,6 +5,8 @@ Source: docs.x.ai, recorded traffic of 2026-08; read 2026-11.
 
 from __future__ import annotations
 
+import asyncio
+import re
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -19,7 +21,24 @@ from beam_llm.testing.emulator.connection import before_work
 from beam_llm.testing.emulator.dialects import Asked, Job, NewJob, Reply
 from beam_llm.testing.emulator.family import Family, iso
 from beam_llm.testing.emulator.models import CHAT
-from beam_llm.testing.emulator.wire import WireError, json_of, json_response, page_of, with_json
+from beam_llm.testing.emulator.wire import (
+    WireError,
+    json_of,
+    json_response,
+    object_of,
+    page_of,
+    with_json,
+)
+from beam_llm.testing.emulator.work import CANCELLED
+
+_BATCHED = re.compile(r"(?!grok-(3-mini|4\.[5-9]|[5-9]|build))")
+"""Models that jobs may name. Source: OpenRouter's notes on live jobs of 2026-08, read 2026-11."""
+
+
+def _refusal(error: dict[str, Any]) -> str:
+    """Why xAI has cancelled a job whose file is wrong."""
+    line = f"line {error['line']}: " if error.get("line") else ""
+    return f"JSONL file validation failed: {line}{error['message']}"
 
 
 class Wire(Family):
@@ -85,7 +104,19 @@ class Wire(Family):
         if error is not None:
             return error
         own = {"endpoint": "/v1/chat/completions", "name": body["name"]}
-        return NewJob(f"batch_{uuid.uuid4()}", input_file_id=body["input_file_id"], own=own)
+        file_id = body["input_file_id"]
+        errors = await asyncio.to_thread(self._wrong_model, file_id)
+        return NewJob(f"batch_{uuid.uuid4()}", input_file_id=file_id, own=own, errors=errors)
+
+    def _wrong_model(self, file_id: str) -> tuple[dict[str, Any], ...]:
+        """Why a file is refused whose model has no batch."""
+        with open(self.service.files.path(file_id), "rb") as file:
+            line = object_of(file.readline()) or {}
+        body = line.get("body")
+        model = body.get("model") if isinstance(body, dict) else None
+        if not isinstance(model, str) or _BATCHED.match(model):
+            return ()
+        return ({"message": f"Model {model} is not supported for batch processing."},)
 
     def _page(self, request: web.BaseRequest, visible: list[Job]) -> Reply:
         return self._paged(request, "batches", visible, self.job)
@@ -105,7 +136,7 @@ class Wire(Family):
         ended = status in TERMINAL
         # There is no status: a client goes by the counts, which are 0 until all requests are read.
         started = status not in ("validating", "failed")
-        failed = "; ".join(one["message"] for one in job["errors"] or ()) or None
+        failed = _refusal(job["errors"][0]) if job["errors"] else None
         stamp = job["stamps"].get("cancelled_at") or job["stamps"].get("failed_at")
         # Recorded jobs show a day and no time.
         day = datetime.fromtimestamp(job["created"], UTC).date()
@@ -124,7 +155,7 @@ class Wire(Family):
                 "num_pending": 0 if ended else max(job["total"] - done - bad, 1),
                 "num_success": done,
                 "num_error": bad,
-                "num_cancelled": 0,
+                "num_cancelled": job["total"] - done - bad if status == "cancelled" else 0,
             },
         }
 
@@ -149,9 +180,8 @@ class Wire(Family):
         result: dict[str, Any]
         if response is not None and response["status_code"] < 400:
             result = {"response": {"chat_get_completion": response["body"]}}
-        elif response is not None:
-            code, inner = response["status_code"], response["body"]["error"]
-            result = {"error": {"code": code, "message": inner["message"]}}
-        else:
-            result = {"error": error}
+        else:  # a bare sentence, without a code
+            error = response["body"]["error"] if response is not None else error
+            is_cancelled = error.get("code") == CANCELLED["code"]
+            result = {"error": "Batch cancelled" if is_cancelled else error["message"]}
         return {"batch_request_id": line["custom_id"], "batch_result": result}
