@@ -69,6 +69,10 @@ def openai_page(jobs: list[dict[str, Any]], number: int, more: bool) -> dict[str
     return {"object": "list", "data": jobs, "has_more": more, "last_id": f"last-{number}"}
 
 
+def groq_page(jobs: list[dict[str, Any]], number: int, more: bool) -> dict[str, Any]:
+    return {"object": "list", "data": jobs, "paging": {"next_cursor": f"t{number}" * more}}
+
+
 def openai_job(name: str) -> dict[str, Any]:
     fingerprint = {"beam_llm_job": name}
     return {"id": f"b-{name}", "status": "in_progress", "created_at": NOW, "metadata": fingerprint}
@@ -121,7 +125,7 @@ def bedrock_page(jobs: list[dict[str, Any]], number: int, more: bool) -> dict[st
 
 PROVIDERS: dict[str, tuple[Any, Any]] = {
     "openai": (openai_job, openai_page),
-    "groq": (openai_job, openai_page),
+    "groq": (openai_job, groq_page),
     "openrouter": (openai_job, openai_page),
     "anthropic": (anthropic_job, openai_page),
     "mistral": (mistral_job, lambda jobs, number, more: {"data": jobs, "total": 2 + 9**9 * more}),

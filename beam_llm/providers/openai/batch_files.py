@@ -22,7 +22,14 @@ from beam_llm.providers.control import ControlCalls, steady
 from beam_llm.providers.errors import unreadable
 from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
 from beam_llm.providers.ids import identifier_of, in_path
-from beam_llm.providers.job_search import find_jobs, last_id, list_page, pending_in, read_listed
+from beam_llm.providers.job_search import (
+    find_jobs,
+    last_id,
+    list_page,
+    next_token,
+    pending_in,
+    read_listed,
+)
 from beam_llm.providers.openai.dialect import Dialect
 from beam_llm.providers.openai.embed_wire import wire_of
 from beam_llm.providers.openai.job_objects import remote_job
@@ -211,28 +218,36 @@ class DialectBatches:
         """All jobs this key can see, page by page.
 
         A server that doesn't say whether there are more, and gives as many as were asked for, is
-        asked for more: the same again tells that its list can't be seen to the end.
+        asked for more: the same again tells that its list can't be seen to the end. Groq names the
+        next page by a cursor. Source: console.groq.com/docs/batch, read 2026-11.
         """
         after: str | None = None
+        start: dict[str, str] = {}
         seen: set[str] = set()
         while True:
-            page = self._page(after)
+            page = self._page(start)
             data = page.get("data")
             jobs = self._listed(data)
             yield jobs
             shown = len(data) if isinstance(data, list) else 0
-            if not page.get("has_more", shown >= _PAGE_JOBS):
+            paging = page.get("paging")
+            cursor = next_token(paging, "next_cursor") if isinstance(paging, dict) else ""
+            if not (cursor or page.get("has_more", shown >= _PAGE_JOBS)):
                 return
             if jobs and all(job.job_id in seen for job in jobs):
                 return
             seen.update(job.job_id for job in jobs)
-            after = last_id(page, jobs, after)
+            if cursor:
+                start = {"cursor": cursor}
+            else:
+                after = last_id(page, jobs, after)
+                start = {"after": after}
 
     def _listed(self, jobs: Any) -> list[RemoteJob]:
         return read_listed(jobs, self._job)
 
-    def _page(self, after: str | None) -> dict[str, Any]:
-        query = {"limit": str(_PAGE_JOBS)} | ({} if after is None else {"after": after})
+    def _page(self, start: Mapping[str, str]) -> dict[str, Any]:
+        query = {"limit": str(_PAGE_JOBS), **start}
         return list_page(self._control, self._place.url("/batches", **query))
 
     # Files

@@ -28,7 +28,13 @@ from beam_llm.testing.emulator.dialects import (
 )
 from beam_llm.testing.emulator.models import CHAT
 from beam_llm.testing.emulator.pictures import refusal
-from beam_llm.testing.emulator.wire import WireError, json_response, object_of, with_json
+from beam_llm.testing.emulator.wire import (
+    WireError,
+    json_response,
+    object_of,
+    page_of,
+    with_json,
+)
 from beam_llm.testing.emulator.work import CANCELLED, EXPIRED
 
 UNDONE = (EXPIRED["code"], CANCELLED["code"])
@@ -136,6 +142,14 @@ class Groq(Family):
             message = "This model does not support response format `json_schema`."
             return WireError(400, message, param="response_format")
         return asked
+
+    def _page(self, request: web.BaseRequest, visible: list[Job]) -> Reply:
+        """A list in small pages, each with a cursor to the next: no id leads on."""
+        page = page_of(visible, self.service.options, request.query, "size", 20, "cursor", 20)
+        if page is None:
+            return WireError(400, "Invalid cursor.")
+        shown, paging = list(map(self.job, page.items)), {"next_cursor": page.next}
+        return json_response({"object": "list", "data": shown, "paging": paging})
 
     def _check_window(self, window: str) -> WireError | None:
         if self.windows.fullmatch(window):
