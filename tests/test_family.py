@@ -118,7 +118,7 @@ class TestTogetherBatches(FamilyBatches):
 
 
 class TestDeepInfraBatches(FamilyBatches):
-    name, rung = "deepinfra", Recovery.LABEL
+    name, rung = "deepinfra", Recovery.METADATA
 
 
 class TestXaiBatches(FamilyBatches):

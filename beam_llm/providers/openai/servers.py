@@ -330,12 +330,18 @@ DEEPINFRA = Server(
     tiers={"default": "default", "priority": "priority"},
     batch=BatchApi(
         traits=_like_openai(
-            recovery=Recovery.LABEL,
-            caveats=("the batch price is 80 % of the live one",),
+            caveats=(
+                "the batch price is 80 % of the live one",
+                (
+                    "an account keeps 2 GB of files, results among them: `beam-llm jobs cleanup` "
+                    "removes those of jobs that have ended"
+                ),
+            ),
         )
     ),
-    embed=EmbedApi(inputs=1_024, is_batched=True, job_inputs=WRITTEN_OUT),
-    source="deepinfra.com/blog/batch-api, docs.deepinfra.com, 2026-11",
+    # A vector of 4,096 numbers has some 80 kB in a result file, and an account 2 GB for all.
+    embed=EmbedApi(inputs=1_024, is_batched=True, job_inputs=10_000),
+    source="deepinfra.com/blog/batch-api, docs.deepinfra.com (batch, files), 2026-11",
 )
 
 XAI = Server(
