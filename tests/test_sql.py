@@ -13,7 +13,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from apache_beam.internal.gcp import auth
 from apache_beam.io.filesystem import FileSystem
+from apache_beam.io.filesystems import FileSystems
 
 from beam_llm.cli.files import remote
 from beam_llm.cli.main import main
@@ -448,6 +450,17 @@ def test_files_that_can_t_be_reached_are_told_with_table_path_and_way_out(
     said = capsys.readouterr().err
     assert "the table 'far': " + repr(path) in said
     assert UNREACHED[path.replace("x.", "*.")] in said
+
+
+def test_credentials_are_found_before_a_buckets_answer_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    asked: list[str] = []
+    monkeypatch.setattr(auth, "get_service_credentials", lambda _: asked.append("credentials"))
+    monkeypatch.setattr(FileSystems, "exists", lambda path: asked.append(path))
+    monkeypatch.setattr(FileSystems, "get_filesystem", lambda _: None)
+    assert not remote.exists("gs://a-public-bucket/a.jsonl")
+    assert asked == ["credentials", "gs://a-public-bucket/beam-llm", "gs://a-public-bucket/a.jsonl"]
 
 
 def test_files_of_a_bucket_are_written_and_read(

@@ -651,6 +651,14 @@ def test_a_call_in_a_branch_of_one_condition_of_several_asks_about_the_rows_that
     assert ask.when is not None
 
 
+def test_of_a_row_that_is_left_out_it_is_not_reckoned_whether_a_call_is_needed():
+    (plan,) = plans(
+        "SELECT IF(10 / n > 1, ML_PREDICT('m', title), '') FROM t WHERE ML_PREDICT('m', text) = 'x'"
+    )
+    assert plan.asks[1].when not in [name for name, _, _ in plan.stages[0].outputs]
+    assert plan.asks[1].when in [name for name, _, _ in plan.stages[1].outputs]
+
+
 NEEDED = {
     "CASE WHEN n > 1 THEN ML_PREDICT('m', text) ELSE 'x' END": [True, False, False],
     "CASE WHEN n > 1 THEN 'x' ELSE UPPER(ML_PREDICT('m', text)) END": [False, True, True],

@@ -13,9 +13,8 @@ from beam_llm.errors import LLMError, UsageError
 T = TypeVar("T")
 
 ANSWER_SECONDS = 30
-"""For a first answer. Beam alone takes up to 30 s to find that there are no credentials for Google
-Cloud, and goes on without; its own retries take two minutes. Source: Beam 2.74,
-`internal/gcp/auth.py` and `io/gcp/gcsio_retry.py`, read 2026-11.
+"""For a first answer; Beam's own retries take two minutes. Source: Beam 2.74,
+`io/gcp/gcsio_retry.py`, read 2026-11.
 """
 _EXTRAS = {"gs": "gcp", "s3": "aws", "azfs": "azure", "hdfs": "hadoop"}
 _ELSEWHERE = {
@@ -104,6 +103,8 @@ def _answers(folder: str) -> bool:
     """
     from apache_beam.io.filesystems import FileSystems
 
+    if folder.startswith("gs://"):
+        _find_credentials()
     answered = threading.Event()
 
     def look() -> None:
@@ -114,3 +115,14 @@ def _answers(folder: str) -> bool:
 
     threading.Thread(target=look, daemon=True, name="beam-llm-look").start()
     return answered.wait(ANSWER_SECONDS)
+
+
+def _find_credentials() -> None:
+    """Has Beam find credentials for Google Cloud, or none: a public bucket is read without. That
+    takes 30 s of pauses, and more where nobody is at the address that a machine of Google's has
+    for it. Source: Beam 2.74, `internal/gcp/auth.py`; google-auth 2, `_metadata.py`; read 2026-11.
+    """
+    from apache_beam.internal.gcp import auth
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    auth.get_service_credentials(PipelineOptions(list(_beam_options)))

@@ -114,19 +114,20 @@ class Asking:
         # The same call in SELECT and in WHERE is made, and paid for, once.
         key = repr((prepared.inputs, prepared.branches, prepared.chosen, prepared.call.function))
         if key not in self._answers:
-            place, needed = len(self._layers.asks), self._needed(when)
-            self._answers[key] = place, when, self._new_ask(prepared, needed)
-            return self._answers[key][2]
+            place = len(self._layers.asks)
+            made = self._new_ask(prepared, self._needed(when, place))
+            self._answers[key] = place, when, made
+            return made
         place, other, answer = self._answers[key]
         if other != when:  # it stands in another branch, too
             either = self._either(other, when, place)
             self._answers[key] = place, either, answer
-            ask = replace(self._layers.asks[place], when=self._needed(either))
+            ask = replace(self._layers.asks[place], when=self._needed(either, place))
             self._layers.asks[place] = ask
         return answer
 
-    def _needed(self, when: Value | None) -> str | None:
-        return None if when is None else self._layers.in_flight(when)
+    def _needed(self, when: Value | None, place: int) -> str | None:
+        return None if when is None else self._layers.in_flight(when, place)
 
     def _either(self, first: Value | None, second: Value | None, place: int) -> Value | None:
         """The rows of two places; all of them where that isn't known before the call."""

@@ -67,11 +67,18 @@ class Layers:
         """After how many calls the value can be computed."""
         return max((self._levels[name] for name in value.uses), default=0)
 
-    def in_flight(self, value: Value) -> str:
-        """The column in flight that holds the value; made where there is none yet."""
+    def in_flight(self, value: Value, before: int | None = None) -> str:
+        """The column in flight that holds the value; made where there is none yet.
+
+        Args:
+          before: the call that needs it, from 0. Then it is reckoned of rows alone that no
+            condition before that has left out: of others it may fail.
+        """
         if value.column is not None:
             return value.column
         level = self.level(value)
+        for later in range(level + 1, level if before is None else before + 1):
+            level = later if self._filters[later] else level
         for name, (sql, kind) in self._computed[level].items():
             # The same expression is computed once, wherever it stands.
             if sql == value.sql and kind == value.type:
