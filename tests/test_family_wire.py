@@ -500,6 +500,13 @@ def test_mistrals_rate_limit_headers_have_a_minute_in_their_names():
         ),
         (
             403,
+            {"code": "403", "error": "Failed check: SAFETY_CHECK_TYPE_BIO"},
+            Remedy.SPLIT,
+            Kind.REFUSED,
+            "SAFETY_CHECK_TYPE_BIO",
+        ),
+        (
+            403,
             {"error": {"code": 403, "message": "Your chosen model requires moderation"}},
             Remedy.SPLIT,
             Kind.REFUSED,
@@ -545,6 +552,8 @@ def test_mistrals_rate_limit_headers_have_a_minute_in_their_names():
                 (400, {"message": "Model Not Exist", "type": "invalid_request_error"}),
                 (400, {"message": "Unknown model: m", "code": "unknown_model"}),
                 (400, {"message": "It is not supported.", "code": "model_not_supported"}),
+                (400, {"message": "It is no longer served.", "code": "model_decommissioned"}),
+                (400, {"message": "It requires acceptance.", "code": "model_terms_required"}),
                 (400, {"message": "No chat with it.", "code": "OperationNotSupported"}),
                 (400, {"message": "API version not supported", "code": "BadRequest"}),
                 (400, {"message": "The quota for files without expiry is reached. The maximum …"}),

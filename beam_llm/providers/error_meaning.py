@@ -114,8 +114,12 @@ Ivy-Interactive/Ivy-Tendril#1756, xai-org/xai-sdk-python#176) and code, read 202
 _NO_MODEL = {
     *("model_not_found", "deploymentnotfound", "invalid_model", "model_not_available"),
     *("model_not_supported", "unknown_model", "operationnotsupported"),
+    *("model_decommissioned", "model_terms_required"),
 }
-"""The last three are Hugging Face's, GitHub's, and Azure's of a model that has no chat."""
+"""The row before the last: Hugging Face's, GitHub's, and Azure's of a model that has no chat; the
+last is Groq's, of a model that is served no more, or whose terms nobody has accepted (400). Source:
+errors in public code, read 2026-11.
+"""
 
 _FILTERED = {
     "content_filter",
@@ -128,6 +132,7 @@ _FILTERED = {
 
 _FLAGGED_WORDS = re.compile(
     r"requires moderation|was flagged|usage guidelines|blocked by content filtering"
+    r"|failed check: safety_check"
     r"|\Arequest blocked:|\Arequest failed content safety check",
     re.IGNORECASE,
 )

@@ -161,7 +161,7 @@ def _status_of(job: Mapping[str, Any], counts: Mapping[str, int | None]) -> str:
 
 
 _CANCELLED = re.compile(r"batch cancelled", re.IGNORECASE)
-_FLAGGED = re.compile(r"usage guidelines|was flagged", re.IGNORECASE)
+_FLAGGED = re.compile(r"usage guidelines|was flagged|failed check: safety_check", re.IGNORECASE)
 """Of an input that a filter stops, which costs a fee each time it is asked. Source: docs.x.ai
 (pricing), 2026-11.
 """
