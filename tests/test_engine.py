@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import json
 import math
 import random
@@ -28,6 +29,7 @@ from beam_llm.testing.fakes import (
     FakeProvider,
     FakeReading,
     FakeTask,
+    VirtualLoop,
     fake_record,
     run_virtually,
     status_error,
@@ -886,6 +888,16 @@ def test_an_outage_is_waited_for_by_all_while_one_record_tries(
     asked = asked_one_by_one(provider, 1_000)
     assert sum(None in values(one) for one in asked) <= lost
     assert sum(one.tally.requests for one in asked) <= 1_000 + more_calls
+
+
+def test_an_outage_from_the_start_is_waited_for_where_the_clock_moves_between_two_readings(
+    monkeypatch,
+):
+    readings, time = itertools.count(), VirtualLoop.time
+    monkeypatch.setattr(VirtualLoop, "time", lambda loop: time(loop) + 1e-7 * next(readings))
+    provider = Dies(seconds=0.5)
+    provider.calls, provider.until = 0, 1_015.0
+    assert not any(None in values(one) for one in asked_one_by_one(provider, 200))
 
 
 def test_a_dead_server_is_sent_each_record_little_more_than_once():

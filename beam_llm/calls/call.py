@@ -99,12 +99,12 @@ class Call:
         if again.is_wait or (len(self._members) > 1 and is_of_server(error)):
             return Turn.ON
         context, outage = self._context, self._context.endpoint.outage
-        if self._failed_at is None:
-            self._failed_at = asyncio.get_running_loop().time()
+        failed_at, now = self._failed_at, asyncio.get_running_loop().time()
+        self._failed_at = now if failed_at is None else failed_at
         own = again.seconds + retries_seconds(
             self.tries + 1, context.settings.max_retries, context.rng
         )
-        turn = await outage.turn(own, self._deadline.left(), self._failed_at)
+        turn = await outage.turn(own, self._deadline.left(), failed_at)
         if turn is Turn.OVER:
             error.message += "; not sent again, for the server answers nobody"
             raise error

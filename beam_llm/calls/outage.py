@@ -83,17 +83,17 @@ class Outage:
         """The server has failed at all tries of a call."""
         self._is_given_up = True
 
-    async def turn(self, own_seconds: float, left_seconds: float, failed_at: float) -> Turn:
+    async def turn(self, own_seconds: float, left_seconds: float, failed_at: float | None) -> Turn:
         """Waits, where another call is sent again now.
 
         Args:
           own_seconds: what the call's own retries would take.
           left_seconds: until its deadline.
-          failed_at: when the server failed at it first.
+          failed_at: when the server failed at it first; None: now.
         """
         now = asyncio.get_running_loop().time()
         self._since = now if self._since is None else self._since
-        self._calls += failed_at == now
+        self._calls += failed_at is None
         if self._answered_at is None and self._calls <= FEW:
             return Turn.ON
         if not self._is_taken:
@@ -101,7 +101,7 @@ class Outage:
             return Turn.ALONE
         patience = own_seconds
         # Where others were sent after it failed first, and answered, its record may be to blame.
-        if self._answered_at is None or self._answered_at <= failed_at:
+        if failed_at is None or self._answered_at is None or self._answered_at <= failed_at:
             patience = max(self._since + OUTAGE_SECONDS - now, own_seconds)
         before, turn = self._in_vain, await self._wait(min(patience, left_seconds))
         if turn is not None:
