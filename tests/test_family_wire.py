@@ -498,6 +498,24 @@ def test_mistrals_rate_limit_headers_have_a_minute_in_their_names():
             Kind.REFUSED,
             "usage guidelines",
         ),
+        (  # Mistral's, of an upload
+            422,
+            {
+                "detail": "Invalid file format.",
+                "description": "Found 1 error in this file.",
+                "errors": [
+                    {
+                        "message": "1 validation error for Chat temperature\n  Input should be "
+                        "at most 1.5 [type=less_than_equal, input_value=2.0, …]",
+                        "line_number": 7,
+                    },
+                    "?",
+                ],
+            },
+            Remedy.SPLIT,
+            Kind.REJECTED,
+            "Invalid file format.: line 7: 1 validation error for Chat temperature Input should be",
+        ),
         (
             403,
             {"code": "403", "error": "Failed check: SAFETY_CHECK_TYPE_BIO"},

@@ -153,6 +153,10 @@ class Wire(Dialect):
             is_usual = error.code == "invalid_api_key"
             detail = "Invalid API Key" if is_usual else error.message
             return json_response({"detail": detail}, 401, error.headers)
+        if error.code == "invalid_file_format":
+            wrong = {"message": error.message, "line_number": int(error.param or 0) + 1}
+            found = {"description": "Found 1 error in this file.", "errors": [wrong]}
+            return json_response({"detail": "Invalid file format.", **found}, 422, error.headers)
         if error.status == 422:
             message: Any = {"detail": [_detail(error)]}
         else:
@@ -261,7 +265,8 @@ class Wire(Dialect):
                     msgspec.json.decode(line, type=_Entry)
                 except msgspec.MsgspecError as error:
                     self.service.files.remove(file_id)
-                    return _wrong(("body", str(number)), f"Invalid line: {error}")
+                    code = "invalid_file_format"
+                    return WireError(422, f"Invalid line: {error}", code=code, param=str(number))
         return None
 
     async def _results(self, request: web.BaseRequest, file_id: str) -> Reply:
