@@ -375,6 +375,7 @@ SORTED = {
     "SELECT id FROM s ORDER BY x ASC NULLS LAST, id DESC LIMIT 4": "1 4 2 5",
     "SELECT id FROM s ORDER BY x DESC NULLS FIRST LIMIT 3": "3 5 2",
     "SELECT id FROM s WHERE x > 1 ORDER BY price": "2 1 4",
+    "SELECT id FROM s WHERE x > 1 ORDER BY said": "2 4 1",  # in zones of their own
     "SELECT MIN(id) AS id FROM s GROUP BY x ORDER BY COUNT(*) DESC, 1 DESC LIMIT 2": "3 4",
     "SELECT MIN(id) AS id FROM s GROUP BY x HAVING x > 1 ORDER BY x DESC LIMIT 1": "2",
 }
@@ -385,9 +386,12 @@ def test_rows_are_sorted_and_only_those_within_the_limit_are_asked(
 ):
     rows = [("1", "bad", "1.5", "10"), ("2", "good", "NaN", "9.5"), ("3", "b", "", "")]
     rows += [("4", "worst", "7", "10"), ("5", "a", "", "")]
-    lines = "".join(f"{','.join(row)}\n" for row in rows)
-    (folder / "s.csv").write_text("id,text,x,price\n" + lines)
-    source = table("s", "id STRING, text STRING, x DOUBLE, price DECIMAL(9, 1)", "s.csv", "csv")
+    zones = ["09:00:00-05:00", "12:30:00+02:00", "", "10:45:00Z", ""]
+    said = [zone and f"2026-01-01 {zone}" for zone in zones]
+    lines = "".join(f"{','.join(row)},{at}\n" for row, at in zip(rows, said, strict=True))
+    (folder / "s.csv").write_text("id,text,x,price,said\n" + lines)
+    columns = "id STRING, text STRING, x DOUBLE, price DECIMAL(9, 1), said TIMESTAMP_LTZ(3)"
+    source = table("s", columns, "s.csv", "csv")
     asked = "SELECT id, ML_PREDICT('llm_sentiment', text) AS sentiment FROM s"
     top = f"INSERT INTO top {asked} ORDER BY x DESC LIMIT 2;"
     tables, inserts = table("top", "id STRING, sentiment STRING", "top.jsonl", "json"), top
