@@ -414,6 +414,13 @@ def test_a_prompt_is_full_where_its_images_fill_a_request():
     assert "the provider, or batch_max_bytes," in batcher.too_large_failure(huge).message
 
 
+def test_a_line_of_a_job_may_hold_less_than_a_live_request(tmp_path):
+    job = {"mode": "batch_api", "staging_location": str(tmp_path)}
+    for options, most in (({}, 48_000_000), (job, 24_000_000)):
+        task = task_of("xai:m", batch_size=5, **options)
+        assert prompt_caps(task.settings, task).bytes == most
+
+
 def test_auto_sizes_stay_within_the_images_of_a_request():
     task = task_of("mistral:m", batch_size="auto")
     assert prompt_caps(task.settings, task).records == 8

@@ -169,8 +169,11 @@ def media_limits(settings: Settings) -> MediaLimits | None:
     if server in (OPENAI, AZURE):
         tokens = images.by_model(images.OPENAI_TOKENS, settings.model_name)
         limits = limits._replace(tokens=tokens)
-    if settings.mode == "batch_api" and server.batch and not server.batch.takes_image_data:
+    batch = server.batch if settings.mode == "batch_api" else None
+    if batch is not None and not batch.takes_image_data:
         limits = limits._replace(kinds=())
+    if batch is not None and batch.line_bytes is not None:
+        limits = limits._replace(request_bytes=batch.line_bytes)
     # A deployment's name says little of its model, and LocalAI serves any as `gpt-4`.
     return limits if server in (ANY, AZURE) else images.limits_of(settings, limits)
 
