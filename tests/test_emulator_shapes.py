@@ -458,7 +458,7 @@ def test_mistral_refuses_a_file_with_a_faulty_line_at_its_upload(call, line):
     assert upload(call, "/mistral/v1/files", "batch", good)[0] == 200
     status, answer = upload(call, "/mistral/v1/files", "batch", good + line + b"\n")
     assert status == 422
-    assert answer["message"]["detail"][0]["loc"] == ["body", "1"]
+    assert answer["errors"][0]["line_number"] == 2
 
 
 @pytest.mark.parametrize(
