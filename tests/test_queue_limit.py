@@ -638,13 +638,13 @@ def test_a_long_wait_is_said_and_said_again_each_hour(
     world.fake.most_jobs, world.fake.can_list = 0, False  # whatever fills the queue can't be seen
     refs, driver = world.plan(TEXTS), world.driver()
     with caplog.at_level(logging.WARNING, "beam_llm"):
-        while world.clock.now < 1_000_000.0 + LONG_WAIT_SECONDS + 2.5 * SAY_AGAIN_SECONDS:
+        while world.clock.now < 1_000_000.0 + LONG_WAIT_SECONDS + 1.5 * SAY_AGAIN_SECONDS:
             looked = driver.step(refs[0])
             assert isinstance(looked, Waiting)
             world.clock.now = looked.next_at
     assert [
         record.message.count("waited") for record in caplog.records if "waited" in record.message
-    ] == [1] * 3
+    ] == [1] * 2
 
 
 def test_doubles_and_warnings_are_counted(world: World) -> None:
