@@ -10,7 +10,7 @@ element ─ transforms ─► Record(s) ─ task ─► Request ─ provider ─
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -200,6 +200,12 @@ class Usage(NamedTuple):
                 share = Usage(*[each + (start < more) for each, more in parts])
                 shares += [share] * (end - start)
         return shares
+
+
+def sum_of_costs(costs: Iterable[float | None]) -> float | None:
+    """What several cost together, in US dollars; None where one of them is not known."""
+    known = list(costs)
+    return None if None in known else sum(cost for cost in known if cost is not None)
 
 
 class Pace(NamedTuple):

@@ -119,14 +119,11 @@ class Call:
         return outage.pause_seconds(again.seconds) if turn is Turn.ALONE else again.seconds
 
     async def _pause(self, again: Again, turn: Turn) -> None:
-        outage = self._context.endpoint.outage
-        if turn is not Turn.ALONE:
-            await asyncio.sleep(again.seconds)
-            return
         try:
             await asyncio.sleep(self._pause_seconds(again, turn))
         except asyncio.CancelledError:
-            outage.ended(in_vain=False)
+            if turn is Turn.ALONE:
+                self._context.endpoint.outage.ended(in_vain=False)
             raise
 
     def _again(self, error: CallError) -> Again | None:

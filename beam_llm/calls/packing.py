@@ -17,7 +17,7 @@ from typing import Any
 from beam_llm.calls.tally import Asked, Tally
 from beam_llm.prompting.agreement import Share, same_answer
 from beam_llm.protocols import Task
-from beam_llm.values import Outcome, Record, Usage
+from beam_llm.values import Outcome, Record, Usage, sum_of_costs
 
 LEAST_COMPARED = 8
 """Comparisons at one size before anything is decided."""
@@ -185,8 +185,7 @@ def with_guard(packed: Outcome, alone: Outcome) -> Outcome:
     """A record's outcome with what asking it alone has cost; the answer given alone where the
     prompt gave none.
     """
-    known = packed.cost_usd is not None and alone.cost_usd is not None
-    cost = (packed.cost_usd or 0.0) + (alone.cost_usd or 0.0) if known else None
+    cost = sum_of_costs((packed.cost_usd, alone.cost_usd))
     usage = Usage(*packed.usage) + alone.usage
     kept = alone if packed.failure is not None and alone.failure is None else packed
     return kept._replace(usage=usage, cost_usd=cost)

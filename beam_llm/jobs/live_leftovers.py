@@ -13,13 +13,13 @@ from beam_llm.jobs.closing import write_end
 from beam_llm.jobs.job import Job
 from beam_llm.jobs.step import Waiting
 from beam_llm.ledger.columns import Array
-from beam_llm.ledger.journal import Done, Slice, spent, sum_of_costs
+from beam_llm.ledger.journal import Done, Slice, spent
 from beam_llm.ledger.manifest import Manifest
 from beam_llm.ledger.outcomes import Outcomes, OutcomeWriter
 from beam_llm.ledger.parts import records_of
 from beam_llm.results.prior_outcomes import PriorOutcomes
 from beam_llm.stores import temporary_file
-from beam_llm.values import Outcome, Record, Usage
+from beam_llm.values import Outcome, Record, Usage, sum_of_costs
 
 Ask = Callable[[Sequence[Record]], Sequence[Outcome]]
 """Live calls for records; one outcome each, in their order."""

@@ -23,7 +23,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -34,7 +34,7 @@ from beam_llm.errors import LedgerError
 from beam_llm.ledger.columns import FORMAT, newer_format
 from beam_llm.ledger.status import JobStatus, read_status
 from beam_llm.protocols import Store
-from beam_llm.values import Usage
+from beam_llm.values import Usage, sum_of_costs
 
 FOLLOW_UP, FIRST_HALF, SECOND_HALF, LIVE = "f", "a", "b", "l"
 """What a child's name ends with."""
@@ -266,12 +266,6 @@ def spent(slices: Sequence[Slice]) -> tuple[Usage, float | None]:
     """What slices have used and cost together."""
     usage = sum((Usage(*each.usage) for each in slices), Usage())
     return usage, sum_of_costs(each.cost_usd for each in slices)
-
-
-def sum_of_costs(costs: Iterable[float | None]) -> float | None:
-    """None where one of them is not known."""
-    known = list(costs)
-    return None if None in known else sum(cost for cost in known if cost is not None)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from beam_llm.ledger.manifest import Manifest
 from beam_llm.ledger.outcomes import Outcomes
 from beam_llm.protocols import Store
-from beam_llm.values import Outcome
+from beam_llm.values import Outcome, sum_of_costs
 
 
 class PriorOutcomes:
@@ -31,11 +31,7 @@ class PriorOutcomes:
         if failure is not None:
             tries = before.failure.attempts if before.failure else 0
             failure = failure._replace(attempts=tries + max(failure.attempts, 1))
-        cost = (
-            None
-            if outcome.cost_usd is None or before.cost_usd is None
-            else outcome.cost_usd + before.cost_usd
-        )
+        cost = sum_of_costs((outcome.cost_usd, before.cost_usd))
         return outcome._replace(usage=outcome.usage + before.usage, cost_usd=cost, failure=failure)
 
     def failed_as(self, kind: str, manifest: Manifest, position: int) -> bool:

@@ -15,7 +15,7 @@ from beam_llm.errors import USER_CODE_ERRORS, Failure, Kind, lacks_field
 from beam_llm.transforms.beam_internals import new_row
 from beam_llm.transforms.coders import STATE_CODER
 from beam_llm.transforms.fields import declared_fields, is_keyed, readable_fields, split_type
-from beam_llm.values import Usage
+from beam_llm.values import Usage, sum_of_costs
 
 
 class Group(NamedTuple):
@@ -146,7 +146,8 @@ class Branch(NamedTuple):
 
     def with_costs(self, usage: Usage, cost_usd: float | None, reused: bool) -> Branch:
         """The same with a further prompt below it."""
-        known = None if cost_usd is None or self.cost_usd is None else self.cost_usd + cost_usd
         return self._replace(
-            usage=tuple(Usage(*self.usage) + usage), cost_usd=known, reused=self.reused and reused
+            usage=tuple(Usage(*self.usage) + usage),
+            cost_usd=sum_of_costs((self.cost_usd, cost_usd)),
+            reused=self.reused and reused,
         )

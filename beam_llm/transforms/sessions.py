@@ -23,7 +23,7 @@ from beam_llm.caps import Caps, tokens_of
 from beam_llm.errors import Failure, Kind, lacks_field
 from beam_llm.prompting.session_task import Exchange, SessionTask, recent
 from beam_llm.transforms.fields import is_keyed, readable_fields
-from beam_llm.values import Outcome, Record, Usage
+from beam_llm.values import Outcome, Record, Usage, sum_of_costs
 
 MICROS = 1_000_000
 
@@ -60,7 +60,7 @@ class Turn:
         """Remembers what a prompt has cost that is asked again."""
         self.usage += outcome.usage
         self.attempts += outcome.failure.attempts if outcome.failure else 1
-        self.cost_usd = _sum(self.cost_usd, outcome.cost_usd)
+        self.cost_usd = sum_of_costs((self.cost_usd, outcome.cost_usd))
 
     def ended(self, outcome: Outcome) -> Outcome:
         """How it ended, with all that it cost."""
@@ -69,13 +69,9 @@ class Turn:
         failure = outcome.failure
         return outcome._replace(
             usage=self.usage + outcome.usage,
-            cost_usd=_sum(self.cost_usd, outcome.cost_usd),
+            cost_usd=sum_of_costs((self.cost_usd, outcome.cost_usd)),
             failure=failure and failure._replace(attempts=failure.attempts + self.attempts),
         )
-
-
-def _sum(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one + other
 
 
 class Bounds(NamedTuple):

@@ -16,7 +16,7 @@ from beam_llm.config import Settings, replaced
 from beam_llm.prompting.agreement import Share, same_answer, same_fields
 from beam_llm.prompting.output_types import Output
 from beam_llm.providers import compile_task
-from beam_llm.values import Usage
+from beam_llm.values import Usage, sum_of_costs
 
 
 class Judge:
@@ -79,10 +79,9 @@ class Estimator:
     def figures(self, size: int, asking: Asking) -> SizeFigures:
         """The sample asked at this size, judged and projected."""
         tally, judge = asking.tally, self._judge
-        costs = [outcome.cost_usd for outcome in asking.outcomes]
         usage = Usage(*(getattr(tally, name) for name in Usage._fields))
         # A sum without the unpriced ones would make their size look cheap.
-        cost_usd = None if None in costs else sum(cost or 0.0 for cost in costs)
+        cost_usd = sum_of_costs(outcome.cost_usd for outcome in asking.outcomes)
         return SizeFigures(
             batch_size=size,
             agreement=judge.agreement(asking),

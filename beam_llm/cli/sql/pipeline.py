@@ -30,7 +30,7 @@ from beam_llm.fronts.sql.steps import RunStages
 from beam_llm.fronts.sql.tables import Table
 from beam_llm.fronts.sql.types import to_json
 from beam_llm.transforms.fields import fields_of
-from beam_llm.values import Usage
+from beam_llm.values import Usage, sum_of_costs
 
 
 class Branch(NamedTuple):
@@ -147,7 +147,6 @@ def stored_row(plan: Plan, place: str, row: dict[str, Any]) -> StoredAnswer:
     failed = min(failures, key=lambda meta: meta[0] != Kind.DOUBTFUL)
     # As `in_flight.meta_of` writes them: usage from the third on, then cost, re-use, model.
     usage = sum((Usage(*meta[2:7]) for meta in metas), Usage())
-    costs = [meta[7] for meta in metas]
     values = None if DROPPED in row else values_of(plan, row)
     if values is not None and not plan.sorts_input:
         values += [row.get(key.column) for key in plan.order]  # for `PlanRun.rows` to sort by
@@ -156,7 +155,7 @@ def stored_row(plan: Plan, place: str, row: dict[str, Any]) -> StoredAnswer:
         values,
         kind=failed[0],
         error=failed[1],
-        cost_usd=None if None in costs else sum(costs),
+        cost_usd=sum_of_costs(meta[7] for meta in metas),
         # A row that no model was asked about has re-used nothing.
         reused=bool(metas) and all(meta[8] for meta in metas),
         digest=digest,
