@@ -683,6 +683,15 @@ NEEDED = {
         False,
         True,
     ],
+    "CASE WHEN n > 1 THEN 1 WHEN ML_PREDICT('m', text) = 'x' THEN 2 "
+    "WHEN ML_PREDICT('m', text) = 'y' THEN 3 END": [False, True, True],
+    "n > 1 AND (ML_PREDICT('m', text) = 'x' OR ML_PREDICT('m', text) = 'y')": [True, False, True],
+    "IF(n > 1 AND ML_PREDICT('m', text) = 'x', ML_PREDICT('m', text), 'z')": [True, False, True],
+    "IF(IF(n > 1, ML_PREDICT('m', text), 'z') = 'z', ML_PREDICT('m', text), '')": [
+        True,
+        True,
+        True,
+    ],
     "IF(n > 1, ML_PREDICT('m', text), '') || ML_PREDICT('m', text)": None,
     "n > 1 OR ML_PREDICT('m', text) = 'x'": [False, True, True],
     "ML_PREDICT('m', text) = 'x' AND n > 1": [True, False, True],

@@ -131,7 +131,13 @@ class Asking:
 
     def _either(self, first: Value | None, second: Value | None, place: int) -> Value | None:
         """The rows of two places; all of them where that isn't known before the call."""
-        if first is None or second is None or self._layers.level(second) > place:
+        if first is None or second is None:
+            return None
+        # What the call itself answers, which is NULL until it is made, settles nothing: where the
+        # second place depends on that, the first one has asked (`CASE WHEN … THEN … WHEN call = 'x'
+        # THEN 1 WHEN call = 'y' THEN 2 END`).
+        own = {column for _, column, _ in self._layers.asks[place].outputs}
+        if self._layers.level(second._replace(uses=second.uses - own)) > place:
             return None
         sql = f"CASE WHEN {first.sql} THEN TRUE ELSE {second.sql} END"
         return second._replace(sql=sql, uses=first.uses | second.uses)

@@ -72,11 +72,11 @@ class Layers:
 
         Args:
           before: the call that needs it, from 0. Then it is reckoned of rows alone that no
-            condition before that has left out: of others it may fail.
+            condition before that has left out: of others it may fail. What that call gives is NULL.
         """
         if value.column is not None:
             return value.column
-        level = self.level(value)
+        level = self.level(value) if before is None else min(self.level(value), before)
         for later in range(level + 1, level if before is None else before + 1):
             level = later if self._filters[later] else level
         for name, (sql, kind) in self._computed[level].items():
