@@ -18,7 +18,7 @@ from beam_llm.ledger.journal import Closed, CloseReason, Uploaded
 from beam_llm.ledger.manifest import LineManifest
 from beam_llm.ledger.parts import by_part, records_of
 from beam_llm.ledger.status import JobStatus
-from beam_llm.protocols import BatchProvider, Store, Task
+from beam_llm.protocols import BatchProvider, HasJsonTexts, Store, Task
 from beam_llm.values import Record
 
 _LOG = logging.getLogger(__name__)
@@ -158,7 +158,8 @@ class Frame(NamedTuple):
 def frame_of(task: Task, provider: BatchProvider) -> Frame | None:
     """Found by rendering a text that stands nowhere else; None where lines may differ in more than
     id and text."""
-    if not (getattr(provider, "texts_are_json_strings", False) and task.sends_one_text):
+    has_json_texts = isinstance(provider, HasJsonTexts) and provider.texts_are_json_strings
+    if not (has_json_texts and task.sends_one_text):
         return None
     custom_id, text = f"r-{uuid.uuid4().hex}", uuid.uuid4().hex
     line = _line(task, provider, custom_id, [Record((text,), 0)])

@@ -19,13 +19,14 @@ from apache_beam.transforms.window import GlobalWindow, WindowedValue
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Duration, Timestamp
 
 from beam_llm import events, telemetry
-from beam_llm.calls import borrow_engine, return_engine
+from beam_llm.calls import Engine, borrow_engine, return_engine
 from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind
 from beam_llm.jobs import Driver, Ready, Waiting, run_jobs
 from beam_llm.ledger import BatchJobRef, Ledger, find_ref
 from beam_llm.pricing import Prices
 from beam_llm.prompting.batching import Batcher
+from beam_llm.protocols import Store
 from beam_llm.providers import connect, connect_batch
 from beam_llm.providers.keys import mark_of_key
 from beam_llm.stores import open_store
@@ -93,7 +94,7 @@ class JobRunner:
     def __init__(self, settings: Settings, envelopes: EnvelopeCoder | None = None):
         self._settings = settings
         self._collecting = envelopes is None
-        self._engine: Any = None
+        self._engine: Engine | None = None
         prices = Prices.of(settings)
         self._task, self._caps = task_and_caps(settings)
         self._live_cost = prices.cost_usd
@@ -320,7 +321,7 @@ def _after(position: Position, result: Ready | Waiting) -> Position:
     return Position(FINISHED if result.phase is None else result.phase, 0.0)
 
 
-def resolve(store: Any, ref: Any) -> BatchJobRef:
+def resolve(store: Store, ref: BatchJobRef | str) -> BatchJobRef:
     """The ref itself, or the one that a bare job id names."""
     # What a coder hands on may be another tuple than a BatchJobRef.
     return find_ref(store, ref) if isinstance(ref, str) else BatchJobRef(*ref)

@@ -14,6 +14,7 @@ from beam_llm.caps import RECORD_OVERHEAD_TOKENS, Caps
 from beam_llm.config import Settings
 from beam_llm.errors import USER_CODE_ERRORS, Failure, Kind, PromptError
 from beam_llm.prompting.batching import Batcher, prompt_caps
+from beam_llm.prompting.reduce_task import ReduceTask
 from beam_llm.prompting.tokens import SampledTokens, estimate_tokens, rough_tokens
 from beam_llm.protocols import Task
 from beam_llm.providers import compile_task
@@ -65,19 +66,25 @@ class RecordReader:
       for_jobs: the records' tokens are added up to the size of a job. For live calls they matter
         with `tokens_per_minute`, else only where a prompt comes near its limit; there the batcher
         counts again.
-      task: what makes the records, where they are not what `settings` ask about one by one.
+      reduce: makes the records in place of the settings' task, which asks about them one by one.
     """
 
-    def __init__(self, settings: Settings, *, for_jobs: bool = False, task: Any = None):
-        made: tuple[Task, Caps] = task_and_caps(settings) if task is None else (task, task.caps)
-        self.task, self.caps = made
+    task: Task
+    caps: Caps
+
+    def __init__(
+        self, settings: Settings, *, for_jobs: bool = False, reduce: ReduceTask | None = None
+    ):
+        if reduce is None:
+            self.task, self.caps = task_and_caps(settings)
+            self._make_record, texts = self.task.record, self.task.texts
+        else:
+            self.caps = reduce.caps
+            self._make_record, texts = reduce.record, reduce.texts
         self._limits: Batcher[None] = Batcher(self.caps, settings.model_name)
         # As many bytes as this, and the most records of a prompt together can't pass its limit in
         # tokens.
-        share = (
-            self.caps.tokens // self.caps.records // max(self.task.texts, 1)
-            - 4 * RECORD_OVERHEAD_TOKENS
-        )
+        share = self.caps.tokens // self.caps.records // max(texts, 1) - 4 * RECORD_OVERHEAD_TOKENS
         self._output_field = settings.output_field
         self._taken = taken_names(settings.output_field)
         self._sampled = SampledTokens(share)
@@ -106,7 +113,7 @@ class RecordReader:
         if self._taken and not self._taken.isdisjoint(fields or _ELEMENT_ALONE):
             return name_clash(str(self._output_field), fields or _ELEMENT_ALONE)  # type: ignore[return-value]
         try:
-            record = self.task.record(fields, value, self._count)
+            record = self._make_record(fields, value, self._count)
             if self._limits.too_large(record):
                 return self._limits.too_large_failure(record)
         except PromptError as error:

@@ -55,7 +55,7 @@ def reader_of(settings: Settings) -> RecordReader:
     """What makes records of elements."""
     # An answer's field is beside those of its group, and not of an element.
     reading = dataclasses.replace(settings, output_field=None)
-    return RecordReader(reading, task=compile_reduce(reading))
+    return RecordReader(reading, reduce=compile_reduce(reading))
 
 
 class RenderRecords(beam.DoFn):

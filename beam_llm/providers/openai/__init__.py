@@ -47,8 +47,9 @@ def check(settings: Settings) -> None:
     """Raises UsageError where the settings ask for what this dialect does not have."""
     if settings.provider != "azure":
         refuse_api_version(settings)
-    check_address(settings)
-    server = Place.of(settings).server
+    place = Place.of(settings)
+    check_address(settings, place)
+    server = place.server
     _check_server(settings, server)
     _check_options(settings, server)
     check_temperature(settings, server.most_temperature)

@@ -119,7 +119,7 @@ _AZURE_ROUTE = re.compile(r"/openai/deployments(/.*)?$|(?<=\.azure\.com)/models(
 _VERSION = re.compile(r"\d{4}-\d{2}-\d{2}(-preview)?")
 
 
-def check_address(settings: Settings) -> None:
+def check_address(settings: Settings, place: Place) -> None:
     """Raises UsageError for an address or a version that no call can succeed with."""
     given, is_azure = settings.base_url or "", settings.provider == "azure"
     route = (is_azure and _AZURE_ROUTE.search(given)) or _ROUTE.search(given)
@@ -137,7 +137,7 @@ def check_address(settings: Settings) -> None:
     usual = PROVIDERS[settings.provider].base_url
     if usual is None:
         return
-    own, found = urlsplit(usual), urlsplit(Place.of(settings).base_url)
+    own, found = urlsplit(usual), urlsplit(place.base_url)
     if found.hostname == own.hostname and "v1" in own.path and "v1" not in found.path:
         raise UsageError(
             f"base_url is {given!r}: {settings.provider}: is at {usual!r}; write that, or leave it "
