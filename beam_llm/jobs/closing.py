@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import uuid
 from itertools import pairwise
 from pathlib import Path
 
@@ -150,8 +149,7 @@ def _write(
     job: Job, manifest: LineManifest, reader: ResultReader, end: JobEnd, path: str, kind: type[Done]
 ) -> Done:
     """Writes outcomes, leftovers and, last, the document."""
-    # A name of its own for each process that collects.
-    store, name = job.store, f"{job.journal.folder}answers-{uuid.uuid4().hex[:12]}"
+    store, name = job.store, job.journal.new_answers()
     reader.outcomes.flush()
     left = np.frombuffer(reader.left, dtype=np.bool_)
     failpoint("answers.before")

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from beam_llm.config import Settings
 from beam_llm.errors import CallError
 from beam_llm.jobs.pacing import (
-    SAY_AGAIN_SECONDS,
     SHORTEST_PAUSE_SECONDS,
+    WARN_AGAIN_SECONDS,
     pause_after,
     quick_interval,
 )
@@ -97,7 +97,7 @@ class Job:
         self.time = context.shared.time
         self.tries = 0
         self.cancelling: set[str] = set()
-        self._waiting, self._due, self._said_at = Waiting(0.0), -math.inf, -math.inf
+        self._waiting, self._due, self._warned_at = Waiting(0.0), -math.inf, -math.inf
 
     def wait(
         self,
@@ -129,12 +129,12 @@ class Job:
         """Seconds until a call that failed is tried again, longer at each failure in a row."""
         self.tries += 1
         pause = pause_after(self.settings, error, self.tries, self.name)
-        # Not said aloud at first: most is over soon.
+        # No warning at first: most failures are over soon.
         level, now = logging.INFO, self.clock.monotonic()
-        if self.tries >= _TRIES_BEFORE_WARNING and now >= self._said_at + SAY_AGAIN_SECONDS:
-            level, self._said_at = logging.WARNING, now
-        said = "job %s: %s; next try in %.1f s, and so on until it is answered"
-        _LOG.log(level, said, self.name, error.message, pause)
+        if self.tries >= _TRIES_BEFORE_WARNING and now >= self._warned_at + WARN_AGAIN_SECONDS:
+            level, self._warned_at = logging.WARNING, now
+        waits = "job %s: %s; next try in %.1f s, after %d in vain, and so on until it is answered"
+        _LOG.log(level, waits, self.name, error.message, pause, self.tries)
         return pause
 
     def soon(self) -> float:

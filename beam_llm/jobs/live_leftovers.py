@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -61,8 +60,7 @@ class LiveJob:
         with self._kept_lease():
             outcomes = self._ask(records)
         with contextlib.closing(PriorOutcomes(store, self._job.prior)) as prior:
-            # A name of its own: the document says whose answers count, should two processes ask one
-            # slice.
+            # Should two processes ask one slice, its document says whose answers count.
             name, _ = self._write(
                 chosen.keys,
                 (prior.added(chosen, *numbered) for numbered in enumerate(outcomes)),
@@ -121,7 +119,7 @@ class LiveJob:
 
     def _write(self, keys: Array, outcomes: Iterable[Outcome]) -> tuple[str, dict[str, int]]:
         """Stores outcomes, one per key in order; returns their name, and records by kind."""
-        store, name = self._job.store, f"{self._job.journal.folder}answers-{uuid.uuid4().hex[:12]}"
+        store, name = self._job.store, self._job.journal.new_answers()
         with temporary_file() as path, open(path, "wb") as file:
             writer = OutcomeWriter(keys, file)
             for position, outcome in enumerate(outcomes):

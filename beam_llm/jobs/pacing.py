@@ -18,8 +18,8 @@ LONGEST_PAUSE_SECONDS = 400.0
 """No pause between tries is longer, whatever another machine with a wrong clock has written."""
 QUICK_DOUBT_SECONDS = 10.0
 """`doubt_seconds` where polls are less than a second apart."""
-SAY_AGAIN_SECONDS = 3600.0
-"""What goes on failing, or waiting, says so again: a wait may last for days."""
+WARN_AGAIN_SECONDS = 3600.0
+"""Between two warnings that a job still fails, or still waits: that may go on for days."""
 # Servers have asked for a pause of 114 hours (openai/openai-dotnet#404).
 _LONGEST_RETRY_AFTER_SECONDS = 300.0
 

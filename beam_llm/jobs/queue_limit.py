@@ -132,7 +132,7 @@ class QueueLimit:
         facts = {"retry_at": job.time() + pause, "job_id": job_id, "refusal": refusal}
         job.close(attempt, CloseReason.QUEUE, **facts)
         failpoint("queued")
-        job.context.line.enter(job.intent, pause, error)
+        job.context.line.enter(job.intent, pause)
         return job.wait(pause, "queued")
 
     def seconds(self, attempt: int) -> float:
@@ -147,7 +147,7 @@ class QueueLimit:
     def decide(self, attempt: int) -> Split | JobEnd | None:
         """How the job goes on instead of being sent as it is; None: it is to be sent."""
         refusals = self._refusals(attempt)
-        last = refusals[0][1] if refusals else None
+        last = refusals[0].refusal if refusals else None
         limit = self._limit(last.limit if last else None)
         # By far most jobs: the tokens of their records need not be read.
         if limit is None and last is None:
@@ -158,7 +158,7 @@ class QueueLimit:
             tokens=int(sizes.sum()),
             stated=last.limit if last else None,
             limit=limit,
-            alone=self._alone(refusals),
+            alone=self._times_alone(refusals),
             unseen=last is not None and last.alone is None,
             like_given_up=self._is_like_given_up(sizes),
         )
@@ -235,10 +235,9 @@ class QueueLimit:
         sums: Array = of_records + overhead + self._job.task.shared_tokens
         return sums
 
-    def _refusals(self, attempt: int) -> list[tuple[float, Refusal]]:
-        """(when, what) of the latest refusals by the queue, newest first."""
-        refused = ((each.at, each.refusal) for each in self._closed(attempt) if each.refusal)
-        return list(islice(refused, _LOOK_BACK))
+    def _refusals(self, attempt: int) -> list[Closed]:
+        """The latest attempts that the queue refused, newest first."""
+        return list(islice((each for each in self._closed(attempt) if each.refusal), _LOOK_BACK))
 
     def _times_in_a_row(self, attempt: int) -> int:
         """How many of the latest attempts the provider had no room for, up to `_LOOK_BACK`."""
@@ -252,12 +251,12 @@ class QueueLimit:
             if closed is not None:
                 yield closed
 
-    def _alone(self, refusals: list[tuple[float, Refusal]]) -> int:
-        """How many of the last refusals in a row found nothing else pending."""
-        times = [at for at, _ in takewhile(lambda refused: refused[1].alone, refusals)]
-        # Before that, another job may be pending and just not be listed yet.
-        is_sure = times and times[0] - times[-1] >= self._job.settings.list_lag_seconds
-        return len(times) if is_sure else 0
+    def _times_alone(self, refusals: list[Closed]) -> int:
+        """How many of the last refusals in a row came with nothing else pending."""
+        alone = list(takewhile(lambda each: each.refusal and each.refusal.alone, refusals))
+        # In a shorter time, another job may be pending and just not be listed yet.
+        is_sure = alone and alone[0].at - alone[-1].at >= self._job.settings.list_lag_seconds
+        return len(alone) if is_sure else 0
 
     def _limit(self, stated: int | None) -> int | None:
         """The lower of what the last refusal said and what the ledger knows. A user's own

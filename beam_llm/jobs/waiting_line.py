@@ -3,24 +3,10 @@ of them be refused whenever one would be."""
 
 from __future__ import annotations
 
-import logging
-import math
-
 from beam_llm.config import Settings
-from beam_llm.errors import CallError
-from beam_llm.jobs.pacing import (
-    LONGEST_PAUSE_SECONDS,
-    SAY_AGAIN_SECONDS,
-    longest_backoff,
-    quick_interval,
-)
+from beam_llm.jobs.pacing import LONGEST_PAUSE_SECONDS, longest_backoff, quick_interval
 from beam_llm.ledger.intent import Intent
 from beam_llm.protocols import Clock
-
-_LOG = logging.getLogger(__name__)
-
-LONG_WAIT_SECONDS = 600.0
-"""After so long behind the provider's limit a job says so."""
 
 
 class WaitingLine:
@@ -30,33 +16,19 @@ class WaitingLine:
         self._settings, self._clock = settings, clock
         # By (number, name): the line is in this order.
         self._due: dict[tuple[int, str], float] = {}
-        self._since: dict[tuple[int, str], float] = {}
-        self._said: dict[tuple[int, str], float] = {}  # when it may be said again
 
-    def enter(self, job: Intent, seconds: float, refusal: CallError | None = None) -> None:
+    def enter(self, job: Intent, seconds: float) -> None:
         """Gives a job its place.
 
         Args:
           seconds: until it is worth trying again.
-          refusal: what the queue has just said; a job that has waited long says so, once an hour.
         """
-        place, now = (job.number, job.job), self._clock.monotonic()
-        self._due[place] = now + min(max(seconds, 0.0), LONGEST_PAUSE_SECONDS)
-        waited = now - self._since.setdefault(place, now) if refusal is not None else 0.0
-        if waited >= LONG_WAIT_SECONDS and now >= self._said.get(place, -math.inf):
-            self._said[place] = now + SAY_AGAIN_SECONDS
-            _LOG.warning(
-                "job %s has waited %.0f min for the provider to have room, and goes on waiting: %s",
-                job.job,
-                waited / 60,
-                refusal.message if refusal else "",
-            )
+        pause = min(max(seconds, 0.0), LONGEST_PAUSE_SECONDS)
+        self._due[job.number, job.job] = self._clock.monotonic() + pause
 
     def leave(self, job: Intent) -> None:
         """Gives the place up: the job was taken, or has ended."""
         self._due.pop((job.number, job.job), None)
-        self._since.pop((job.number, job.job), None)
-        self._said.pop((job.number, job.job), None)
 
     def __contains__(self, job: Intent) -> bool:
         return (job.number, job.job) in self._due

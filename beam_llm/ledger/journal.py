@@ -23,6 +23,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import re
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, TypeVar
@@ -390,6 +391,10 @@ class Journal:
     def add(self, document: Document, count: int = 0) -> bool:
         """Creates a document; False where another process has created it before."""
         return self.store.create(self.name(type(document), count), document.dumps())
+
+    def new_answers(self) -> str:
+        """A name for outcomes of this job, new each time: several processes may write them."""
+        return f"{self.folder}answers-{uuid.uuid4().hex[:12]}"
 
     def counts(self, kind: type[Document]) -> list[int]:
         """Which of its documents of one kind there are, in order."""
