@@ -16,7 +16,8 @@ from beam_llm.prompting.output_types import Output
 from beam_llm.prompting.readers import Found, Reader, Shape
 from beam_llm.prompting.readers.depth import TOO_DEEP, Unusable, is_deep, may_be_deep
 from beam_llm.prompting.readers.doubles import contradicts_itself
-from beam_llm.prompting.readers.json_reader import JsonReader, unfenced
+from beam_llm.prompting.readers.json_reader import JsonReader
+from beam_llm.prompting.readers.json_text import unfenced
 from beam_llm.prompting.readers.matching import match, same
 from beam_llm.prompting.readers.thoughts import may_hold_thoughts, without_thoughts
 from beam_llm.prompting.text import clean

@@ -10,7 +10,7 @@ import orjson
 import pydantic_core
 
 from beam_llm.prompting.output_types import Output
-from beam_llm.prompting.readers.json_reader import inner_json, without_surrogates
+from beam_llm.prompting.readers.json_text import inner_json, without_surrogates
 
 
 def typed_by(output: Output, kind: str) -> Callable[[Any], tuple[Any, Any]]:

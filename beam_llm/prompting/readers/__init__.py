@@ -4,7 +4,8 @@
          ─► [(index as written, answer as written), …]
          ─► match ─► {index: answer}, only where it is certain which record an answer belongs to
 
-    json_reader, json_path, lenient     JSON: good, at a path, and with the slips that models make
+    json_reader, json_path              JSON, in the built-in shape or at a path
+    json_text, lenient                  JSON values among prose, and with the slips that models make
     xml, xml_values                     XML, and its elements as the values that a schema says
     delimited, custom                   lines; a user's parser
     thoughts                            what a reasoning model writes in front of its answer

@@ -8,7 +8,7 @@ import orjson
 
 from beam_llm.errors import UsageError
 from beam_llm.prompting.readers import MOST_VALUES, NOT_FROM_ONE, Found
-from beam_llm.prompting.readers.json_reader import unfenced
+from beam_llm.prompting.readers.json_text import unfenced
 from beam_llm.prompting.readers.matching import written_number
 from beam_llm.prompting.readers.thoughts import without_thoughts
 

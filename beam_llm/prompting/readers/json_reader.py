@@ -3,30 +3,27 @@ write."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
 import orjson
 
 from beam_llm.prompting.readers import ANSWERS, MOST_VALUES, NOT_FROM_ONE, Found, Items, Shape
-from beam_llm.prompting.readers.depth import is_deep, may_be_deep, shallow
+from beam_llm.prompting.readers.depth import may_be_deep, shallow
 from beam_llm.prompting.readers.doubles import (
     DOUBLED,
     contradicts_itself,
     holds_unusable,
-    marked,
     may_repeat_keys,
     without_doubled,
 )
 from beam_llm.prompting.readers.json_path import json_path, simple_path
-from beam_llm.prompting.readers.lenient import Damaged, LenientReader, Pairs
-from beam_llm.prompting.readers.matching import INDEX, same
+from beam_llm.prompting.readers.json_text import JsonText, Twice, inner_json, pairs_of
+from beam_llm.prompting.readers.matching import INDEX
 from beam_llm.prompting.readers.thoughts import without_thoughts
-from beam_llm.prompting.text import clean
 
 
 class JsonReader:
@@ -44,9 +41,7 @@ class JsonReader:
         self._shape = shape
         # `$` and `$[*]` say no more than the built-in search for the array does.
         self._select = json_path(path) if path is not None and simple_path(path) != [] else None
-        # Slower than orjson, but it shows keys that are written twice, and where a value ends.
-        self._decoder = json.JSONDecoder(object_pairs_hook=self._object, parse_int=_whole_number)
-        self._key = f'"{shape.index_field}"'
+        self.json = JsonText(shape.index_field)
         self._mentions = re.compile(
             rf"""["']?{re.escape(shape.index_field)}["']?\s*:\s*["']?(\d{{1,9}})"""
         )
@@ -61,7 +56,7 @@ class JsonReader:
             return Found(shallow(self.items(inner, count)), {"wrapped"})
         if may_repeat_keys(text, data):
             # A parser keeps the last of two values under one key, be it an index or an answer.
-            items = without_doubled(self.items(self._decoded(text.strip(), 0)[0], count))
+            items = without_doubled(self.items(self.json.decoded(text.strip(), 0)[0], count))
         else:
             items = self.items(data, count)
         return Found(shallow(items) if may_be_deep(text) else items, set())
@@ -145,8 +140,8 @@ class JsonReader:
             if keyed.keys() == _numbers(count).keys() or all(map(INDEX.fullmatch, keyed)):
                 return keyed
             if keyed.keys() >= _numbers(count).keys():
-                return _Twice(
-                    [(key, value) for key, value in _pairs(keyed) if INDEX.fullmatch(key)]
+                return Twice(
+                    [(key, value) for key, value in pairs_of(keyed) if INDEX.fullmatch(key)]
                 )
         return None
 
@@ -161,39 +156,8 @@ class JsonReader:
                 else None,
                 self.answer(value),
             )
-            for key, value in _pairs(keyed)
+            for key, value in pairs_of(keyed)
         ]
-
-    def _object(self, pairs: Pairs) -> dict[str, Any]:
-        """An object; without an index where it has two different ones, so that its answer is
-        nobody's."""
-        found = marked(pairs)
-        if len(found) == len(pairs):
-            return found
-        if all(INDEX.fullmatch(key) for key in found):
-            return _Twice(pairs)
-        if found.get(self._shape.index_field) is DOUBLED:
-            del found[self._shape.index_field]
-        return found
-
-    def lenient(self, text: str) -> LenientReader:
-        return LenientReader(text, self._shape.index_field, self._object_without_losses)
-
-    def _object_without_losses(self, pairs: Pairs) -> dict[str, Any]:
-        found = self._object(pairs)
-        if type(found) is dict and any(
-            key in found and not same(found[key], value) for key, value in pairs
-        ):
-            raise Damaged("a field that is written twice, and not the same")
-        return found
-
-    def _decoded(self, text: str, start: int) -> tuple[Any, int]:
-        """One strict JSON value at `start`, and where it ends."""
-        try:
-            value, end = self._decoder.raw_decode(text, start)
-            return without_surrogates(value), end
-        except RecursionError:
-            raise ValueError("nested too deeply") from None
 
     def values(self, text: str, cut: bool) -> Iterator[tuple[Any, str | None]]:
         """Every JSON value that the reply to a single record may mean, each with a warning or
@@ -205,7 +169,7 @@ class JsonReader:
         except ValueError:
             text = without_thoughts(text).strip()
         try:
-            roots, broken_at = self._roots(text)
+            roots, broken_at = self.json.roots(text)
         except ValueError:
             return
         if cut and not text.startswith(("{", "[", "```")):
@@ -215,57 +179,12 @@ class JsonReader:
         yield from ((DOUBLED if holds_unusable(root) else root, "wrapped") for root in roots)
         if broken_at is not None and not cut:
             try:
-                yield self._mended_root(text, broken_at), "repaired"
+                yield self.json.mended_root(text, broken_at), "repaired"
             except ValueError:
                 return
 
-    def _roots(self, text: str) -> tuple[list[Any], int | None]:
-        """JSON values in prose, or one a line; and where the first damaged one starts, which ends
-        the search.
-
-        What stands in the only code fence is meant, so that damage around it is part of the talk;
-        unless it stands in JSON that is open in front of it: then an answer quotes it.
-        """
-        fence = _only_fence(text)
-        if fence is None:
-            return self._scanned(text)
-        start, end = fence
-        before, broken_at = self._scanned(text[:start])
-        try:
-            fenced = orjson.loads(text[start:end])
-            if broken_at is not None:
-                self.lenient(text[:start]).read(broken_at)
-        except ValueError:
-            return self._scanned(text)
-        return [*before, fenced, *self._scanned(text[end:])[0]], None
-
-    def _scanned(self, text: str) -> tuple[list[Any], int | None]:
-        values: list[Any] = []
-        position = 0
-        while found := _ROOT.search(text, position):
-            try:
-                value, position = self._decoded(text, found.start())
-            except ValueError:
-                return values, found.start()
-            values.append(value)
-            if len(values) > MOST_VALUES:
-                raise ValueError(f"there are more than {MOST_VALUES:,} JSON values in it")
-        return values, None
-
-    def _mended_root(self, text: str, start: int) -> Any:
-        """The value at `start`, and all that follows is talk.
-
-        Raises:
-          ValueError: where that is not certain.
-        """
-        found = self.lenient(text).read(start)
-        rest = text[found.end :].strip(" \t\r\n`")
-        if _ROOT.search(rest) or (rest and found.guessed):
-            raise Damaged("more than one reading")
-        return found.value
-
     def _find_damaged(self, text: str, count: int, cut: bool) -> Found:
-        roots, broken_at = self._roots(text)
+        roots, broken_at = self.json.roots(text)
         groups = [self.items(root, count) for root in roots]
         # Beside numbered answers, a value without a number is part of the talk.
         numbered = [group for group in groups if any(index is not None for index, _ in group)]
@@ -296,7 +215,7 @@ class _Walk:
 
     def __init__(self, reader: JsonReader, text: str, cut: bool):
         self._reader, self._text, self._cut = reader, text, cut
-        self._lenient = reader.lenient(text)
+        self._lenient = reader.json.lenient(text)
         self._is_strict = True
         self._guessed: list[int] = []
         self.has_mended = False
@@ -341,7 +260,7 @@ class _Walk:
     def _value(self, at: int, number: int, inside: str) -> tuple[Any, int] | None:
         if self._is_strict:
             try:
-                return self._reader._decoded(self._text, at)
+                return self._reader.json.decoded(self._text, at)
             except ValueError:
                 # Tried for every element it would be quadratic: the error counts lines in front.
                 self._is_strict = False
@@ -383,19 +302,6 @@ class _Walk:
         return [item for number, item in enumerate(items) if number not in self._guessed]
 
 
-class _Twice(dict[str, Any]):
-    """An object of answers under numbers, one of which is written twice. `pairs` are all of
-    them."""
-
-    def __init__(self, pairs: Pairs):
-        super().__init__(pairs)
-        self.pairs = pairs
-
-
-def _pairs(keyed: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
-    return keyed.pairs if type(keyed) is _Twice else keyed.items()
-
-
 @lru_cache(256)
 def _numbers(count: int) -> dict[str, int]:
     """`"1"` → 1, … as keyed replies are asked for."""
@@ -411,8 +317,6 @@ def _says(index: Any, key: str) -> bool:
     return type(index) in (int, str) and str(index) == key
 
 
-# Not every bracket in prose begins JSON: `[1]` and `{name}` don't.
-_ROOT = re.compile(r"""\{(?=\s*(?:["'}]|\w+\s*:))|\[(?=\s*[\[{"'\]])""")
 _GAP = re.compile(r"(?:[\s,]+|//[^\n]*|/\*.*?\*/)*", re.DOTALL)
 _STEP = re.compile(r"""\{\s*(?:"[^"\\\n]{0,100}"|'[^'\\\n]{0,100}'|\w{1,100})\s*:\s*(?=[\[{])""")
 _INTO_KEYED = re.compile(
@@ -427,7 +331,6 @@ _GOES_ON = (
     re.compile(r"""[}\]`]|["']?\d{1,9}(?:["']\s*(?::|\Z)|\s*:|\Z)"""),
 )
 """How a reply goes on behind an answer: with the next one, whole or not, or with its own end."""
-_FENCE_LABEL = re.compile(r"[\w-]{0,20}\s*")
 _MOST_STEPS = 8
 
 
@@ -443,58 +346,3 @@ def _into_array(text: str, position: int) -> tuple[int, bool]:
             break
         position = step.end()
     return start, False
-
-
-def _only_fence(text: str) -> tuple[int, int] | None:
-    """Where the content of the only code fence starts and ends."""
-    start = text.find("```")
-    end = text.find("```", start + 3) if start >= 0 else -1
-    if end < 0 or text.find("```", end + 3) >= 0:
-        return None
-    return min(_FENCE_LABEL.match(text, start + 3).end(), end), end  # type: ignore[union-attr]  # it matches nothing, too
-
-
-def inner_json(text: str) -> Any:
-    """The object or array that a string holds as JSON; None where it holds none, or one that
-    contradicts itself or is too deep."""
-    if text.lstrip()[:1] not in ("{", "["):
-        return None
-    try:
-        value = orjson.loads(text)
-    except ValueError:
-        return None
-    return None if is_deep(value) or contradicts_itself(text, value) else value
-
-
-def unfenced(text: str) -> str:
-    """What a reply that is one code fence and nothing else holds; any other reply as it is."""
-    text = text.strip()
-    fence = _only_fence(text)
-    if fence is None or not text.startswith("```") or not text.endswith("```"):
-        return text.strip("`").strip()
-    label, _, content = text[3 : fence[1]].partition("\n")
-    return (
-        content
-        if content.strip() and not label.strip()[20:] and " " not in label.strip()
-        else text[3 : fence[1]]
-    ).strip()
-
-
-def _whole_number(digits: str) -> int | float:
-    """As orjson reads it: beyond 64 bits, a float."""
-    return int(digits) if len(digits) < 19 else orjson.loads(digits)
-
-
-def without_surrogates(value: Any) -> Any:
-    """The value with lone surrogates, which the standard library lets through, as U+FFFD."""
-    if type(value) is str:
-        return clean(value)
-    if type(value) is list:
-        return [without_surrogates(item) for item in value]
-    if type(value) is dict:
-        return {without_surrogates(key): without_surrogates(item) for key, item in value.items()}
-    if type(value) is _Twice:
-        return _Twice(
-            [(without_surrogates(key), without_surrogates(item)) for key, item in value.pairs]
-        )
-    return value
