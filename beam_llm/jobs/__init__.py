@@ -1,5 +1,5 @@
-"""Remote jobs: nothing paid twice, nothing lost. `planning/` says what goes into which, `results/`
-reads what comes out, and what is written down of them is in `ledger/`.
+"""Remote jobs: nothing paid twice, nothing lost. `planning/` decides which records go into which
+job, `results/` reads what comes back, and `ledger/` holds all that is written down about them.
 
     driver.py           walks the tree of each job of a run
     job_driver.py       one job's way, step by step: the table of all its phases

@@ -1,5 +1,5 @@
-"""Looking at the jobs of a ledger from outside: what `beam-llm jobs ls`, `show` and `cancel` do.
-Needs no task, and no provider but to cancel."""
+"""Looking at the jobs of a ledger from outside: `beam-llm jobs ls`, `show` and `cancel`. It needs
+no task, and a provider only to cancel."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ class JobView:
       parent: the job that it comes from, or empty.
       state: `planned`, `queued`, `doubt`, `created` or `done`; of live calls `asking` once some are
         answered.
-      ended: the state that it ended in, or our word for how; None before.
-      answered, failed: records that ended in this job; what it passed on is in `left`.
+      ended: the remote job's final state, or our word for how it ended; None before.
+      answered, failed: records that ended in this job; those that it passed on are in `left`.
       left: records passed on to `follow_up`, to its halves, or to live calls.
-      doubles: further remote jobs that were made for it, found, and cancelled.
-      cost_usd: paid for this job's own replies, live calls' as far as they are answered; None where
-        it isn't done or the price is unknown.
+      doubles: further remote jobs that were made for it by mistake, and cancelled.
+      cost_usd: paid for this job's own replies, or for the live calls answered so far; None where
+        the job isn't done or a price is unknown.
       task: hex digest of all that shapes the answers, as `Task.fingerprint`.
-      submitted_at, ended_at: seconds since the epoch; None where that has not come, or where it was
-        not written down. The first is by the provider's clock.
+      submitted_at, ended_at: seconds since the epoch; None where it has not happened yet or was not
+        recorded. The first is by the provider's clock.
       input_tokens, output_tokens: of all its replies.
     """
 
@@ -83,10 +83,10 @@ class JobView:
 
 
 def list_jobs(store: Store, numbers: Container[int] | None = None) -> list[JobView]:
-    """All jobs, oldest first, each with what follows from it right behind it.
+    """All jobs, oldest first, each followed by its children.
 
     Args:
-      numbers: only these, by their entries in the log, and what follows from them.
+      numbers: only the jobs with these log numbers, and their children.
 
     Raises:
       LedgerError: the ledger is damaged, or of a newer format.
@@ -101,7 +101,7 @@ def list_jobs(store: Store, numbers: Container[int] | None = None) -> list[JobVi
 
 
 def show(store: Store, job: str) -> tuple[JobView, list[JobView]]:
-    """One job, by its name (`7`, `7.f`) or the provider's id, and what followed from it.
+    """One job, by its name (`7`, `7.f`) or the provider's id, and all jobs below it.
 
     Raises:
       UsageError: there is none.
@@ -112,7 +112,7 @@ def show(store: Store, job: str) -> tuple[JobView, list[JobView]]:
 
 
 def _resolve(ledger: Ledger, job: str) -> Intent:
-    """The job that its name (`7`, `007.f`) or a provider's id stands for."""
+    """The job of that name (`7`, `007.f`) or provider's id."""
     number, _, path = job.partition(".")
     if not (number.isdigit() and job.isascii() and job.replace(".", "").isalnum()):
         number, _, path = find_job(ledger, job).partition(".")
@@ -129,7 +129,7 @@ def _view(store: Store, intent: Intent) -> JobView:
     status, done = journal.status(), journal.end(intent.fingerprint)
     twice, created = journal.read(Twice), journal.newest(Created)
     counts = done.counts if done is not None else {}
-    # Of live calls what is paid is known before their end.
+    # What live calls have cost is known before they end.
     slices = journal.all(Slice) if intent.kind == "live" and done is None else []
     used, paid = spent(slices)
     usage = used if done is None else Usage(*done.usage)
@@ -177,8 +177,8 @@ def _state(journal: Journal, status: JobStatus) -> str:
 
 
 def cancel(store: Store, provider: BatchProvider, job: str) -> str:
-    """Asks the provider to cancel a job; what it has finished is kept, and collected by whoever
-    waits for it. Returns its id.
+    """Asks the provider to cancel a job. What it has finished is kept, and collected by whoever
+    waits for it. Returns the provider's id.
 
     Raises:
       UsageError: there is no such job, it was not submitted yet, or it has ended, here or at

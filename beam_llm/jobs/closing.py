@@ -1,12 +1,12 @@
-"""The end of a job: its results are read, and how every record of it ends is written down, once and
+"""The end of a job: its results are read, and the outcome of each record is written down, once and
 for all.
 
     result lines ─► ResultReader ─┬─ ends here ─► answers-<x>.index ──────────────────┐
                                   └─ left over ─► answers-<x>-left.index, and a child ├─► done
                                                   that asks again: 7.f, or 7.f.l live ┘
 
-Several processes may collect at once. The first to create `done` decides; the others delete what
-they wrote.
+Several processes may collect at once. The first one to create `done` decides; the others delete
+what they wrote.
 """
 
 from __future__ import annotations
@@ -55,20 +55,20 @@ def collect(
     is_whole: bool = False,
     again: bool = False,
 ) -> Done:
-    """Reads the results, if any, and writes down how every record of the job ends.
+    """Reads the results, if any, and writes down the outcome of each record of the job.
 
     Args:
-      remote: whose results are read; None: there are none.
-      is_whole: as many answers have to be there as the provider counts; without it what is there
-        is taken for all there will ever be.
-      again: the job has ended before, in doubt. It ends once more only if there is a result line,
-        or the provider says that it has answered nothing.
+      remote: the job whose results are read; None where there are none.
+      is_whole: as many answers have to be there as the provider counts. Otherwise, whatever is
+        there is taken for all that will ever come.
+      again: the job has ended before, in doubt. Its end is written anew only if there is a result
+        line, or if the provider says that it has answered nothing.
 
     Returns:
-      The end that counts: ours, or that of a process that was quicker.
+      The end that counts: this one, or that of a process that was quicker.
 
     Raises:
-      CallError: with `is_whole` or `again`: there are fewer results than there should be, so far.
+      CallError: with `is_whole` or `again`: there are fewer results so far than there should be.
     """
     manifest = LineManifest.read(job.store, job.intent.lines)
     with (
@@ -91,7 +91,7 @@ def collect(
 
 
 def _report(job: Job, done: Done) -> None:
-    """Counts the warnings of replies, and logs what was odd about result lines."""
+    """Counts the warnings of replies, and logs what was wrong with result lines."""
     odd = []
     for fact, count in done.facts.items():
         if fact.startswith("warnings_"):
@@ -103,7 +103,7 @@ def _report(job: Job, done: Done) -> None:
 
 
 def _trace(job: Job, done: Done) -> None:
-    """Tells tracing about the job, where that is on."""
+    """Reports the job to tracing, where that is on."""
     settings, intent = job.settings, job.intent
     created = job.journal.newest(Created) if settings.tracing else None
     if created is None:
@@ -148,7 +148,7 @@ def _read_results(job: Job, reader: ResultReader, remote: RemoteJob, is_whole: b
 def _write(
     job: Job, manifest: LineManifest, reader: ResultReader, end: JobEnd, path: str, kind: type[Done]
 ) -> Done:
-    """Writes outcomes, leftovers and, last, the document."""
+    """Writes the outcomes, the leftovers, and at last `done`."""
     store, name = job.store, job.journal.new_answers()
     reader.outcomes.flush()
     left = np.frombuffer(reader.left, dtype=np.bool_)
@@ -157,7 +157,7 @@ def _write(
     goes_on = _going_on(job, manifest, reader, left, end) if left.any() else None
     if goes_on is None:
         index, counts = reader.outcomes.whole()
-    else:  # two indexes over the same rows: what ends here, and what is passed on
+    else:  # two indexes over the same rows: records that end here, and those passed on
         index, counts = reader.outcomes.part(~left)
         store.put(f"{name}{LEFT}.index", reader.outcomes.part(left)[0])
     store.put(f"{name}.index", index)
@@ -178,10 +178,11 @@ def _write(
 
 
 def split(job: Job, at_line: int, line_tokens: Array) -> Done:
-    """Ends a job that no queue will take as it is: the lines before `at_line` and those behind
-    become jobs of their own.
+    """Ends a job that the queue won't take as it is: the lines before `at_line` and those from it
+    on become jobs of their own.
 
-    Nothing was sent of it, so no record ends here; what the job before left to it goes to both.
+    Nothing was sent of it, so no record ends here; the outcomes that its parent passed on go to
+    both.
 
     Args:
       line_tokens: estimated tokens of each line.
@@ -202,15 +203,15 @@ def split(job: Job, at_line: int, line_tokens: Array) -> Done:
         at=job.time(),
         children=tuple(halves),
         left=job.prior,
-        # An attempt may have made a job all the same; then its halves look out for that.
+        # An attempt may have made a job all the same; the halves watch for it.
         doubted=bool(job.guesses()),
     )
     return write_end(job, done)
 
 
 def write_end(job: Job, done: Done) -> Done:
-    """Ends the job; returns the end that counts, which may be that of a process that was quicker:
-    then the outcomes that were written for this one are removed.
+    """Ends the job; returns the end that counts. Where another process was quicker, that is its
+    end, and the outcomes written for this one are removed.
     """
     failpoint("done.before")
     if job.journal.add(done):
@@ -225,10 +226,11 @@ def write_end(job: Job, done: Done) -> Done:
 def _going_on(
     job: Job, manifest: LineManifest, reader: ResultReader, left: Array, end: JobEnd
 ) -> Child | None:
-    """What asks once more for records that do not end here; None: nothing, they end as they are.
+    """The child that asks again for records that do not end here; None where nothing does, and they
+    end as they are.
 
-    One follow-up job, then live calls; live calls at once where a job would be too small for the
-    provider, or would end the same way.
+    First a follow-up job, then live calls. Live calls at once where a job would be too small for
+    the provider, or would end the same way.
     """
     settings, intent = job.settings, job.intent
     if settings.on_leftover == "fail":
@@ -239,14 +241,14 @@ def _going_on(
     is_job = passed_on.lines >= job.provider.traits.min_requests
     goes_live = end.goes_live or not is_job or intent.is_second_try
     child = FOLLOW_UP if settings.on_leftover == "follow_up" and not goes_live else LIVE
-    # An estimate by its share: for exact weights the parts would have to be read.
+    # Estimated by the share of records: for exact counts the parts would have to be read.
     tokens = intent.tokens * records // max(intent.records, 1)
     return Child(child, name, records, passed_on.lines, tokens)
 
 
 def _regrouped(manifest: LineManifest, left: Array, alone: Array) -> Array:
-    """Where the lines of the follow-up begin: records of a line that was at fault get a line each,
-    others stay together as they were."""
+    """Where the follow-up's lines begin: each record of a line that was at fault gets a line of its
+    own, the others stay together as they were."""
     starts, count = [0], 0
     for start, end in pairwise(manifest.line_starts.tolist()):
         members = np.flatnonzero(left[start:end]) + start

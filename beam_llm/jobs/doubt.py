@@ -7,7 +7,7 @@
         that can't be told, and won't be ─────────────────► ends in doubt, or by on_doubt='resubmit'
                                                             the next attempt
 
-Until then the job waits: another create now might be paid for twice.
+Until then the job waits: another create might be paid for in addition.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from beam_llm.stores import temporary_file
 _LOG = logging.getLogger(__name__)
 
 NAME_SECONDS = 3 * 3600.0
-"""No provider says for how long it knows a name again. After so long the job is looked for among
-its jobs before the create is sent once more, where the provider can be asked for them."""
+"""No provider says how long it remembers a name. After this time the job is first looked for in the
+provider's list, if it has one, before the create is sent again."""
 
 
 class Doubt:
@@ -59,27 +59,28 @@ class Doubt:
             self._job.context.counted["jobs_in_doubt"] += 1
 
     def resolve(self) -> RemoteJob | float:
-        """The job that the create has made, of several the oldest.
+        """The job that the create has made; the oldest, if there are several.
 
         Returns:
-          The job. Or seconds until it is certain that there is none; 0.0: there is none, and the
-          attempt is closed.
+          The job, or the seconds until it is certain that there is none. 0.0: there is none, and
+          the attempt is closed.
 
         Raises:
-          CallError: no clear answer again, or it can't be looked for, now or ever.
+          CallError: there was no clear answer again, or the job can't be looked for, now or ever
+            (CannotTell).
         """
         return (self._repeat() if self._job.may_repeat_create else None) or self._look()
 
     def _repeat(self) -> RemoteJob | None:
-        """The job that the same create, by the same name and from the same input, gives now; None
-        where it has to be looked for after all."""
+        """Sends the same create again, with the same name and input, and returns its job; None
+        where the job has to be looked for after all."""
         marker = self._marker
         if marker is None or marker.adopts is not None:
             return None  # this attempt was to adopt a job, not to create one
         if self._job.has_another_key(self.attempt):
-            return None  # in another account it would be another job
+            return None  # in another account it would make another job
         if self._age_seconds() > NAME_SECONDS:
-            # Where it can't be told, to repeat the create is all that can be done.
+            # Where there is no such list, repeating the create is all that can be done.
             with suppress(CannotTell):
                 if found := find_remote(self._job):
                     return found[0]
@@ -87,7 +88,7 @@ class Doubt:
         try:
             remote = self._created(self._job.create_name(self.attempt), marker.file_id)
         except NotCreated as no:
-            # A full queue, for one: it says nothing of what the first create did.
+            # Such as a full queue, which says nothing about what the first create did.
             if not isinstance(no.reason, Rejected):
                 raise no.reason from no
             refused = "job %s: its create, sent once more, is refused (%s): looking for its job"
@@ -109,7 +110,7 @@ class Doubt:
         job = self._job
         found = find_remote(job)
         left = visible_seconds(job.settings, job.provider.traits) - self._age_seconds()
-        # What an earlier attempt has made may have an older double that the list doesn't show yet.
+        # A job of an earlier attempt may have an older double that the list doesn't show yet.
         if found and (left <= 0 or any(map(self._has_made, found))):
             oldest, *younger = found
             if younger:
@@ -123,7 +124,7 @@ class Doubt:
                 "its create was sent with another API key, whose account may have it; run with "
                 "that key, or on_doubt='resubmit' asks again"
             )
-        # Else the process that sent the create has come back with its answer meanwhile.
+        # Otherwise the process that sent the create has received its answer meanwhile.
         if job.journal.status().phase is Phase.DOUBT:
             job.close(self.attempt, CloseReason.NOT_FOUND)
         return 0.0
@@ -134,12 +135,12 @@ class Doubt:
         return remote.staged == (None if self._marker is None else self._marker.file_id)
 
     def may_pass(self, error: CallError) -> bool:
-        """Whether a look that failed is worth repeating: for as long as a list may be late where
-        the provider has said that it can't tell, or refuses; after an outage until the deadline."""
+        """Whether a look that failed is worth repeating. Where the provider refuses, or says that
+        it can't tell, for as long as its list may be late; in an outage until the deadline."""
         settings, traits = self._job.settings, self._job.provider.traits
         is_settled = isinstance(error, CannotTell | Rejected | Aborted)
         patience = (visible_seconds if is_settled else deadline_seconds)(settings, traits)
-        # A run may begin long after: the first outage that it meets is not the last word.
+        # A run may begin long after the deadline: the first outage that it meets must not decide.
         is_watched = is_settled or self._watched_seconds() >= doubt_seconds(settings)
         if patience <= self._age_seconds() and is_watched:
             return False
@@ -149,8 +150,8 @@ class Doubt:
         return True
 
     def give_up_if_told(self) -> bool:
-        """Gives the attempt up where the user has said so (`on_doubt='resubmit'`); returns whether
-        that is so."""
+        """Gives the attempt up if the user has chosen that (`on_doubt='resubmit'`). Returns whether
+        it was given up."""
         if self._job.settings.on_doubt != "resubmit":
             return False
         self._job.close(self.attempt, CloseReason.RESUBMITTED)
@@ -161,7 +162,7 @@ class Doubt:
         return self._job.clock.monotonic() - self._known_since
 
     def _age_seconds(self) -> float:
-        """How long ago the create was sent, at least."""
+        """A lower bound of the time since the create was sent."""
         watched = self._watched_seconds()
         marker, shared = self._marker, self._job.shared
         if marker is None or not marker.shared or shared.provider_time() is None:

@@ -5,8 +5,8 @@ gives out the answers of each that has ended.
            │           │             │
            └─ phase 0  └─ phase 1    └─ phase 2 of the ref: answers for this run's elements
 
-Nothing here blocks for long: a step is one control-plane action or one collection, and then says
-when to come again.
+Nothing here blocks for long: a step does one control-plane action or one collection, and then says
+when to call it again.
 """
 
 from __future__ import annotations
@@ -33,17 +33,18 @@ from beam_llm.values import Outcome
 
 
 class Driver:
-    """Drives jobs of one staging location with one use of a model. Not thread-safe: one per thread.
+    """Drives the jobs of one staging location, for one transform's settings. Not thread-safe: use
+    one per thread.
 
     Args:
       ask: live calls for leftovers; blocks until all are answered.
       cost: price of a reply's usage; True: at the batch API's price.
-      account: a mark of the API key that jobs are made with, the same for the same key.
+      account: a digest of the API key that jobs are made with, so that another key is noticed.
 
     Attributes:
-      counted: things worth counting, for the caller to post and clear: `jobs_twice`,
+      counted: what happened, for the caller to post as counters and clear: `jobs_twice`,
         `jobs_in_doubt`, `jobs_resubmitted`, `warnings_<what>` of replies.
-      leases: what it holds its jobs by.
+      leases: the leases it holds on its jobs.
     """
 
     def __init__(
@@ -64,10 +65,10 @@ class Driver:
         self.counted, self.leases = self._context.counted, self._context.leases
 
     def step(self, ref: BatchJobRef, phase: int = 0) -> Waiting | Ready:
-        """Goes on with the job as far as it can without waiting.
+        """Takes the job as far as it can go without waiting.
 
         Args:
-          phase: 0 for the job's own answers; then what `Ready.phase` said.
+          phase: 0 for the job's own answers; after that, the last `Ready.phase`.
 
         Raises:
           Aborted: no call can succeed (bad key, unknown model, spent quota) and `on_abort` is
@@ -80,7 +81,8 @@ class Driver:
         try:
             return self._walk(ref, phase)
         except Aborted:
-            # Nothing is under way: the corrected run, or another worker, need not wait.
+            # Nothing is under way, so the corrected run, or another worker, need not wait for the
+            # leases.
             self.close()
             raise
 
@@ -88,7 +90,8 @@ class Driver:
         root = self._ledger.intent(ref.number)
         nodes: list[Node] = []
         pending = [Node(root)]
-        # From the root at every step: that costs little, for the ends of jobs are kept in memory.
+        # Every step walks from the root. That is cheap, because the ends of jobs are kept in
+        # memory.
         while len(nodes) <= phase:
             if not pending:
                 raise LedgerError(f"job {ref.number} has ended, there is no phase {phase} of it")
@@ -97,7 +100,7 @@ class Driver:
             if found is None:
                 found = self._driver_of(node.intent, nodes, is_last=not pending).step()
             if isinstance(found, Waiting):
-                # The progress of a half is a part of the whole job's, which the ref waits for.
+                # The ref waits for the whole job, of which a half is only a part.
                 share = node.intent.records / root.records if node.intent.kind == "half" else 1.0
                 part = None if found.part is None else found.part * share
                 return found._replace(part=part, total=ref.records)
@@ -117,14 +120,14 @@ class Driver:
 
         Args:
           before: the jobs of the tree that have ended by now.
-          is_last: no other job of the tree is to be stepped, as far as is known.
+          is_last: no other job of the tree is known that would have to be stepped after it.
         """
         if intent.job in self._jobs:
             return self._jobs[intent.job]
         ends = {each.intent.job: each.done for each in before if each.done is not None}
         parent = ends.get(intent.parent)
-        # Jobs that this one is a part of, and that were split while it wasn't certain that none was
-        # made of them as a whole: should one show up, it has to be cancelled.
+        # Jobs that this one is a part of, split although an earlier create may have made a remote
+        # job of the whole: should that job show up, it has to be cancelled.
         doubted = [
             each.intent
             for each in before
@@ -140,11 +143,12 @@ class Driver:
         return found
 
     def job_id(self, number: int) -> str | None:
-        """The provider's id of a job, once there is one; none of the elements in no job."""
+        """The provider's id of a job, once there is one; None for number 0, the elements that are
+        in no job."""
         return JobTree(self._ledger, number).job_id if number else None
 
     def monotonic(self) -> float:
-        """Seconds that never go back, by which waits are measured."""
+        """The monotonic clock by which waits are measured."""
         return self._context.clock.monotonic()
 
     def due(self, waiting: Waiting) -> float:
@@ -157,7 +161,8 @@ class Driver:
 
 
 def _ended_for_all(undivided: str, nodes: Sequence[Node]) -> JobEnd | None:
-    """How all parts of that job end, if nothing was sent of them, because one of them has."""
+    """How the other parts of that job end, if nothing was sent of them, because one part has ended
+    so."""
     for intent, done in nodes:
         if intent.undivided == undivided and done is not None and done.ends_all is not None:
             return JobEnd(done.ended, Failure(*done.ends_all, 1))
@@ -170,12 +175,12 @@ def run_jobs(
     sleep: Callable[[float], None],
     progress: Callable[[Sequence[tuple[BatchJobRef, Waiting]]], None],
 ) -> Iterator[tuple[BatchJobRef, Iterator[tuple[bytes, Outcome]]]]:
-    """Steps all refs until every record of them has come out; yields each job's (envelope, outcome)
-    pairs as soon as it is done.
+    """Steps all refs until each of their records has an outcome; yields each job's (envelope,
+    outcome) pairs as soon as it is done.
 
     Args:
-      sleep: called with at most 1 s at a time, so that a kill or Ctrl-C is never far.
-      progress: called after each round with the refs still waited for.
+      sleep: called for at most 1 s at a time, so that Ctrl-C takes effect soon.
+      progress: called after each round with the refs that are still waiting.
     """
     phases: dict[int, int] = dict.fromkeys(range(len(refs)), 0)
     due: dict[int, float] = dict.fromkeys(phases, -math.inf)

@@ -1,5 +1,5 @@
-"""The input file of a job, built from manifest and parts: the same bytes for the same job, in every
-process, whenever it is asked for; and put where the provider takes it from, once for all attempts.
+"""The input file of a job, built from its manifest and parts (the same bytes in every process, at
+any time), and staged with the provider, once for all attempts.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _LOG = logging.getLogger(__name__)
 
 _WRITE_BYTES = 1 << 20
 MOST_LOST = 3
-"""A provider that has lost the input so often in a row is taken to lose it again."""
+"""A provider that has lost the input this often in a row is taken to lose it again."""
 
 
 class Staged(NamedTuple):
-    """A job's lines, by the provider's name for them or, where there is none, in the file that goes
-    along with the create.
+    """A job's lines: the provider's name for the staged input or, where it stages none, the local
+    file that the create sends.
     """
 
     file_id: str | None
@@ -38,11 +38,10 @@ class Staged(NamedTuple):
 
 
 def stage(job: Job, status: JobStatus, path: Path) -> Staged | None:
-    """Puts the job's lines where the provider takes them from; None where none of them fits its
-    limits.
+    """Stages the job's lines with the provider; None where not one of them fits its limits.
 
     Args:
-      path: where they may be written on the way.
+      path: a local file for the lines.
     """
     known = _newest_upload(job, status)
     if known is not None:
@@ -51,21 +50,21 @@ def stage(job: Job, status: JobStatus, path: Path) -> Staged | None:
         return None
     job.store.put_file(f"{job.journal.folder}input.jsonl", str(path))
     failpoint("staged")
-    # Writing the lines may have taken most of the lease. Whether it is held is looked at before the
-    # create.
+    # Renews the lease, as writing the lines may have taken most of it. Whether it is held is
+    # checked before the create.
     job.context.leases.hold(job.name)
     file_id = guarded(job.provider.stage, path, job.create_name(status.attempt))
     if file_id is None:
         return Staged(None, path)
-    # A kill before this leaves an input that nobody names: no job was made of it, and the next try
-    # stages another.
+    # A kill before this line leaves a staged input that nothing refers to: no job was made of it,
+    # and the next try stages another.
     job.journal.add(Uploaded(file_id), status.uploaded + 1)
     failpoint("uploaded")
     return Staged(file_id, None)
 
 
 def _newest_upload(job: Job, status: JobStatus) -> Uploaded | None:
-    """The input staged last, unless the attempt before has found it gone."""
+    """The input that was staged last, unless the previous attempt found it gone."""
     upload = job.journal.read(Uploaded, status.uploaded)
     closed = job.journal.read(Closed, status.attempt - 1)
     is_lost = closed and closed.reason is CloseReason.INPUT_GONE
@@ -74,7 +73,7 @@ def _newest_upload(job: Job, status: JobStatus) -> Uploaded | None:
 
 def stage_anew(job: Job, attempt: int, file_id: str | None, job_id: str | None = None) -> bool:
     """Closes an attempt whose staged input the provider has lost, so that the next one stages it
-    again; False where it loses one after the other."""
+    again. False where the provider keeps losing it."""
     before = [job.journal.read(Closed, attempt - back) for back in range(1, MOST_LOST + 1)]
     lost = [closed for closed in before if closed and closed.reason is CloseReason.INPUT_GONE]
     if file_id is None or len(lost) == MOST_LOST:
@@ -87,9 +86,9 @@ def stage_anew(job: Job, attempt: int, file_id: str | None, job_id: str | None =
 def write_lines(job: Job, path: Path) -> int:
     """Writes the job's JSONL file; returns the number of lines in it.
 
-    The planner estimates sizes from above. Should a file pass the provider's limits all the same,
-    it ends before the line that would: those lines get no answer in this job and go the way of its
-    leftovers. So does a line that can't be rendered.
+    The planner's sizes are upper estimates. Should a file exceed the provider's limits all the
+    same, it ends before the line that would: that line and those after it get no answer in this
+    job, and become leftovers. So does a line that can't be rendered.
     """
     max_requests, max_bytes = job.provider.traits.max_requests, job.provider.traits.max_bytes
     manifest = LineManifest.read(job.store, job.intent.lines)
@@ -97,7 +96,7 @@ def write_lines(job: Job, path: Path) -> int:
     with open(path, "wb", buffering=_WRITE_BYTES) as file:
         for line in input_lines(manifest, job.store, job.task, job.provider):
             size = len(line)
-            # A first line that is too large alone is left to the provider to refuse.
+            # A first line that alone is too large is sent, for the provider to refuse.
             if count == max_requests or (count and written + size > max_bytes):
                 break
             file.write(line)
@@ -114,8 +113,8 @@ def input_lines(
     if frame is None:
         yield from _rendered(manifest, store, task, provider)
         return
-    # `custom_ids` goes on through all parts, so it stands last: zip ends at the rows before it
-    # takes an id.
+    # `custom_ids` goes on through all parts, so it has to be the last argument: zip stops at the
+    # end of the rows without taking an id.
     custom_ids, (head, middle, rest) = manifest.custom_ids(), frame
     for reader, here in by_part(store, manifest):
         rows = manifest.row[here]
@@ -137,7 +136,7 @@ def _rendered(
         members = list(islice(records, end - start))
         try:
             yield _line(task, provider, custom_id, members)
-        # A batch template may fail on these records together, though on none alone.
+        # A batch template may fail on these records together, though on none of them alone.
         except PromptError:
             continue
 
@@ -147,8 +146,9 @@ def _line(task: Task, provider: BatchProvider, custom_id: str, records: Sequence
 
 
 class Frame(NamedTuple):
-    """What the lines of records that are asked one by one have in common: head, id, middle, text,
-    and what is around its repetitions."""
+    """The bytes that all lines of one record each have in common: `head`, then the id, `middle`,
+    then the text; `rest` is what comes after the text, in pieces if the text is in the line more
+    than once."""
 
     head: bytes
     middle: bytes
@@ -156,8 +156,8 @@ class Frame(NamedTuple):
 
 
 def frame_of(task: Task, provider: BatchProvider) -> Frame | None:
-    """Found by rendering a text that stands nowhere else; None where lines may differ in more than
-    id and text."""
+    """The frame, found by rendering a unique text; None where lines may differ in more than id and
+    text."""
     has_json_texts = isinstance(provider, HasJsonTexts) and provider.texts_are_json_strings
     if not (has_json_texts and task.sends_one_text):
         return None

@@ -1,8 +1,8 @@
-"""What everything that works on a job holds: the job itself, and what it shares with the other jobs
-of its driver.
+"""One job, as everything that works on it sees it, and the context that it shares with the other
+jobs of its driver.
 
-A job is tried in attempts, numbered from 0. An attempt belongs to the one process that created its
-marker (`Creating`): only that one may send its create.
+A job is tried in attempts, numbered from 0. An attempt belongs to the process that wrote its marker
+(`Creating`): only that process may send its create.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ from beam_llm.results.bill import Cost
 _LOG = logging.getLogger(__name__)
 
 _TRIES_BEFORE_WARNING = 5
-"""Calls that failed in a row: by then it has lasted for a minute or so."""
+"""Failed calls in a row before the first warning: by then the trouble has lasted for about a
+minute."""
 MOST_AGE_SECONDS = 30 * 86_400.0
-"""Of a job that is adopted; an older time is taken for a mistake."""
+"""How old an adopted job may be; an older creation time is taken for an error of the provider's."""
 
 
 @dataclass
@@ -43,10 +44,11 @@ class JobContext:
     """The settings, the seams and the clocks that all jobs of one driver share.
 
     Attributes:
-      clock: this machine's; by it runners are told when to come again.
-      shared: the time that machines agree on; by it everything is written down.
-      counted: things worth counting, for the caller to post and clear.
-      account: a mark of the API key; empty where there is none, or it is a token.
+      clock: this machine's; runners are told by it when to step a job again.
+      shared: the time that all machines agree on, for everything that is written down.
+      counted: see `Driver`.
+      account: a digest of the API key; empty where there is none, or where it is a short-lived
+        token.
     """
 
     settings: Settings
@@ -65,7 +67,7 @@ class JobContext:
 
 
 class Job:
-    """One job: what is to be done (`intent`), what was done (`journal`), and how long to wait.
+    """One job: what is to be done (`intent`), what has been done (`journal`), and how long to wait.
 
         job = Job(context, ledger.intent(7))
         if job.claim(0, file_id):
@@ -73,8 +75,9 @@ class Job:
 
     Attributes:
       name: `7`, `7.f`, …
-      prior: name of the outcomes that the job before left to this one.
-      undivided: jobs that this is a part of, of which one as a whole may yet show up at the
+      prior: name of the outcomes that the parent job passed on with the records; None where there
+        are none.
+      undivided: jobs that this one is a part of, and that may yet show up as a whole at the
         provider.
       tries: calls that failed in a row.
       cancelling: remote jobs that this process has cancelled.
@@ -93,7 +96,7 @@ class Job:
         self.settings, self.task = context.settings, context.task
         self.store, self.provider = context.store, context.provider
         self.clock, self.shared = context.clock, context.shared
-        # Seconds since the epoch, as they are written down: by the clock that machines share.
+        # Seconds since the epoch by the shared clock: what is written down.
         self.time = context.shared.time
         self.tries = 0
         self.cancelling: set[str] = set()
@@ -107,15 +110,16 @@ class Job:
         part: float | None = None,
         since: float | None = None,
     ) -> Waiting:
-        """Says that there is nothing to do for so long; `waiting` answers so until then."""
+        """Notes that there is nothing to do for `seconds`; until then `waiting` returns the
+        same."""
         self._due = self.clock.monotonic() + seconds
         self._waiting = Waiting(self.clock.time() + seconds, job_id, status, part=part, since=since)
         return self._waiting
 
     @property
     def waiting(self) -> Waiting | None:
-        """What `wait` gave last, while it holds: several refs may ask for one job. None: there is
-        something to do."""
+        """The last `wait`, while it holds, since several refs may wait for one job; None where
+        there is something to do."""
         left = (
             self.context.line.seconds(self.intent)  # the end of another job may shorten it
             if self._waiting.status == "queued"
@@ -126,7 +130,7 @@ class Job:
         return self._waiting._replace(next_at=self.clock.time() + left)
 
     def pause_after(self, error: CallError) -> float:
-        """Seconds until a call that failed is tried again, longer at each failure in a row."""
+        """Seconds until a failed call is tried again: longer with each failure in a row."""
         self.tries += 1
         pause = pause_after(self.settings, error, self.tries, self.name)
         # No warning at first: most failures are over soon.
@@ -138,21 +142,22 @@ class Job:
         return pause
 
     def soon(self) -> float:
-        """Seconds to the next look at something that changes soon: a lease, a list."""
+        """Seconds until the next look at something that changes soon, such as a lease or a list."""
         return quick_interval(self.settings, self.name)
 
     def wait_for_lease(self, status: str, seconds: float = 0.0) -> Waiting | None:
-        """Takes or renews the job's lease; None: it is ours.
+        """Takes or renews the job's lease. Returns None if this process has it, else the wait for
+        it.
 
         Args:
           status: what the job is called while another process has it.
-          seconds: how long it has to be ours, where `lease_seconds` is too short.
+          seconds: how long the lease has to last, where that is longer than `lease_seconds`.
         """
         free_at = self.context.leases.hold(self.name, seconds)
         if free_at is None:
             return None
-        # Its holder may be done, or dead, long before it ends, so it is looked at again soon. The
-        # lower bound keeps a loop from spinning over a lease that is just ending.
+        # Its holder may be done, or dead, long before the lease ends, so it is looked at again
+        # soon. The lower bound keeps a loop from spinning on a lease that is about to end.
         left = free_at - self.clock.time()
         return self.wait(max(min(left, self.soon()), 0.01), status)
 
@@ -163,27 +168,27 @@ class Job:
         return "/".join(str(options[name]) for name in ("project", "region") if options.get(name))
 
     def has_another_key(self, attempt: int) -> bool:
-        """Whether an attempt's create was sent with another API key: perhaps of another account,
-        which doesn't show its jobs here."""
+        """Whether an attempt's create was sent with another API key. That may be another account's,
+        whose jobs can't be seen with this one."""
         marker, account = self.journal.read(Creating, attempt), self.context.account
         return bool(marker and marker.account and account and marker.account != account)
 
     @property
     def may_repeat_create(self) -> bool:
-        """Whether the provider makes one job for one name, so that the same create may be sent
+        """Whether a repeated create with the same name gives the same job, so that it may be sent
         again."""
         return self.provider.traits.recovery is Recovery.TOKEN
 
     def create_name(self, attempt: int) -> str:
-        """What the provider is told that the job of an attempt is called."""
+        """The name under which the provider knows an attempt's job."""
         return f"{self.intent.fingerprint}-{attempt}"
 
     def claim(self, attempt: int, file_id: str | None, adopts: str | None = None) -> bool:
-        """Makes an attempt this process's; False where another has it.
+        """Claims an attempt for this process; False where another process has it.
 
         Args:
           file_id: the staged input that its create names.
-          adopts: a remote job that exists already: then nothing is created.
+          adopts: id of an existing remote job that the attempt takes over; then no create is sent.
         """
         shared = self.shared.provider_time() is not None
         account = self.context.account
@@ -191,18 +196,18 @@ class Job:
         return self.journal.add(marker, attempt)
 
     def acknowledge(self, attempt: int, remote: RemoteJob) -> None:
-        """Writes down that this remote job is the attempt's."""
+        """Records the remote job that an attempt's create has made, or that it has adopted."""
         now = self.time()
-        # The deadline counts from it: an absurd time would end the wait at once, or never.
+        # The deadline counts from this time: an absurd one would end the wait at once, or never.
         is_plausible = 0.0 <= now - remote.created_at <= MOST_AGE_SECONDS
         created_at = remote.created_at if is_plausible else now
         self.journal.add(Created(remote.job_id, created_at), attempt)
         failpoint("ack.after")
 
     def close(self, attempt: int, reason: CloseReason, **facts: object) -> None:
-        """Writes down that an attempt gave nothing."""
+        """Records that an attempt came to nothing, and why."""
         self.journal.add(Closed(reason, self.time(), **facts), attempt)  # type: ignore[arg-type]
 
     def guesses(self) -> list[Closed]:
-        """Attempts that were given up, and may have made a job all the same."""
+        """Attempts that were given up although they may have made a job."""
         return [closed for closed in self.journal.all(Closed) if closed.reason.is_a_guess]

@@ -19,8 +19,8 @@
     DONE    it ended in doubt, and nothing follows   look for it once more, wait if it runs
 
 `Submission` (submit.py) acts in FRESH and DOUBT, under the job's lease; `RemoteWatch`
-(remote_watch.py) in ACKED, for which no lease is needed: any process may poll, and of several that
-collect the first one's `done` counts.
+(remote_watch.py) in ACKED, for which no lease is needed: any process may poll, and if several
+collect, the first `done` written counts.
 """
 
 from __future__ import annotations
@@ -45,19 +45,20 @@ _LOG = logging.getLogger(__name__)
 
 
 class JobDriver:
-    """One job of a ledger, driven to its end from wherever another process left off.
+    """One job of a ledger, driven to its end from wherever an earlier process left it.
 
         job = JobDriver(Job(context, ledger.intent(7)))
         while isinstance(found := job.step(), Waiting): …    # until found.next_at
         found.counts                                         # {"": 50_000}
 
     Args:
-      inherited: how another part of the same job has ended, if its other parts end so, too.
-      is_last: no other job is to be stepped after it. Then a doubt that it ended in may be looked
-        at once more.
+      inherited: how another part of the same job ended, where this part has to end the same way.
+      is_last: no other job is to be stepped after it. Then, if it ended in doubt, the provider is
+        asked about it once more.
 
     Raises:
-      UsageError: it was made for another prompt, model or output, or is under way elsewhere.
+      UsageError: it was made for another prompt, model or output, or was sent to another region or
+        project.
     """
 
     def __init__(self, job: Job, inherited: JobEnd | None = None, is_last: bool = True):
@@ -87,7 +88,7 @@ class JobDriver:
     def _advance(self) -> Waiting | Done | None:
         """One action; None: the job is in another phase now, whoever brought it there."""
         job, watch = self._job, self._watch
-        if watch is None:  # a job that is watched needs no look into the journal
+        if watch is None:  # a job that is being watched is ACKED: no need to read the journal
             status = job.journal.status()
             if status.phase is Phase.DONE:
                 return self._end(status)
@@ -99,14 +100,16 @@ class JobDriver:
                 return self._submission.step()
             job.context.line.leave(job.intent)
             watch = RemoteWatch(job, status.attempt)
-        # After an error the journal says anew who goes on: the attempt may be closed by then.
+        # Kept only after a good step: after an error the journal is read again, since the attempt
+        # may be closed by then.
         self._watch = None
         found = watch.step()
         self._watch = watch if isinstance(found, Waiting) else None
         return found
 
     def _refuse_elsewhere(self, attempt: int) -> None:
-        """Looked for in another region a job is not found, and would be made once more."""
+        """Refuses a job that was sent to another region: here it would not be found, and be made a
+        second time."""
         job = self._job
         marker = job.journal.read(Creating, attempt)
         if marker is not None and marker.place and job.place not in ("", marker.place):
@@ -117,10 +120,9 @@ class JobDriver:
             )
 
     def _end(self, status: JobStatus) -> Waiting | Done:
-        """How the job has ended. One that ended in doubt is looked at once more, for by now its
-        answers, which are paid for, may be there.
-
-        Not where other jobs follow: their place in the order of a run must not change.
+        """How the job has ended. If it ended in doubt, the provider is asked once more: its
+        answers, which are paid for, may be there by now. Not where other jobs follow: their place
+        in the order of a run must not change.
         """
         job = self._job
         done = job.journal.end(job.intent.fingerprint)
@@ -144,7 +146,7 @@ class JobDriver:
             return done
 
     def _wait_for_late(self, remote: RemoteJob) -> Waiting | None:
-        """Until when to wait for a job that a run couldn't see, and this one can; None past its
+        """The wait for a job that an earlier run couldn't see and this one can; None past its
         deadline."""
         job = self._job
         age = job.time() - remote.created_at
@@ -155,14 +157,15 @@ class JobDriver:
         return job.wait(pause, remote.word, remote.job_id, since=since)
 
     def _find_late(self, attempt: int) -> RemoteJob | None:
-        """The job that the doubt is about; None where it can't be found, or may be another one.
+        """The remote job that the doubt is about; None where it can't be found, or where it may be
+        another one.
 
         Args:
-          attempt: the last that was acknowledged, if any was.
+          attempt: the last one that was acknowledged, if any.
         """
         journal = self._job.journal
         created = journal.read(Created, attempt)
-        # Of a closed attempt it is known what it gave: the doubt is about a later one.
+        # What became of a closed attempt is known: the doubt is about a later one.
         if created is not None and journal.read(Closed, attempt) is None:
             return guarded(self._job.provider.look, created.job_id)
         # It was never acknowledged, but its create may have made a job all the same. Of several the

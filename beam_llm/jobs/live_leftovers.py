@@ -1,4 +1,4 @@
-"""Live calls for what jobs left over: slice by slice, each slice's answers kept."""
+"""Live calls for records that jobs left over, slice by slice; each slice's answers are stored."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from beam_llm.stores import temporary_file
 from beam_llm.values import Outcome, Record, Usage, sum_of_costs
 
 Ask = Callable[[Sequence[Record]], Sequence[Outcome]]
-"""Live calls for records; one outcome each, in their order."""
+"""Makes live calls for records; gives one outcome each, in their order."""
 
 
 class LiveJob:
-    """Asks by live calls what a job left over; under a lease, so that two runs do not both ask.
+    """Asks by live calls for what a job left over, under a lease, so that two runs don't both ask.
 
     Args:
       job: the child that stands for these calls, such as `7.f.l`.
@@ -36,7 +36,7 @@ class LiveJob:
         self._job, self._ask = job, ask
 
     def step(self) -> Waiting | Done:
-        """Asks one slice; each slice's answers are kept, so a kill loses at most one."""
+        """Asks one slice. Each slice's answers are stored, so a kill loses at most one."""
         done = self._job.journal.end(self._job.intent.fingerprint)
         if done is not None:
             return done
@@ -75,13 +75,13 @@ class LiveJob:
 
     @contextlib.contextmanager
     def _kept_lease(self) -> Iterator[None]:
-        """Renews the lease while calls are under way: where few of them are allowed at a time,
-        those of a slice may take longer than any term."""
+        """Renews the lease while calls are under way: where few calls are allowed at a time, those
+        of a slice may take longer than a lease."""
         has_ended, job = threading.Event(), self._job
 
         def renew() -> None:
             while not has_ended.wait(self._lease_seconds / 8):
-                with contextlib.suppress(Exception):  # of the store's: the next time may do
+                with contextlib.suppress(Exception):  # the next renewal may succeed
                     job.context.leases.hold(job.name, self._lease_seconds)
 
         thread = threading.Thread(target=renew, daemon=True)
@@ -93,7 +93,7 @@ class LiveJob:
             thread.join()
 
     def _end(self, slices: Sequence[Slice]) -> Done:
-        """All slices as one: how the job ended."""
+        """Ends the job, with the outcomes of all slices in one object."""
         keys = Manifest.read(self._job.store, self._job.intent.lines).keys
         name, counts = self._write(keys, self._of_slices(slices, keys))
         usage, paid = spent(slices)
@@ -109,7 +109,7 @@ class LiveJob:
         return write_end(self._job, done)
 
     def _of_slices(self, slices: Sequence[Slice], keys: Array) -> Iterator[Outcome]:
-        """What was answered, in the order of the records' keys."""
+        """The slices' outcomes, in the order of the records' keys."""
         at = 0
         for each in slices:
             with contextlib.closing(Outcomes(self._job.store, each.outcomes)) as outcomes:
@@ -132,7 +132,7 @@ class LiveJob:
 
 
 def _slice_size(settings: Settings) -> int:
-    """Records that are asked between two writes: one round of calls. A kill can have them asked
-    again."""
+    """Records that are asked between two writes, about one round of calls: as many as a kill may
+    cause to be asked again."""
     batch = settings.batch_size if isinstance(settings.batch_size, int) else 20
     return max(20, min(settings.usual_calls * batch, 5000))

@@ -1,4 +1,5 @@
-"""Jobs that the provider's queue refuses: whether one is sent again as it is, becomes two, or ends.
+"""Jobs that the provider's queue refuses: whether such a job is sent again as it is, is split in
+two, or ends.
 
     all its lines are as large as one that was given up ──────► LIKE_GIVEN_UP: they end
     several lines, above the limit that is known ─────────────► CUT: two, at the end of a part
@@ -10,9 +11,9 @@
                    alone, or far above it ────────────────────► TOO_LARGE: it ends
                    else ──────────────────────────────────────► SEND
 
-A limit is on the tokens of all jobs together, our tokens are estimates, and other jobs of the
+The limit is on the tokens of all jobs together, our counts are estimates, and other jobs of the
 organization may be invisible to us. So we split generously (it costs one more job), and give a
-record up only where it was tried alone.
+record up only after it was tried alone.
 """
 
 from __future__ import annotations
@@ -43,33 +44,33 @@ from beam_llm.results.endings import JobEnd
 _LOG = logging.getLogger(__name__)
 
 PATIENCE = 3
-"""Refusals in a row, with nothing else pending, after which a job is taken to be too large
-itself."""
-# Refusals that are looked at: twice as many as the most patient rule needs.
+"""Refusals in a row with nothing else pending, after which the job itself is taken to be too
+large."""
+# How many refusals are read: twice as many as the most patient rule needs.
 _LOOK_BACK = 12
 
 
 class Verdict(enum.Enum):
-    """What becomes of a job next; the table above says when."""
+    """What happens to a job next; the table above says when."""
 
     SEND = "send"
     CUT = "cut"
     HALVE = "halve"
     TOO_LARGE = "too large"
     REFUSED = "refused"
-    # All its lines are at least as large as one of the same job that was given up.
+    # All of its lines are at least as large as a line of the same job that was given up.
     LIKE_GIVEN_UP = "like one given up"
 
 
 class Observed(NamedTuple):
-    """All that the decision on a job depends on.
+    """Everything that the decision about a job depends on.
 
     Attributes:
       lines, tokens: of the job; tokens are an estimate.
-      stated: the limit that its last refusal named.
-      limit: the lowest that is known, whoever named or found it.
-      alone: how many of its last refusals in a row came with nothing else pending.
-      unseen: at its last refusal the provider couldn't say what else is pending.
+      stated: the limit that the provider named in the last refusal.
+      limit: the lowest limit known, whether the provider named it or trying found it.
+      alone: how many of the last refusals in a row came with nothing else pending.
+      unseen: at the last refusal the provider couldn't say what else was pending.
       like_given_up: see `Verdict`.
     """
 
@@ -101,7 +102,7 @@ def decide(seen: Observed) -> Verdict:
 
 
 class Split(NamedTuple):
-    """The job goes as two: the lines before `at_line`, and those from it on.
+    """The job becomes two: the lines before `at_line`, and those from it on.
 
     Attributes:
       line_tokens: estimated tokens of each line.
@@ -112,21 +113,22 @@ class Split(NamedTuple):
 
 
 class QueueLimit:
-    """What becomes of one job that the queue refuses. Only the holder of its lease may ask."""
+    """Decides about one job that the queue refuses. For the holder of its lease only."""
 
     def __init__(self, job: Job):
         self._job = job
         self._known = ModelLimit(job.store, job.intent.host, job.intent.model)
 
     def queue_up(self, attempt: int, job_id: str | None, error: CallError) -> Waiting:
-        """The provider has no room for the job now: it gave nothing, and is tried again."""
+        """Closes an attempt for which the provider had no room, and puts the job in line to be
+        tried again."""
         job, refusal = self._job, None
         if isinstance(error, QueueFull):
             if error.limit_tokens is not None:
                 self._note(stated=error.limit_tokens)
             refusal = Refusal(error.limit_tokens, self._is_alone())
-        # A job that was taken and then failed has had its calls answered, and is refused all the
-        # same: the pauses go on growing, in the next process, too.
+        # A job that was taken and then failed for the queue counts as refused, although its calls
+        # were answered: so the pauses keep growing, in the next process as well.
         job.tries = max(job.tries, self._times_in_a_row(attempt))
         pause = job.pause_after(error)
         facts = {"retry_at": job.time() + pause, "job_id": job_id, "refusal": refusal}
@@ -136,8 +138,8 @@ class QueueLimit:
         return job.wait(pause, "queued")
 
     def seconds(self, attempt: int) -> float:
-        """Seconds until the job may knock again, whichever process was told to wait; zero or less:
-        it may."""
+        """Seconds until the job may try the queue again, whichever process was told to wait; zero
+        or less: it may try now."""
         job, line = self._job, self._job.context.line
         closed = job.journal.read(Closed, attempt - 1) if job.intent not in line else None
         if closed is not None and closed.reason is CloseReason.QUEUE:
@@ -145,11 +147,11 @@ class QueueLimit:
         return line.seconds(job.intent)
 
     def decide(self, attempt: int) -> Split | JobEnd | None:
-        """How the job goes on instead of being sent as it is; None: it is to be sent."""
+        """What happens to the job instead of being sent as it is; None: it is to be sent."""
         refusals = self._refusals(attempt)
         last = refusals[0].refusal if refusals else None
         limit = self._limit(last.limit if last else None)
-        # By far most jobs: the tokens of their records need not be read.
+        # So it is with most jobs: the tokens of their records need not be read.
         if limit is None and last is None:
             return None
         sizes = self._line_tokens()
@@ -171,13 +173,13 @@ class QueueLimit:
             case Verdict.CUT:
                 assert seen.limit is not None
                 ends = cut_jobs(sizes, sizes, max_requests=seen.lines, max_bytes=seen.limit)
-                # Of the ends of all parts that fit, the middle one: so a job of many parts becomes
-                # them in few rounds.
+                # Cut at the middle one of the places where parts that fit end, so that a job of
+                # many parts needs few rounds of halving.
                 why = f"limit of {seen.limit:,} enqueued tokens"
                 return self._split(ends[(len(ends) - 1) // 2], sizes, why)
             case Verdict.HALVE:
                 middle = seen.lines // 2
-                # The best guess, for this half was not refused yet. `completed` raises it again.
+                # The best guess, since this half was not refused yet. `completed` raises it again.
                 self._note(found=int(sizes[:middle].sum()))
                 return self._split(
                     middle, sizes, "queue, which refused it with nothing else pending"
@@ -200,7 +202,8 @@ class QueueLimit:
         return Split(at_line, sizes)
 
     def _refused(self, tokens: int) -> JobEnd:
-        """Prompts of several records are asked record by record; a record alone has its error."""
+        """Ends a job of one line that is always refused: several records are asked again one by
+        one, a single record ends with its error."""
         refused = f"the provider's queue refused even one request of about {tokens:,} tokens"
         reason = f"{refused} with nothing else pending, naming no limit"
         failure = Failure(Kind.RATE_LIMITED, reason)
@@ -209,8 +212,8 @@ class QueueLimit:
         return JobEnd("too_large", failure, faulty_lines={0: failure})
 
     def completed(self) -> None:
-        """A job of that size was taken: where a limit was only found by trying, twice as much may
-        be tried next."""
+        """Notes that a job of this size was completed: where the limit was only found by trying,
+        twice as much may be tried next."""
         limit = self._known.read()
         if limit is not None and limit.found:
             tokens = int(self._line_tokens().sum())
@@ -225,7 +228,7 @@ class QueueLimit:
         return LineManifest.read(self._job.store, self._job.intent.lines)
 
     def _line_tokens(self) -> Array:
-        """Estimated input tokens of each line, as the planner reckons them."""
+        """Estimated input tokens of each line, computed as the planner does."""
         manifest = self._manifest()
         tokens = np.zeros(len(manifest), dtype=np.int64)
         for reader, here in by_part(self._job.store, manifest):
@@ -240,7 +243,8 @@ class QueueLimit:
         return list(islice((each for each in self._closed(attempt) if each.refusal), _LOOK_BACK))
 
     def _times_in_a_row(self, attempt: int) -> int:
-        """How many of the latest attempts the provider had no room for, up to `_LOOK_BACK`."""
+        """How many of the latest attempts in a row the provider had no room for, up to
+        `_LOOK_BACK`."""
         latest = islice(self._closed(attempt), _LOOK_BACK)
         return sum(1 for _ in takewhile(lambda each: each.reason is CloseReason.QUEUE, latest))
 
@@ -259,8 +263,8 @@ class QueueLimit:
         return len(alone) if is_sure else 0
 
     def _limit(self, stated: int | None) -> int | None:
-        """The lower of what the last refusal said and what the ledger knows. A user's own
-        `job_max_tokens` stands above what the ledger knows."""
+        """The lower one of the last refusal's limit and the ledger's. A user's own `job_max_tokens`
+        overrides the ledger's."""
         own = self._job.settings.job_max_tokens
         known = self._known.tokens(self._job.time()) if own is None else None
         return min((limit for limit in (stated, known) if limit is not None), default=None)
@@ -277,7 +281,7 @@ class QueueLimit:
         )
 
     def _is_alone(self) -> bool | None:
-        """Whether no other job is under way, as far as the provider lists them; None where it
+        """Whether no other job is pending, as far as the provider lists jobs; None where it
         doesn't."""
         try:
             pending = guarded(self._job.provider.pending)
@@ -286,8 +290,8 @@ class QueueLimit:
         return all(self._is_of_another_model(job) for job in pending)
 
     def _is_of_another_model(self, job: RemoteJob) -> bool:
-        """Whether this ledger knows that it is: limits are per model. Of jobs that it doesn't know
-        the model isn't known either."""
+        """Whether the job is known to be another model's, since limits are per model. The model of
+        a job that isn't in this ledger is unknown."""
         ledger, _, rest = (job.name or "").partition("-")
         number = rest.partition("-")[0].partition(".")[0]
         if ledger != self._job.intent.fingerprint.partition("-")[0] or not number.isdigit():
@@ -300,7 +304,7 @@ class QueueLimit:
 
 
 def _too_large(sizes: Array, limit: int | None) -> JobEnd:
-    """Each line's records end with the line's own size."""
+    """The end of a job whose lines are each too large: each line's error names its own size."""
     why = f"exceeds the provider's limit of {limit:,} enqueued tokens for batch jobs"
     failures = {
         line: Failure(Kind.TOO_LARGE, f"a request of about {size:,} tokens {why}")

@@ -1,4 +1,4 @@
-"""The remote jobs of one intent: found among the provider's, and of several one kept.
+"""The remote jobs of one intent: finding them at the provider, and keeping only one of several.
 
     how there come to be two                                  which one stays
     an attempt was given up as not found, and its job shows   the older, unless one has completed;
@@ -9,8 +9,8 @@
     it as a whole
     an attempt in doubt has made several                      the oldest (`Doubt`)
 
-All but one are cancelled. Which, is written down first (`Twice`), for processes may see different
-lists, and must not cancel each other's choice.
+All but one are cancelled. Which one stays is written down first (`Twice`), since processes may see
+different lists, and must not cancel each other's choice.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from beam_llm.values import JobState
 _LOG = logging.getLogger(__name__)
 
 MOST_READ = 2_000
-"""Acknowledgements, the newest first: a list of candidates is seldom longer than a hundred."""
+"""How many acknowledgements are read, newest first; a list of candidates is seldom longer than a
+hundred."""
 
 
 def find_remote(job: Job) -> list[RemoteJob]:
     """The provider's jobs of this intent, oldest first, without those that were cancelled as
-    doubles or are known to have given nothing.
+    doubles or whose attempt was closed.
 
     Raises:
       CallError: it can't be told, now or ever (CannotTell).
@@ -42,16 +43,16 @@ def find_remote(job: Job) -> list[RemoteJob]:
     cancelled = set[str]() if twice is None else set(twice.cancelled)
     closed = {attempt: journal.read(Closed, attempt) for attempt in journal.counts(Creating)}
     gave_nothing = {each.job_id for each in closed.values() if each is not None}
-    # An attempt that is closed for certain made no job, or one that is known by its id.
+    # An attempt that was closed with certainty made no job, or one whose id is known.
     unsure = [at for at, each in closed.items() if each is None or each.reason.is_a_guess]
     markers = [marker for at in unsure if (marker := journal.read(Creating, at)) is not None]
     since = min((marker.at for marker in markers), default=job.intent.created_at)
     found: dict[str, RemoteJob] = {}
-    # An input that was staged anew has another name, and a job may be made of either.
+    # An input that was staged anew has another name, and the job may have been made of either.
     for staged in {marker.file_id for marker in markers} or {None}:
         for remote in _listed(job, staged, since):
             if remote.job_id in cancelled:
-                # It goes on, so its cancellation got lost.
+                # It still runs, so its cancellation was lost.
                 if remote.job_id not in job.cancelling and not remote.state.has_ended:
                     cancel(job, remote.job_id)
             elif remote.job_id not in gave_nothing:
@@ -65,9 +66,9 @@ def _listed(job: Job, staged: str | None, since: float) -> Sequence[RemoteJob]:
         return guarded(provider.find, intent.fingerprint, staged, since)
     known, rest = set[str](), islice(acknowledged(job.store), MOST_READ)
 
-    # Any acknowledged job is another's: the one that is looked for is not acknowledged.
+    # The job that is looked for is not acknowledged, so any acknowledged job is another one.
     def is_known(job_id: str) -> bool:
-        # Read only as far as is needed, for each is an object of the store.
+        # Reads only as far as it needs to, since each acknowledgement is an object of the store.
         while job_id not in known and (found := next(rest, None)) is not None:
             known.add(found[1])
         return job_id in known
@@ -76,7 +77,7 @@ def _listed(job: Job, staged: str | None, since: float) -> Sequence[RemoteJob]:
 
 
 def cancel(job: Job, job_id: str) -> None:
-    """Cancels a remote job as far as the provider lets it be cancelled."""
+    """Asks the provider to cancel a remote job; a refusal is only logged."""
     try:
         guarded(job.provider.cancel, job_id)
         job.cancelling.add(job_id)
@@ -88,10 +89,11 @@ def settle_doubles(job: Job, kept: str | None, doubles: Sequence[str]) -> bool:
     """Cancels all but one of several remote jobs.
 
     Args:
-      kept: None: the one that another process has made, whatever its id.
+      kept: id of the one that stays; None for the one that another process has made, whose id isn't
+        known here.
 
     Returns:
-      False where another process has written before that one of `doubles` stays; then nothing is
+      False where another process has already recorded that one of `doubles` stays; then nothing is
       cancelled.
     """
     # Written before anything is cancelled: two processes that see different lists must not
@@ -116,9 +118,9 @@ def settle_doubles(job: Job, kept: str | None, doubles: Sequence[str]) -> bool:
 def without_double(
     job: Job, remote: RemoteJob, attempt: int, created_at: float
 ) -> tuple[RemoteJob, int]:
-    """Looks whether an earlier attempt, given up as not found, has made a job after all.
+    """Checks whether an earlier attempt, given up as not found, has made a job after all.
 
-    To be called at every poll: a list may show the older job later than the younger.
+    Call it at every poll: a list may show the older job later than the younger one.
 
     Returns:
       The job to go on with, and its attempt.
@@ -135,18 +137,19 @@ def without_double(
     del doubles[kept.job_id]
     if not settle_doubles(job, kept.job_id, [*doubles]) or kept.job_id == remote.job_id:
         return remote, attempt
-    # No marker, for this attempt creates nothing. It is acknowledged before the other is closed: a
-    # process that dies between the two must not leave a fresh attempt, which makes a third job.
+    # There is no marker, since this attempt creates nothing. It is acknowledged before the other
+    # one is closed: a process that dies between the two must not leave a fresh attempt, which would
+    # make a third job.
     job.journal.add(Created(kept.job_id, created_at), attempt + 1)
     job.close(attempt, CloseReason.DOUBLE, job_id=remote.job_id)
     return kept, attempt + 1
 
 
 def rejoin(job: Job, attempt: int, remote: RemoteJob, file_id: str | None) -> None:
-    """Keeps a remote job whose attempt another process gave up while this one slept in its create,
-    if it can become the next attempt's; else cancels it."""
+    """Keeps a remote job whose attempt another process gave up while this one was suspended in its
+    create, if it can become the next attempt's; else cancels it."""
     following = attempt + 1
-    # Attempts that certainly made no job don't stand in the way of keeping this one.
+    # Attempts that certainly made no job are no reason to cancel this one.
     while (closed := job.journal.read(Closed, following)) and closed.reason.sent_nothing:
         following += 1
     if job.claim(following, file_id, adopts=remote.job_id):
@@ -161,8 +164,8 @@ def rejoin(job: Job, attempt: int, remote: RemoteJob, file_id: str | None) -> No
 
 
 def acknowledged_late(job: Job) -> RemoteJob | None:
-    """The remote job of an attempt that was given up while the process that sent its create slept,
-    and has written the answer down since.
+    """The remote job of an attempt that was given up while the process that sent its create was
+    suspended, and that this process has acknowledged since; None where there is none.
 
     Raises:
       CallError: the provider can't be asked how that job stands.
@@ -170,7 +173,7 @@ def acknowledged_late(job: Job) -> RemoteJob | None:
     closed = {attempt: job.journal.read(Closed, attempt) for attempt in job.journal.counts(Closed)}
     gave_nothing = {each.job_id for each in closed.values() if each is not None}
     for attempt, each in closed.items():
-        # An attempt that is closed after its answer has come is closed with the job's id.
+        # An attempt that is closed after its acknowledgement is closed with the job's id.
         late = each is not None and each.job_id is None
         created = job.journal.read(Created, attempt) if late else None
         if created is not None and created.job_id not in gave_nothing:
@@ -181,7 +184,8 @@ def acknowledged_late(job: Job) -> RemoteJob | None:
 
 
 def cancel_all(job: Job) -> None:
-    """Cancels whatever shows up of a job that was split: its halves are done in its place."""
+    """Cancels the remote jobs of a job that was split, should any show up: its halves are done in
+    its place."""
     try:
         found = find_remote(job)
     except CallError as error:

@@ -1,4 +1,5 @@
-"""A remote job under way: polled until it has ended, or is late; then its results are collected.
+"""A remote job under way: it is polled until it ends or passes its deadline, then its results are
+collected.
 
 poll, poll, … ─┬─ ended ────────────────► its results are read ─► Done
                ├─ past its deadline ────► cancelled, polled a while longer, read ─► Done
@@ -46,32 +47,32 @@ _LOG = logging.getLogger(__name__)
 
 class RemoteWatch:
     """Watches the remote job of an acknowledged attempt. Any number of processes may do so at once;
-    beyond the journal each keeps only its own pace.
+    they share nothing but the journal.
     """
 
     def __init__(self, job: Job, attempt: int):
         created = job.journal.needed(Created, attempt)
         self._job, self._attempt = job, attempt
         self._job_id, self._created_at = created.job_id, created.created_at
-        # What has not ended by then is cancelled.
+        # A job that has not ended by then is cancelled.
         self._deadline = self._created_at + deadline_seconds(job.settings, job.provider.traits)
         self._wholes = [Job(job.context, whole) for whole in job.undivided]
-        # An earlier attempt was given up without certainty: it may have made a second job.
+        # An earlier attempt was given up without certainty, and may have made a second job.
         self._doubted = bool(job.guesses())
         self._polls = 0
-        # Since when in a row: a run may begin long after the deadline, and must not take the first
-        # failure for the last word.
+        # When the current run of failures began: a run may begin long after the deadline, and its
+        # first failure must not decide.
         self._failing_since: float | None = None
         self._unread_since: float | None = None
         self._unknown_since: float | None = None
         self._has_warned = False
 
     def step(self) -> Waiting | Done | None:
-        """When to come again, or how the job ended. None: this attempt is over, and the job goes on
+        """When to step again, or how the job ended. None: this attempt is over, and the job goes on
         with its next one."""
         job, now = self._job, self._job.time()
         age = now - self._created_at
-        # A job that was created just now has not ended yet: the first poll comes one pause later.
+        # A job that was created just now can't have ended: the first poll comes one pause later.
         if not self._polls and 0.0 <= age < poll_interval(job.settings, 0.0, f"{job.name}/0"):
             return self._wait_for_poll(0.0, JobState.WAITING.value)
         failpoint("waiting")
@@ -82,10 +83,11 @@ class RemoteWatch:
         self._unknown_since = self._failing_since = None
         if self._doubted and (remote.state.has_ended or age >= job.settings.list_lag_seconds):
             remote = self._without_double(remote)
-        # At every poll, for a list may be late to show what was made of the job as a whole.
+        # At every poll, since the list may show a job of the undivided whole late.
         for whole in self._wholes:
             cancel_all(whole)
-        # This goes before the deadline: what has ended is paid for, and is read however late it is.
+        # Checked before the deadline: a job that has ended is paid for, and is read however late it
+        # is.
         if remote.state.has_ended:
             return self._ended(remote)
         job.tries = 0
@@ -105,7 +107,7 @@ class RemoteWatch:
         return self._wait(poll_interval(self._job.settings, age, seed), status, remote)
 
     def _wait(self, pause: float, status: str, remote: RemoteJob | None = None) -> Waiting:
-        # A part and not a number: each ref that waits for the job has another number of records.
+        # A fraction, since each ref that waits for the job has its own number of records.
         part, lines = None, self._job.intent.line_count
         if remote is not None and remote.completed is not None and lines:
             part = min((remote.completed + (remote.failed or 0)) / lines, 1.0)
@@ -129,7 +131,7 @@ class RemoteWatch:
         return self._wait(job.pause_after(error), "unreachable")
 
     def _lost(self) -> Done:
-        cancel(self._job, self._job_id)  # should the provider know it after all
+        cancel(self._job, self._job_id)  # in case the provider knows it after all
         known = printable(self._job_id)
         lost = f"the provider no longer knows job {known}, which it had taken"
         if self._job.has_another_key(self._attempt):
@@ -140,10 +142,11 @@ class RemoteWatch:
         return collect(self._job, end)
 
     def _past_deadline(self, remote: RemoteJob) -> Waiting | Done | None:
-        """Asks for cancellation, waits a little for what is finished, then ends with what there
+        """Asks for cancellation, waits a while for finished results, then collects what there
         is."""
         job, now = self._job, self._job.time()
-        # The first process to write it down asks for the cancellation; all wait from that moment.
+        # The first process to record the deadline asks for cancellation; all processes wait from
+        # then on.
         if job.journal.add(Deadline(now), self._attempt):
             cancel(job, self._job_id)
         asked = job.journal.read(Deadline, self._attempt)
@@ -155,8 +158,9 @@ class RemoteWatch:
         failpoint("ended")
         job = self._job
         job.context.line.try_now()
-        # OpenAI may take a job and then fail it for `token_limit_exceeded`; nothing of it has run.
-        # One that has run may fail for a quota, too: then it has answers, which are paid for.
+        # OpenAI may take a job and then fail it for `token_limit_exceeded`, before any of it has
+        # run. A job that has run may fail for a quota, too, but then it has answers, which are paid
+        # for.
         cause = None if remote.completed else remote.cause
         if isinstance(cause, QueueFull):
             QueueLimit(job).queue_up(self._attempt, self._job_id, cause)
@@ -167,7 +171,7 @@ class RemoteWatch:
             return None
         asked = None
         if remote.state is JobState.CANCELLED:
-            # Another process found it to be a double, and keeps the other one.
+            # Another process has found it to be a double, and keeps the other one.
             if job.journal.status().attempt != self._attempt:
                 return None
             asked = job.journal.read(Deadline, self._attempt)
@@ -176,7 +180,7 @@ class RemoteWatch:
         end = end_of(remote, past_deadline=asked is not None)
         if end.failure.kind != Kind.ABORTED or job.settings.on_abort != "raise":
             return self._collect(remote, end)
-        # Collected or closed before it raises, so that a corrected run begins anew.
+        # Collected or closed before raising, so that a corrected run begins with a new attempt.
         if not remote.completed:
             job.close(self._attempt, CloseReason.ABORTED, job_id=self._job_id)
         elif isinstance(found := self._collect(remote, end), Waiting):
@@ -186,14 +190,14 @@ class RemoteWatch:
     def _collect(self, remote: RemoteJob, end: JobEnd) -> Waiting | Done | None:
         """Ends the job with what its result files hold.
 
-        Files that are denied, missing, or short of what the job counts as done hold answers that
-        are paid for: they are waited for up to the deadline, and leave a doubt then, which nobody
-        asks again by itself.
+        Result files may be denied, missing, or shorter than the job's own count. They hold answers
+        that are paid for, so they are waited for until the deadline; after that the records end in
+        doubt, and are not asked again automatically.
         """
         try:
             done = collect(self._job, end, remote, is_whole=True)
-            # Another process, which can't see the job, may have ended it in doubt meanwhile: then
-            # it is looked at once more, as by any later run.
+            # Another process, which couldn't see the job, may have ended it in doubt meanwhile:
+            # then it is looked at once more, as a later run would do.
             return None if done.may_end_again and done.ended != end.word else done
         except CallError as error:
             if isinstance(error, Aborted) and self._job.settings.on_abort == "raise":
@@ -207,7 +211,7 @@ class RemoteWatch:
                 reason = f"{ended}, but its results can't be read: {error.message}"
                 unread = JobEnd("unread", Failure(Kind.DOUBTFUL, reason, 1))
                 return collect(self._job, unread, remote)
-            # Results that are a little late are usual.
+            # Results are often a little late: no warning at first.
             if now >= self._unread_since + patience and not self._has_warned:
                 self._warn_of_late(error, until - now)
             return self._wait(self._job.pause_after(error), "results late")

@@ -1,4 +1,4 @@
-"""What a step of a job gives back: when to come again, or answers."""
+"""The result of a step: when to step again, or answers."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Waiting(NamedTuple):
       next_at: when to step again, seconds since the epoch.
       job_id: the provider's id, once there is one.
       status: the provider's word, or `planned`, `queued`, `leased`, `doubt`, `asking`.
-      part: of the job's lines that is done, 0 to 1, where the provider says.
-      total: records of this run in the job, which may be fewer than the job has, or more.
+      part: fraction of the job's lines that are done, 0 to 1; None where the provider doesn't say.
+      total: how many of this run's records the job answers; the job itself may have more or fewer.
       since: when the remote job was created, seconds since the epoch; None where there is none yet.
     """
 
@@ -29,14 +29,14 @@ class Waiting(NamedTuple):
 
     @property
     def done(self) -> int | None:
-        """Records of this run done so far: as large a part of them as of the job."""
-        # Lest 0.29 of 100 be 28: binary fractions may fall short.
+        """Records of this run that are done so far, estimated from the fraction of the job."""
+        # The addend makes 0.29 of 100 come to 29: binary fractions may fall short.
         return None if self.part is None else int(self.total * self.part + 1e-6)
 
 
 class Ready(NamedTuple):
-    """A phase's answers: (envelope, outcome) of every record that it has one for. `phase` is the
-    next one to step; None: the ref is finished."""
+    """A phase's answers: (envelope, outcome) for each record that ended in it. `phase` is the next
+    one to step; None when the ref is finished."""
 
     answers: Iterator[tuple[bytes, Outcome]]
     phase: int | None

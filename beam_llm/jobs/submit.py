@@ -43,31 +43,31 @@ from beam_llm.stores import temporary_file
 _LOG = logging.getLogger(__name__)
 
 SPLIT_PATIENCE = 10
-"""So many times as long as a lost create is looked for, before a job that it may have made is
-split."""
+"""Before a split, a job that an earlier create may have made is looked for this many times as long
+as before another create."""
 
 
 class Submission:
     """Makes the remote job of one job that has none: its phase is FRESH or DOUBT.
 
     Args:
-      inherited: how it ends if nothing was sent of it yet, because the other half of the same job
-        has ended so.
+      inherited: how it ends if nothing was sent of it yet, because another part of the same job has
+        ended so.
     """
 
     def __init__(self, job: Job, inherited: JobEnd | None):
         self._job, self._inherited = job, inherited
         self._limit = QueueLimit(job)
         self._doubt: Doubt | None = None
-        # Since when in a row the provider neither takes it nor has a reason of its own not to.
+        # Since when creates have failed without a reason that will pass, such as a full queue.
         self._failing_since: float | None = None
 
     def step(self) -> Waiting | Done | None:
-        """Goes on as far as it can without waiting.
+        """Takes the job as far as it can go without waiting.
 
         Returns:
-          When to come again; or how the job has ended without ever being sent as it is. None: it is
-          acknowledged or done now, here or in another process.
+          When to step again, or how the job has ended without being sent as it is. None: it is
+          acknowledged or done by now, here or in another process.
 
         Raises:
           Aborted: no call can succeed, and `on_abort` is `raise`.
@@ -75,7 +75,7 @@ class Submission:
         waiting = self._job.wait_for_lease("leased")
         if waiting is not None:
             return waiting
-        # Read under the lease: its last holder may have gone on until it ran out.
+        # Read under the lease, since its last holder may have worked until it ran out.
         status = self._job.journal.status()
         if status.phase in (Phase.DONE, Phase.ACKED):
             return None
@@ -102,11 +102,12 @@ class Submission:
         return decision or self._create(status)
 
     def _adopt_before_split(self, split: Split, attempt: int) -> Waiting | JobEnd | Split | None:
-        """Looks once more for a job that an earlier attempt may have made: it is paid for, and its
-        halves would be paid for as well.
+        """Looks once more for a job that an earlier attempt may have made, for the halves would be
+        paid for in addition to it.
 
-        Once the job is split, what shows up of it as a whole can only be cancelled. So it is looked
-        for much longer than before another attempt, which could still be cancelled in its favour.
+        Once the job is split, a remote job of the whole that shows up can only be cancelled. So it
+        is looked for much longer than before another attempt, which could still be cancelled in its
+        favour.
         """
         job = self._job
         try:
@@ -123,7 +124,7 @@ class Submission:
         return job.wait(min(left, job.soon()), "doubt") if left > 0 else split
 
     def _adopt(self, attempt: int, remote: RemoteJob) -> None:
-        """Makes a remote job that exists already this attempt's, unless another process has the
+        """Takes over an existing remote job by this attempt, unless another process has claimed the
         attempt."""
         if self._job.claim(attempt, remote.staged, adopts=remote.job_id):
             self._acknowledge(attempt, remote, remote.staged, is_own=False)
@@ -154,8 +155,8 @@ class Submission:
             return self._send(status.attempt, staged)
 
     def _given_up(self, error: CallError) -> JobEnd | None:
-        """How a job ends that can't be made by its deadline; None before that. Where nothing was
-        made of it, for certain, nothing is lost when the records end: a later run asks again."""
+        """How a job ends that can't be created by its deadline; None before that. If it certainly
+        was never created, nothing is lost: a later run asks its records again."""
         job, now = self._job, self._job.time()
         self._failing_since = now if self._failing_since is None else self._failing_since
         if now < self._failing_since + deadline_seconds(job.settings, job.provider.traits):
@@ -166,19 +167,20 @@ class Submission:
         return JobEnd("unreachable", Failure(Kind.UNAVAILABLE, why, 1))
 
     def _not_seen(self, error: CallError, status: str) -> Waiting | JobEnd:
-        """What an earlier attempt has made can't be looked at by now."""
+        """The provider can't be asked now about a job that an earlier attempt may have made."""
         if isinstance(error, Aborted) and self._job.settings.on_abort == "raise":
             raise error
         return self._given_up(error) or self._later(error, status)
 
     def _mark(self, attempt: int, staged: Staged) -> bool:
-        """Writes down that a create may be sent from now on. False: it may not, for another process
-        has the lease or the attempt, or there is a job already."""
+        """Records that a create may be sent from now on. False: it must not be, because another
+        process has the lease or the attempt, or because there is a job already."""
         job, leases = self._job, self._job.context.leases
         # Staging may have taken longer than the lease.
         if leases.hold(job.name) is not None:
             return False
-        # An earlier attempt's create may have been answered since, in a process that had slept.
+        # An earlier attempt's create may have been answered meanwhile, in a process that was
+        # suspended.
         late = acknowledged_late(job) if attempt else None
         if late is not None:
             self._adopt(attempt, late)
@@ -186,11 +188,12 @@ class Submission:
         if not job.claim(attempt, staged.file_id):
             return False
         failpoint("marked")
-        # Looked at after the marker is written: whoever takes the lease from now on finds it.
+        # Checked after the marker is written: whoever takes the lease from now on finds the marker.
         if leases.is_mine(job.name):
             return True
-        # Certain, for only this process may send this attempt's create, and it will not. Where a
-        # create may be repeated it isn't: whoever has the lease now may have sent it.
+        # Only this process may send this attempt's create, and it will not: so it is certain that
+        # nothing was sent. Unless creates may be repeated: then the lease's new holder may have
+        # sent it.
         if not job.may_repeat_create:
             job.close(attempt, CloseReason.LEASE_LOST)
         return False
@@ -213,7 +216,7 @@ class Submission:
         return None
 
     def _unclear(self, attempt: int, error: CallError) -> Waiting | JobEnd | None:
-        """The create may have made a job or not."""
+        """The create had no clear answer: it may have made a job or not."""
         name, unclear = self._job.name, "job %s: create got no clear answer (%s); "
         if self._job.may_repeat_create:
             _LOG.info(unclear + "it is sent again under the same name", name, error.message)
@@ -225,16 +228,17 @@ class Submission:
     def _not_created(
         self, attempt: int, staged: Staged, error: CallError
     ) -> Waiting | JobEnd | None:
-        """The provider has said no, for certain."""
+        """The provider has certainly refused to create the job."""
         if isinstance(error, InputGone) and stage_anew(self._job, attempt, staged.file_id):
             return self._job.wait(0.0, "planned")
-        # Closed before it raises, so that a corrected run begins with a new attempt.
+        # Closed before `_end_of` raises, so that a corrected run begins with a new attempt.
         if isinstance(error, Aborted):
             self._job.close(attempt, CloseReason.ABORTED)
         elif isinstance(error, Rejected):
             self._job.close(attempt, CloseReason.REFUSED)
         elif isinstance(error, QueueFull):
-            # There will be room, however long others fill it; who is only busy may be so for ever.
+            # A full queue empties at some time, so it counts toward no deadline; a server that is
+            # only busy may stay so for ever.
             self._failing_since = None
         elif end := self._given_up(error):
             self._job.close(attempt, CloseReason.REFUSED)
@@ -242,7 +246,8 @@ class Submission:
         return self._end_of(error) or self._limit.queue_up(attempt, None, error)
 
     def _end_of(self, error: CallError) -> JobEnd | None:
-        """How the job ends where nothing was created, and never will be."""
+        """How the job ends where this error means that it can never be created; None where it may
+        be tried again."""
         if isinstance(error, Aborted):
             if self._job.settings.on_abort == "raise":
                 raise error
@@ -259,8 +264,9 @@ class Submission:
         self, attempt: int, remote: RemoteJob, file_id: str | None, *, is_own: bool
     ) -> None:
         self._job.acknowledge(attempt, remote)
-        # Another process may have given the attempt up while this one slept in its create. What was
-        # merely found may be that one's: its doubles are looked for at every poll.
+        # Another process may have given the attempt up while this one was suspended in its create.
+        # A job that was only found may be that other process's; doubles of it are looked for at
+        # every poll.
         if is_own and self._job.journal.read(Closed, attempt) is not None:
             rejoin(self._job, attempt, remote, file_id)
         self._job.tries, self._failing_since = 0, None
@@ -271,7 +277,7 @@ class Submission:
         return self._doubt
 
     def _resolve(self, attempt: int) -> Waiting | JobEnd | None:
-        """A create was sent, or may have been, and its answer is not known."""
+        """A create was sent, or may have been, and its answer was lost."""
         doubt = self._doubt_of(attempt)
         try:
             found = doubt.resolve()
@@ -289,5 +295,5 @@ class Submission:
             is_own = found.name == own_name or (not found.name and self._job.may_repeat_create)
             self._acknowledge(attempt, found, found.staged, is_own=is_own)
             return None
-        # 0.0: there certainly is no job, and the next step begins the next attempt.
+        # 0.0 means that there certainly is no job: the next step begins the next attempt.
         return self._job.wait(min(found, self._job.soon()), "doubt" if found > 0 else "planned")

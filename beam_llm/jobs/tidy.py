@@ -1,4 +1,4 @@
-"""Removing what finished jobs no longer need: what `beam-llm jobs cleanup` does.
+"""Removing what finished jobs no longer need: `beam-llm jobs cleanup`.
 
 goes    parts that only finished jobs needed (the records' texts and elements), their input
         files, what live calls kept slice by slice, their files at the provider, and what killed
@@ -26,7 +26,7 @@ from beam_llm.protocols import BatchProvider, RemoteJob, Store
 from beam_llm.stores import valid_names
 
 Whose = tuple[str, str]
-"""A provider and its host, which is empty where its cloud's library knows it."""
+"""A provider and its host; the host is empty where the cloud's own library knows it."""
 
 
 def whose_job(job: Intent | JobView) -> Whose:
@@ -40,13 +40,13 @@ class Cleanup:
 
     Attributes:
       jobs: log numbers of jobs that are finished, with all that follows from them.
-      kept: those that are not, or ended in doubt: nothing of theirs is touched.
+      kept: log numbers of the others, unfinished or ended in doubt: nothing of theirs is touched.
       names: staging objects.
-      records: whose texts and elements are in these.
-      remote: what goes at providers: whose, and as `BatchProvider.forget` takes it: (job, staged
-        input).
+      records: how many records' texts and elements are in these.
+      remote: what is removed at providers: (whose, job, staged input), the latter two as for
+        `BatchProvider.forget`.
       leftovers: files that killed processes were writing to a local location.
-      failed: provider files that could not be removed, and why.
+      failed: provider files that could not be removed, each with the reason.
     """
 
     jobs: list[int] = field(default_factory=list)
@@ -70,7 +70,7 @@ class Cleanup:
 
     @property
     def texts(self) -> str:
-        """A sentence on what all of these hold."""
+        """A phrase that says what all of these hold."""
         parts = sum(".rows" in name for name in self.names)
         inputs = sum(name.endswith("input.jsonl") for name in self.names)
         return (
@@ -87,11 +87,12 @@ def cleanup(
 ) -> Cleanup:
     """Removes what finished jobs no longer need, or says what that is.
 
-    After it a finished job can no longer be collected by its id. Not to be run beside a pipeline on
-    the same location.
+    Afterwards a finished job can no longer be collected by its id. Must not run beside a pipeline
+    on the same location.
 
     Args:
-      providers: whose files are removed too: an id may be another job's elsewhere.
+      providers: where files are removed, too, by provider and host, since elsewhere the same id may
+        be another job's.
       dry_run: only says what would go.
     """
     ledger, found = Ledger(store), Cleanup()
@@ -123,12 +124,12 @@ def _has_ended(tree: JobTree) -> bool:
 
 
 def _find_parts(ledger: Ledger, trees: Sequence[JobTree], found: Cleanup) -> None:
-    """Adds the parts that a finished job needed, and no other does."""
+    """Adds the parts that were needed by finished jobs only."""
     store, finished = ledger.store, set(found.jobs)
     needed: set[str] = set()
     gone: set[str] = set()
     known = ledger.known()
-    # Of runs' rows the log names only those of the run that planned a job; a re-run has its own.
+    # The log names only the rows of the run that planned a job; a re-run has rows of its own.
     of_lines = {intent.lines: tree.number for tree in trees for intent in tree.intents()}
     for full_name in valid_names(store, "manifests/"):
         name = full_name.removeprefix("manifests/").removesuffix(".manifest")
@@ -150,8 +151,8 @@ def _find_parts(ledger: Ledger, trees: Sequence[JobTree], found: Cleanup) -> Non
 
 
 def _job_of(manifest: Manifest, known: Known) -> int | None:
-    """The job that answers a run's rows; 0 for rows that failed early and need none; None where
-    nobody claimed them."""
+    """The number of the job that answers a run's rows; 0 for rows that failed early and need no
+    job; None where no job has claimed them."""
     first = manifest.keys[:1]
     # An early failure has a key of zeros; of no rows at all there is no key.
     return (int(known.jobs_of(first)[0]) or None) if any(first.tobytes()) else 0

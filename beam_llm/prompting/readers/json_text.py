@@ -1,5 +1,5 @@
-"""JSON values in a reply's text: whole ones, alone or among prose, and damaged ones that can be read
-in one way only."""
+"""JSON values in a reply's text: whole ones, alone or among prose, and damaged ones that can be
+read in one way only."""
 
 from __future__ import annotations
 
@@ -42,8 +42,9 @@ class JsonText:
         """The JSON values among prose or on lines of their own, and where the first damaged one
         starts: the search ends there.
 
-        The only code fence of a reply holds its answer, and damage outside of it is prose. Where the
-        fence lies inside JSON that began before it, an answer quotes the fence, and it means nothing.
+        A reply's only code fence holds its answer, and damage outside of it is prose. Where the
+        fence lies inside JSON that began before it, an answer quotes the fence, and it means
+        nothing.
         """
         fence = _only_fence(text)
         if fence is None:
