@@ -1,5 +1,5 @@
 """What is kept of a run in the staging location, outside of every checkpoint. It knows no provider
-and decides nothing: `planning/` and `jobs/` do, and write it down here.
+and decides nothing: `planning/` and `jobs/` decide, and record it here.
 
     parts.py        the records of a bundle, put aside
     manifest.py     which records, in which order, and where they lie
@@ -16,9 +16,9 @@ and decides nothing: `planning/` and `jobs/` do, and write it down here.
     refs.py         jobs as a run names them
     failpoints.py   where tests kill, between one thing written and the next
 
-Records go in as parts. An `Intent` appended to the log claims their keys for one job, for ever. Its
-`Journal` says what was done for it, and by whom; its `Done` names the outcomes of its records, and
-the jobs that go on with the others.
+Records go in as parts. An `Intent` appended to the log claims their keys for one job, for ever. The
+job's `Journal` says what was done for it; its `Done` names the outcomes of the records that ended
+in it, and the child jobs that go on with the others.
 """
 
 from beam_llm.ledger.log import Ledger, check_format, check_location

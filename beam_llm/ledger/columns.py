@@ -1,11 +1,11 @@
-"""The binary form of everything large in a staging location: named numpy columns behind a header,
+"""The binary format of everything large in a staging location: named numpy columns behind a header,
 sealed by a digest.
 
     "beam_llm" | version u32 | header length u32 | header JSON | padding | column | padding | column
     | … | sha256 of all before
 
-Small facts ride in the header. Rows of varying length lie in a second object beside it (`Rows`),
-found by a column of offsets, so that a million keys can be looked at without a byte of text.
+Small facts are in the header. Rows of varying length are in a second object beside it (`Rows`),
+found by a column of offsets, so that a million keys can be read without a byte of text.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ _ALIGN = 16
 _DIGEST_BYTES = 32
 _BUFFER_BYTES = 1 << 16
 _MANY, _SPAN_BYTES = 1000, 1 << 20
-"""Ranges that are read at once, where no more bytes lie between the first and the last."""
+"""How many ranges are read at once, and the most bytes from the first to the last of them."""
 
 
 def pack(kind: str, columns: Mapping[str, Array], **facts: Any) -> bytes:
-    """One object's bytes: equal content gives equal bytes."""
+    """The bytes of one object; equal content gives equal bytes."""
     plan = [[name, array.dtype.str, len(array)] for name, array in columns.items()]
     header = orjson.dumps({"kind": kind, "columns": plan, **facts})
     head = _HEAD.pack(_MAGIC, FORMAT, len(header)) + header
@@ -61,12 +61,12 @@ def pack(kind: str, columns: Mapping[str, Array], **facts: Any) -> bytes:
 
 
 def content_name(data: bytes) -> str:
-    """What an object that is named by its content is called."""
+    """The name of an object that is named by its content."""
     return hashlib.sha256(data).hexdigest()[:32]
 
 
 def newer_format(name: str, version: int) -> LedgerError:
-    """The error of what a later version has written."""
+    """The error for an object that a later version has written."""
     upgrade = f"this version of beam_llm reads up to {FORMAT}: upgrade beam_llm"
     return LedgerError(f"{name} has format {version}, {upgrade}")
 
@@ -75,7 +75,7 @@ _MAY_BE_GONE = {
     "part": ": `beam-llm jobs cleanup` removes the records of finished jobs; a run over the same "
     "input has their answers, and pays nothing"
 }
-"""Kind of object → what may have become of one that is missing."""
+"""Kind of object → why one may be missing."""
 
 
 def unpack(
@@ -84,8 +84,8 @@ def unpack(
     """An object's columns (views into its bytes) and facts.
 
     Args:
-      content_named: it is called `<folder>/<digest of its content>.<ending>`, so no other object
-        can be put in its place.
+      content_named: its name is `<folder>/<digest of its content>.<ending>`, and is checked, so
+        that no other object can be put in its place.
 
     Raises:
       LedgerError: the object is missing, half-written, damaged, of another kind, of a newer format,
@@ -101,7 +101,7 @@ def unpack(
             f"{name} is not an object of this package, or was cut short ({len(data)} bytes)"
         )
     _, version, header_bytes = _HEAD.unpack_from(data)
-    # Before the digest: where a newer version keeps it is not known here.
+    # Checked before the digest: a newer version may keep that elsewhere.
     if version > FORMAT:
         raise newer_format(name, version)
     body = memoryview(data)[:-_DIGEST_BYTES]
@@ -125,7 +125,7 @@ _LETTERS = {"|S16": "16s", "|u1": "B", "<u4": "I", "<u8": "Q", "<f8": "d"}
 
 
 def packer_of(row: np.dtype[Any]) -> struct.Struct:
-    """Packs one row of a table that numpy later reads as columns: a tenth of what it takes to set
+    """Packs one row of a table that numpy later reads as columns; ten times as fast as setting the
     items of arrays."""
     assert row.names is not None
     return struct.Struct("<" + "".join(_LETTERS[row[name].str] for name in row.names))
@@ -136,20 +136,20 @@ def find(sorted_keys: Array, wanted: Array) -> Array:
     if not len(sorted_keys):
         return np.full(len(wanted), -1, dtype=np.int64)
     positions = np.searchsorted(sorted_keys, wanted)
-    # Greater than all: any position will do, as the key there is another.
+    # Greater than all keys: any position will do, since the key there is another one.
     positions[positions == len(sorted_keys)] = 0
     positions[sorted_keys[positions] != wanted] = -1
     return positions
 
 
 class Rows:
-    """Reads ranges of an object of varying-length rows, in order or nearly; then most of them come
-    out of a buffer.
+    """Reads ranges of an object of varying-length rows. In ascending order, or nearly, most reads
+    come out of a buffer.
 
     Args:
-      digest: sha256 of the whole object in hexadecimal, as its index says; it is looked at before
-        anything is read.
-      at_once_bytes: an object up to this size is read as a whole: for reads in any order.
+      digest: sha256 of the whole object in hexadecimal, from its index; checked before anything is
+        read.
+      at_once_bytes: an object up to this size is read into memory, for reads in any order.
 
     Raises:
       LedgerError: the object is missing, or is not what its index says.
@@ -158,9 +158,9 @@ class Rows:
     def __init__(self, store: Store, name: str, digest: str, at_once_bytes: int = 0):
         self._name = name
         with local_copy(store, name) as path:
-            # A temporary copy lives on, nameless, until this is closed.
+            # A temporary copy stays readable, without a name, until this is closed.
             file = io.BufferedReader(io.FileIO(path), _BUFFER_BYTES)
-        # Closed also where a reader is dropped half-way, as iterators over it may be.
+        # Also closes where a reader is dropped half-way, as iterators over it may be.
         self.close = weakref.finalize(self, file.close)
         if hashlib.file_digest(file, "sha256").hexdigest() != digest:
             raise LedgerError(
@@ -193,7 +193,7 @@ class Rows:
             else:
                 yield from itertools.starmap(self._read, zip(some, until, strict=True))
                 continue
-            # A slice takes a third of a seek and a read.
+            # Slicing takes a third of the time of a seek and a read.
             for start, end in zip(some, until, strict=True):
                 yield block[start - low : end - low]
 

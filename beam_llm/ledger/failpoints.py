@@ -1,5 +1,4 @@
-"""Named places in the life of a job where a process may be killed; tests watch them, nothing else
-does.
+"""Named places in the life of a job where a process may be killed; only tests use them.
 
 planned parts ─► intent.before ─► intent.after ─► staged ─► uploaded ─► marked
     ─► create.before ─► create.sent ─► create.after ─► ack.after ─► waiting ─► ended

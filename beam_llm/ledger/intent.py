@@ -1,4 +1,4 @@
-"""One job as the log, or the end of the job before it, says that it will be made."""
+"""One job as it was planned: by the log, or by the end of its parent."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from beam_llm.ledger.journal import FOLLOW_UP, LIVE, Child, Document
 
 @dataclass(frozen=True)
 class Intent(Document):
-    """One job, as its log entry or the end of its parent says: it will be created, by whoever holds
-    its lease.
+    """A job that will be created, by whoever holds its lease; from a log entry, or from the end of
+    its parent.
 
     Attributes:
       number: of the log entry that it comes from.
       lines: manifest of the records in prompt order, cut into lines.
       line_count, records: of `lines`.
-      rows: manifest of the elements that the run which planned it wants answered.
+      rows: manifest of the elements that the planning run wants answered.
       task: hex digest of all that shapes the answers (`Task.fingerprint`).
-      host: of the provider's base URL. No key, no query, no user name is ever here.
-      fingerprint: the ledger, the job, and a mark of this log entry alone: what the remote job will
-        be named, with the attempt's number after it.
+      host: of the provider's base URL; never with a key, a query or a user name.
+      fingerprint: the ledger, the job, and a random mark of this log entry. The remote job's name
+        is this and the attempt's number.
       path: from the log entry's job to this one, such as `b.f`; empty for the entry's own.
     """
 
@@ -40,12 +40,12 @@ class Intent(Document):
 
     @functools.cached_property
     def job(self) -> str:
-        """What the job is called: `7`, `7.b.f`."""
+        """The job's name: `7`, `7.b.f`."""
         return f"{self.number}.{self.path}" if self.path else str(self.number)
 
     @property
     def parent(self) -> str:
-        """What its parent is called; empty where it has none."""
+        """The parent's name; empty where it has none."""
         return self.job.rpartition(".")[0] if self.path else ""
 
     @property
@@ -56,7 +56,8 @@ class Intent(Document):
 
     @property
     def undivided(self) -> str:
-        """The job that this is a part of, after any number of halvings; or its own name."""
+        """Name of the job that was halved, perhaps several times, to give this one; its own name
+        where none was."""
         names = self.job.split(".")
         while len(names) > 1 and names[-1] != FOLLOW_UP:
             names.pop()
@@ -71,10 +72,9 @@ class Intent(Document):
         return FOLLOW_UP in self.path.split(".")
 
     def child(self, child: Child, created_at: float) -> Intent:
-        """The intent of one of its children: no key is claimed that wasn't before, so the log need
-        not know of it."""
-        # The entry's mark stays: an end names its job by its fingerprint, and a log that lost an
-        # entry may have another one of that number.
+        """The intent of one of its children. It claims no new keys, so it needs no log entry."""
+        # The mark of the log entry stays. An end refers to its job by fingerprint, and a log that
+        # lost an entry may have another one with the same number.
         path = f"{self.path}.{child.name}".lstrip(".")
         ledger, _, mark = self.fingerprint.split("-")
         return replace(

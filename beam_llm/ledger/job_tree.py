@@ -1,12 +1,12 @@
-"""The tree of a job: what follows from it, in the order in which that is done.
+"""The tree of a job: its children and theirs, in the order in which they are done.
 
     7 ── left over ──► 7.f ── left over ──► 7.f.l, live calls
 
     7 (too large for the queue) ─┬─► 7.a ── left over ──► 7.a.f ──► …
                                  └─► 7.b ── left over ──► 7.b.f ──► …
 
-First the halves, then the follow-ups of all of them, then live calls. Each node has outcomes of its
-own; a record ends in exactly one.
+First the halves, then all follow-ups, then live calls. Each node has outcomes of its own; a record
+ends in exactly one of them.
 """
 
 from __future__ import annotations
@@ -36,38 +36,38 @@ class Node(NamedTuple):
 
     @property
     def has_given(self) -> bool:
-        """Whether it has ended with answers; or without any, but not in doubt."""
+        """Whether it has ended for good: with answers, or without any but not in doubt."""
         return self.done is not None and not (
             self.done.may_end_again and not self.done.counts.get("")
         )
 
     def children(self) -> list[Node]:
-        """What its end says goes on."""
+        """The children that its end names."""
         if self.done is None:
             return []
-        # From what is written alone, so that every process makes the same intents of it.
+        # Made of recorded values only, so that every process makes the same intents.
         return [Node(self.intent.child(child, self.done.at)) for child in self.done.children]
 
 
 def following(pending: Sequence[Node], node: Node) -> list[Node]:
-    """What is to be done after a finished node, in order.
+    """What is to be done after a node that has ended, in order.
 
     Args:
-      pending: what was to be done beside it.
+      pending: what else was to be done.
     """
     children = node.children()
     halves = [child for child in children if child.rank == 0]
     others = [child for child in children if child.rank > 0]
-    # The sort is stable: of equal rank, what was pending already goes first.
+    # The sort is stable: of equal rank, what was already pending goes first.
     return [*halves, *sorted([*pending, *others], key=lambda each: each.rank)]
 
 
 class JobTree:
-    """Where a job and what follows from it stand now. Read-only.
+    """The present state of a job and of all jobs below it. Read-only.
 
     Attributes:
       nodes: in the order in which they are done, up to the first that is not finished.
-      pending: those that are known of beyond it.
+      pending: the known nodes after that.
     """
 
     def __init__(self, ledger: Ledger, number: int):
@@ -85,20 +85,20 @@ class JobTree:
         return not self.pending and self.nodes[-1].done is not None
 
     def finished_nodes(self) -> int:
-        """How many of `nodes` earlier runs have paid for and given out, up to the last that
-        `has_given`."""
+        """How many of `nodes` there are up to the last that `has_given`: earlier runs have paid for
+        those, and given out their answers."""
         given = [node.has_given for node in self.nodes]
         return len(given) - given[::-1].index(True) if any(given) else 0
 
     def intents(self) -> Iterator[Intent]:
-        """Of all its jobs that are known of, in the order of their names."""
+        """The intents of all known jobs of the tree, ordered by name."""
         intents = (node.intent for node in (*self.nodes, *self.pending))
         yield from sorted(intents, key=lambda each: each.job)
 
     @property
     def job_id(self) -> str | None:
-        """The provider's id of the job, or, where it was never sent as one, of the first of its
-        halves that has one."""
+        """The provider's id of the job; of one that was split before it was sent, the id of its
+        first half that has one."""
         for node in self.nodes:
             found = Journal(self._store, node.intent.job).newest(Created)
             if found is not None:
@@ -108,8 +108,8 @@ class JobTree:
         return None
 
     def unpaid(self, kinds: frozenset[str]) -> list[Array]:
-        """Keys of records that ended with a failure of one of `kinds`, or with their job: one that
-        was refused as a whole, as for a full file storage, was never run."""
+        """Keys of records that ended with a failure of one of `kinds`, or whose whole job was
+        refused (as for a full file storage), and so was never run."""
         found = []
         for node in self.nodes:
             done = node.done

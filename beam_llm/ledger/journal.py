@@ -1,4 +1,4 @@
-"""What is written down of one job: typed documents, named in one place, read by one reader.
+"""The record of one job: typed documents, named in one place, read by one reader.
 
     jobs/<job>/lease-<k>      who may submit it, until when; taken over by creating k + 1
                uploaded-<u>   the job's input is at the provider
@@ -6,16 +6,16 @@
                               may exist. Only who created this object may send that create, so no
                               two processes ever send the same one
                created-<a>    the acknowledgement: the remote job's id
-               closed-<a>     attempt a gave nothing; the next may begin
+               closed-<a>     attempt a came to nothing; the next may begin
                deadline-<a>   waiting has ended, cancellation was asked for
                twice          several remote jobs were made: which one stays
                done           how it ended: outcomes are stored, and its children are named
                done-again     how it ended after all, where `done` is a doubt
                slice-<s>      the next records of a job of live calls are answered
 
-A job is called `7`, after its entry in the log, or by the job that it comes from: `7.f` asks once
-more for what 7 left over, `7.f.l` asks by live calls for what that left over, `7.a` and `7.b` are
-the halves of a 7 that was too large for the provider's queue, `7.b.f` is the follow-up of a half.
+A job is named by its log entry, `7`, or by its parent: `7.f` asks again for what 7 left over,
+`7.f.l` asks by live calls for what that left over, `7.a` and `7.b` are the halves of a 7 that was
+too large for the provider's queue, `7.b.f` is the follow-up of a half.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from beam_llm.protocols import Store
 from beam_llm.values import Usage, sum_of_costs
 
 FOLLOW_UP, FIRST_HALF, SECOND_HALF, LIVE = "f", "a", "b", "l"
-"""What a child's name ends with."""
+"""The last segment of a child's name."""
 
 
 class CloseReason(enum.StrEnum):
-    """Why an attempt gave nothing."""
+    """Why an attempt came to nothing."""
 
     NOT_FOUND = "not found"
     RESUBMITTED = "doubt, resubmitted"
@@ -52,32 +52,33 @@ class CloseReason(enum.StrEnum):
     REFUSED = "refused"
     QUEUE = "queue"
     INPUT_GONE = "input gone"
-    # Of two remote jobs of one intent the other one stays.
+    # There were two remote jobs of one intent, and the other one stays.
     DOUBLE = "double"
 
     @property
     def is_a_guess(self) -> bool:
-        """The attempt may have made a job all the same, which shows up later."""
+        """Whether the attempt may have made a job all the same, which may show up later."""
         return self in (CloseReason.NOT_FOUND, CloseReason.RESUBMITTED)
 
     @property
     def sent_nothing(self) -> bool:
-        """Certainly no create of this attempt has made a job."""
+        """Whether the attempt certainly has made no job."""
         return self in (CloseReason.LEASE_LOST, CloseReason.ABORTED)
 
 
 @dataclass(frozen=True)
 class Document:
-    """A small JSON object of the staging location; its members are its type's fields, and behind
-    them a seal: a digest of all before it.
+    """A small JSON object in the staging location: its members are the fields of its class, and at
+    the end a seal, a digest of everything before it.
 
-    A field with a default may be missing in what is read: a field that is added later gets one.
+    A field with a default may be missing in stored documents, so a field that is added later needs
+    a default.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, allow_inf_nan=False)
     word: ClassVar[str] = ""
     digits: ClassVar[int] = 4
-    """Of the count behind the word; 0: there is one such document only."""
+    """Digits of the count behind the word; 0 where there is only one such document."""
 
     def dumps(self) -> bytes:
         body = orjson.dumps({"format": FORMAT, **asdict(self)})
@@ -92,7 +93,8 @@ def _digest(body: bytes) -> bytes:
 
 
 def _is_whole(data: bytes) -> bool:
-    """Whether a document is as it was sealed. One without a seal may be older than seals are."""
+    """Whether a document is as it was sealed. Documents without a seal are accepted: early versions
+    wrote none."""
     members, found, seal = data.rpartition(_SEAL)
     return not found or seal == _digest(members + b"}") + b'"}'
 
@@ -104,8 +106,8 @@ D = TypeVar("D", bound=Document)
 class Lease(Document):
     """Who may submit a job, until when.
 
-    `place` and `process` show those on the same machine whether the owner lives; `shared`: times
-    are by the provider's clock.
+    By `place` and `process`, other processes on the same machine see whether the owner still lives.
+    `shared`: times are by the provider's clock.
     """
 
     word = "lease"
@@ -119,7 +121,7 @@ class Lease(Document):
 
 @dataclass(frozen=True)
 class Uploaded(Document):
-    """The job's input is at the provider, by that name."""
+    """The job's input is staged with the provider under that name."""
 
     word = "uploaded"
     file_id: str
@@ -127,9 +129,9 @@ class Uploaded(Document):
 
 @dataclass(frozen=True)
 class Creating(Document):
-    """A create may be sent from now on. With `adopts` none is: the attempt takes over that remote
-    job, which another one has made. `place`: project and region that it goes to, if named.
-    `account`: a mark of the API key that it is sent with."""
+    """A create may be sent from now on. With `adopts` none is sent: the attempt takes over that
+    remote job, which another attempt has made. `place`: project and region that it goes to, if
+    named. `account`: a digest of the API key that it is sent with."""
 
     word = "creating"
     at: float
@@ -151,8 +153,8 @@ class Created(Document):
 
 @dataclass(frozen=True)
 class Refusal:
-    """What a full queue told: the limit that it stated, and whether no other job was under way
-    (None: can't be told)."""
+    """What is known of a refusal by a full queue: the limit that the provider stated, and whether
+    no other job was pending (None: unknown)."""
 
     limit: int | None = None
     alone: bool | None = None
@@ -160,7 +162,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Closed(Document):
-    """The attempt gave nothing, for that reason; the next may begin at `retry_at`."""
+    """The attempt came to nothing, for that reason; the next one may begin at `retry_at`."""
 
     word = "closed"
     reason: CloseReason
@@ -173,7 +175,7 @@ class Closed(Document):
 
 @dataclass(frozen=True)
 class Deadline(Document):
-    """Since `at` the job's end is asked for."""
+    """The deadline has passed, and cancellation was asked for at `at`."""
 
     word = "deadline"
     at: float
@@ -181,8 +183,8 @@ class Deadline(Document):
 
 @dataclass(frozen=True)
 class Twice(Document):
-    """Of several remote jobs `kept` stays (None: the one another process has made), the others were
-    cancelled."""
+    """There are several remote jobs: `kept` stays (None: the one that another process has made),
+    `cancelled` were cancelled."""
 
     word, digits = "twice", 0
     kept: str | None
@@ -191,7 +193,7 @@ class Twice(Document):
 
 @dataclass(frozen=True)
 class Child:
-    """One more job for some of a job's records. `name` is what comes behind the parent's."""
+    """A further job for some of a job's records. `name` is the last segment of its name."""
 
     name: str
     lines: str
@@ -202,21 +204,20 @@ class Child:
 
 @dataclass(frozen=True)
 class Done(Document):
-    """How a job ended, and where it goes on. Whoever creates this object decides that, once and for
-    all.
+    """How a job ended, and which jobs go on. Whoever creates this object decides, once and for all.
 
     Attributes:
       intent: fingerprint of the job that this is the end of.
-      outcomes: name of the outcomes of the records that end here; None where none does.
+      outcomes: name of the outcomes of the records that end here; None where none do.
       ended: the remote job's state, or our word: `split`, `lost`, `refused`, `doubtful`, ….
       counts: records that end here by kind of failure; `""`: answered.
       children: jobs, or live calls, for what does not end here.
-      left: name of the outcomes of what is passed on: failures, usage, what it has cost.
-      doubted: it was split although an attempt at it as a whole may have made a job, which shows up
-        later.
-      ends_all: (kind, message) where the other halves, if nothing was sent of them, end the same
-        way.
-      facts: what was odd about its result lines, and the warnings of its replies, counted.
+      left: name of the outcomes so far of records that are passed on: failures, usage, cost.
+      doubted: it was split although an attempt may have made a remote job of the whole, which may
+        show up later.
+      ends_all: (kind, message), where the other halves end the same way if nothing was sent of
+        them.
+      facts: counts of what was wrong with its result lines, and of its replies' warnings.
       usage: tokens of all replies, as in `Usage`.
     """
 
@@ -241,8 +242,8 @@ class Done(Document):
 
     @property
     def may_end_again(self) -> bool:
-        """Whether answers may still come, or be there by now: it ended in doubt, and nobody asked
-        for them elsewhere."""
+        """Whether answers may still come, or be there by now: it ended in doubt, and no child asks
+        again."""
         in_doubt = self.ended in ("deadline", "unread", "lost", "doubtful")
         return in_doubt and not self.children
 
@@ -254,7 +255,7 @@ class DoneAgain(Done):
 
 @dataclass(frozen=True)
 class Slice(Document):
-    """The next so many records of a job of live calls are answered."""
+    """The next `records` records of a job of live calls are answered."""
 
     word, digits = "slice", 6
     outcomes: str
@@ -264,7 +265,7 @@ class Slice(Document):
 
 
 def spent(slices: Sequence[Slice]) -> tuple[Usage, float | None]:
-    """What slices have used and cost together."""
+    """The usage and cost of all slices together."""
     usage = sum((Usage(*each.usage) for each in slices), Usage())
     return usage, sum_of_costs(each.cost_usd for each in slices)
 
@@ -275,7 +276,7 @@ class _Head:
 
 
 _adapters: dict[type[Any], TypeAdapter[Any]] = {}
-"""Of the types that were read so far: making one takes a millisecond."""
+"""Of the types read so far: to make one takes a millisecond."""
 
 
 def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
@@ -288,10 +289,11 @@ def parse(name: str, data: bytes, kind: type[D]) -> D:
     """The document in an object's bytes.
 
     Raises:
-      LedgerError: it was cut, is damaged or incomplete, or has a format that this version doesn't
-        know. Names the object.
+      LedgerError: it is damaged or incomplete, or has a format that this version doesn't know.
+        Names the object.
     """
-    # The format goes first: members that this version doesn't know are no damage in a newer one.
+    # The format is checked first: in a newer one, members that this version doesn't know are no
+    # damage.
     try:
         version = _adapter(_Head).validate_json(data, strict=True).format
     except ValidationError as error:
@@ -304,14 +306,14 @@ def parse(name: str, data: bytes, kind: type[D]) -> D:
         found: D = _adapter(kind).validate_json(data)
     except ValidationError as error:
         raise LedgerError(f"{name} is damaged: {_first(error)}") from None
-    # A value may have been damaged and still be one: another job's id, another task.
+    # A damaged value may still be valid: another job's id, another task.
     if not _is_whole(data):
         raise LedgerError(f"{name} is damaged: its seal does not match what it holds")
     return found
 
 
 def _first(error: ValidationError) -> str:
-    """Where and how, without what was found there: that may be anything."""
+    """Which field is wrong, and how; without its value, which may be anything."""
     first = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(map(str, first["loc"]))
     return f"{place!r}: {first['msg']}" if place else str(first["msg"])
@@ -324,8 +326,8 @@ def read(store: Store, name: str, kind: type[D]) -> D | None:
 
 
 def folder(job: str) -> str:
-    """Where the documents of a job lie. Names sort as their log entries do, a child right behind
-    its root."""
+    """The folder of a job's documents. Folders sort as the log entries do, each job's children
+    right behind it."""
     number, dot, path = job.partition(".")
     return f"jobs/{int(number):020d}{dot}{path}/"
 
@@ -334,16 +336,15 @@ _IN_A_JOB = re.compile(r"jobs/(\d{20})((?:\.[a-z])*)/(.+)", re.ASCII)
 
 
 def job_of(name: str) -> str | None:
-    """The job that an object below `jobs/` belongs to; None of what no ledger has put there, such
-    as a file of the operating system's, or a bucket's mark of a folder."""
+    """The job that an object below `jobs/` belongs to; None for what no ledger has put there, such
+    as a file of the operating system's, or a bucket's folder marker."""
     found = _IN_A_JOB.fullmatch(name)
     return f"{int(found[1])}{found[2]}" if found else None
 
 
 def acknowledged(store: Store) -> Iterator[tuple[str, str]]:
-    """(job, the provider's id) of every create in a ledger that was answered, the newest job
-    first."""
-    # There is no index by the provider's ids: a job is seldom looked up by one.
+    """(job, the provider's id) of every acknowledged create in a ledger, newest job first."""
+    # There is no index of the provider's ids, since a job is seldom looked up by one.
     for name in reversed([name for name in store.list("jobs/") if f"/{Created.word}-" in name]):
         job, count = job_of(name), name.rpartition("-")[2]
         created = read(store, name, Created) if job and count.isdecimal() else None
@@ -361,8 +362,8 @@ class Journal:
 
     def __init__(self, store: Store, job: str):
         self.store, self.job, self.folder = store, job, folder(job)
-        # Of those that were read: they never change, and a job that has waited for hours behind a
-        # full queue has many hundred, which all count at every further attempt.
+        # Documents read so far. They never change, and a job that has waited for hours behind a
+        # full queue has many hundreds, all of which are needed at every further attempt.
         self._known: dict[tuple[type[Document], int], Document] = {}
 
     def name(self, kind: type[Document], count: int = 0) -> str:
@@ -370,7 +371,7 @@ class Journal:
 
     def read(self, kind: type[D], count: int = 0) -> D | None:
         """One document; None where there is none. Raises LedgerError as `parse` does."""
-        # The attempt before the first, and the upload that was not made, are number -1.
+        # -1 stands for the attempt before the first one, or for no upload.
         if count < 0:
             return None
         known = self._known.get((kind, count))
@@ -382,7 +383,7 @@ class Journal:
         return found
 
     def needed(self, kind: type[D], count: int = 0) -> D:
-        """One document that has to be there. Raises LedgerError where it is not, too."""
+        """One document that has to be there. Raises LedgerError also where it is missing."""
         found = self.read(kind, count)
         if found is None:
             raise LedgerError(f"{self.name(kind, count)} can't be read back")
@@ -397,7 +398,7 @@ class Journal:
         return f"{self.folder}answers-{uuid.uuid4().hex[:12]}"
 
     def counts(self, kind: type[Document]) -> list[int]:
-        """Which of its documents of one kind there are, in order."""
+        """The counts of its documents of one kind, ascending."""
         prefix = f"{self.folder}{kind.word}-"
         counts = (name.removeprefix(prefix) for name in self.store.list(prefix))
         return sorted(int(count) for count in counts if count.isdecimal())
@@ -421,8 +422,8 @@ class Journal:
           fingerprint: the job's own.
 
         Raises:
-          LedgerError: the end is of another job, whose name this one was given by a log that lost
-            an entry.
+          LedgerError: the end belongs to another job of the same name: the log lost an entry, and
+            gave its number away again.
         """
         done = self._own_end(Done, fingerprint)
         if done is None or not done.may_end_again:

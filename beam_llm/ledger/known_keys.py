@@ -1,4 +1,4 @@
-"""Which job has been planned for which record: an index of every key in a ledger's log."""
+"""Which job was planned for which record: an index of all keys in a ledger's log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from beam_llm.ledger.columns import KEY, Array
 
 # 16 bytes of key and 4 of number.
 ENTRY = np.dtype("S20")
-# Keys that are looked up at a time: the temporary arrays take several times their memory.
+# How many keys are looked up at once: the temporary arrays take several times their memory.
 _CHUNK = 1 << 16
 
 
@@ -32,13 +32,13 @@ class Known:
         for start in range(0, len(keys), _CHUNK):
             chunk = keys[start : start + _CHUNK]
             found = numbers[start : start + _CHUNK]
-            # Newest first: a look-up fills in only what is open, so the last job of a key stays.
+            # Newest first: a look-up fills in only what is still 0, so that a key's last job wins.
             for level in reversed(self.levels):
                 _look_up(level, chunk, found)
         return numbers
 
     def joined(self, run: Array, last: int) -> Known:
-        """With later entries. Levels of like size are merged, so that there are few."""
+        """The same with later entries. Levels of similar size are merged, so that there are few."""
         levels = [*self.levels]
         if len(run):
             run.sort()
@@ -67,7 +67,7 @@ def _look_up(level: Array, keys: Array, numbers: Array) -> None:
         return
     wanted = keys[open_keys]
     last_possible = np.empty(len(wanted), dtype=ENTRY)
-    # The greatest entry that each key can have: the one left of it is of its newest job.
+    # The greatest entry that each key can have: the entry left of it is its newest job's.
     entries_of(wanted, 0xFFFFFFFF, last_possible)
     positions = np.maximum(np.searchsorted(level, last_possible, side="right") - 1, 0)
     candidates = level[positions].view(np.uint8).reshape(-1, ENTRY.itemsize)

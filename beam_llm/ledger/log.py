@@ -1,5 +1,4 @@
-"""The ledger: a log of jobs in the staging location, and what follows from it: which record belongs
-to which job.
+"""The ledger: a log of jobs in the staging location, which says which record belongs to which job.
 
     ledger.json            the format, and the ledger's own id
     log/<20 digits>        one intent per job, appended by an atomic create of the next number;
@@ -9,7 +8,7 @@ to which job.
     jobs/<20 digits>…/…    what happened to each job since, and to the jobs that follow from it
                            (`journal.py`)
 
-It outlives every runner's checkpoint, which forgets exactly what was paid for after it.
+It outlives a runner's checkpoints: going back to one of those would forget what was paid for since.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from beam_llm.protocols import Store
 from beam_llm.stores import store_at
 
 SNAPSHOT_AFTER = 50
-"""Log entries read one by one before a snapshot is worth writing."""
+"""How many log entries are read one by one before a snapshot is worth writing."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,10 @@ class Ledger:
         self._intents: dict[int, Intent] = {}
 
     def append(self, intent: Intent) -> Intent | None:
-        """Claims `intent.number`; None where another writer was first."""
-        # Random, so that it tells this entry from another of its number: a log may lose its end.
+        """Appends the intent as entry `intent.number`; None where another writer has that
+        number."""
+        # Random, to tell this entry from another one with its number: a log may lose its last
+        # entries.
         mark = uuid.uuid4().hex[:12]
         signed = replace(intent, fingerprint=f"{self.id[:12]}-{intent.number}-{mark}")
         if not self.store.create(_log_name(intent.number), signed.dumps()):
@@ -87,14 +88,14 @@ class Ledger:
         yield from map(self.intent, numbers_in(self.store, "log/", after))
 
     def check_complete(self, after: int, numbers: Sequence[int]) -> None:
-        """Looks whether an entry behind number `after` was lost: its number must not be given away
-        again, and what it asked for is paid for.
+        """Checks that no entry after number `after` was lost: its number must not be given away
+        again, and its records may have been paid for.
 
         Args:
-          numbers: of the entries that there are, in order.
+          numbers: of the existing entries, in order.
 
         Raises:
-          LedgerError: names the lost one.
+          LedgerError: an entry was lost; names it.
         """
         last = numbers[-1] if numbers else after
         lost = sorted(set(range(after + 1, last + 1)).difference(numbers))
@@ -105,7 +106,7 @@ class Ledger:
         if later is not None:
             lost.append(int(later.partition(".")[0]))
         for number in lost:
-            # It may have been written between the two lists; then it is not lost.
+            # It may have been written between the two listings; then it is not lost.
             if self.store.get(_log_name(number)) is None:
                 raise LedgerError(
                     f"{_log_name(number)} is missing from the staging location {self.location!r}, "
@@ -114,10 +115,11 @@ class Ledger:
                 )
 
     def known(self) -> Known:
-        """All that is known now. Kept per process, so that the next look reads only what was
-        appended since."""
+        """The keys of all jobs up to now. Kept per process, so that the next call reads only what
+        was appended since."""
         with _lock:
-            # With its place: a copied ledger has its original's id, and goes on in its own way.
+            # The location is part of the key: a copied ledger has the original's id, and goes its
+            # own way.
             place = self.id, self.location
             known = _known_here.get(place) or self._from_snapshot()
             known = self._with_tail(known)
@@ -145,7 +147,7 @@ class Ledger:
         return max(numbers_in(self.store, "snapshots/"), default=0)
 
     def _from_snapshot(self) -> Known:
-        """The newest whole snapshot; a damaged one is passed over, the log has everything it
+        """The newest intact snapshot. A damaged one is skipped: the log has everything that it
         held."""
         for number in sorted(numbers_in(self.store, "snapshots/"), reverse=True):
             try:
@@ -162,7 +164,8 @@ class Ledger:
             entries.sort(kind="stable")
             known = Known((entries,), known.last)
         columns = {"entries": known.levels[0] if known.levels else np.zeros(0, dtype=ENTRY)}
-        # Another process may have written it; snapshots up to one number hold the same keys.
+        # Another process may have written it already: snapshots up to the same number hold the same
+        # keys.
         self.store.create(
             f"snapshots/{known.last:020d}", pack("snapshot", columns, last=known.last)
         )
@@ -175,7 +178,7 @@ _appended_here: set[tuple[str, int]] = set()
 
 
 def forget() -> None:
-    """Forgets what this process has read of ledgers, as a new process would. For tests."""
+    """Forgets what this process has read of ledgers, as if it were a new process. For tests."""
     with _lock:
         _known_here.clear()
         _appended_here.clear()
@@ -191,8 +194,9 @@ def _log_name(number: int) -> str:
 
 
 def numbers_in(store: Store, folder: str, after: int = 0) -> Iterator[int]:
-    """Of the entries in `log/` or `snapshots/` from number `after` + 1 on, in order. What has no
-    number is not the ledger's: a file of the operating system's, a bucket's mark of a folder."""
+    """Numbers of the entries in `log/` or `snapshots/`, from `after` + 1 on, in order. Other
+    objects are not the ledger's, such as a file of the operating system's, or a bucket's folder
+    marker."""
     for name in store.list(folder, f"{folder}{after:020d}" if after else ""):
         number = name.removeprefix(folder)
         if len(number) == 20 and number.isascii() and number.isdecimal():
@@ -200,8 +204,8 @@ def numbers_in(store: Store, folder: str, after: int = 0) -> Iterator[int]:
 
 
 def check_location(location: str) -> None:
-    """What can be known of a staging location without writing to it, and without credentials; for
-    use when a pipeline is built.
+    """Checks a staging location as far as that takes no writing and no credentials; for use when a
+    pipeline is built.
 
     Raises:
       UsageError: there is no store for such a location.
@@ -209,13 +213,14 @@ def check_location(location: str) -> None:
         (local folders only).
     """
     store = store_at(location)
-    # A look into a bucket would need credentials, which the machine that builds may not have.
+    # Buckets are not looked at: that would need credentials, which the building machine may not
+    # have.
     if store.path_of("ledger.json") is not None:
         check_format(store)
 
 
 def check_format(store: Store) -> None:
-    """Looks whether this version can read the location's ledger, if it has one; writes nothing.
+    """Checks that this version can read the location's ledger, if it has one; writes nothing.
 
     Raises:
       LedgerError: its format is newer, or `ledger.json` is damaged.
@@ -226,7 +231,7 @@ def check_format(store: Store) -> None:
 def _opened(store: Store) -> str:
     head = read(store, "ledger.json", _Head)
     if head is None:
-        # Of several that find none one wins, and all go by what is there then.
+        # Of several processes that find none, one wins, and all use what is there then.
         store.create("ledger.json", _Head(uuid.uuid4().hex).dumps())
         head = read(store, "ledger.json", _Head)
     if head is None:

@@ -1,7 +1,7 @@
 """Manifests: which record, and where it lies. Content-named, binary, 24 bytes a record.
 
-A run's *rows* of a job are every element of this run (repeats included) that the job answers, in
-part order; a job's *lines* are its distinct records in prompt order, cut into lines.
+A run's *rows* of a job are all elements of this run (repeats included) that the job answers, in
+part order. A job's *lines* are its distinct records in prompt order, cut into lines.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from beam_llm.protocols import Store
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """Records by key, each with the part and the row where it lies.
+    """Records by key, each with the part and the row where it is stored.
 
     Attributes:
       keys: S16, one per record.
@@ -38,8 +38,8 @@ class Manifest:
         return len(self.keys)
 
     def runs(self) -> Iterator[tuple[str, int, int]]:
-        """Neighbours that lie in one part: (part name, position of the first, position after the
-        last)."""
+        """Runs of records that are in the same part: (part name, position of the first, position
+        after the last)."""
         borders = np.flatnonzero(np.diff(self.part.astype(np.int64))) + 1
         for start, end in itertools.pairwise([0, *borders.tolist(), len(self)]):
             if start < end:
@@ -77,10 +77,11 @@ class Manifest:
 
 @dataclass(frozen=True, eq=False)
 class LineManifest(Manifest):
-    """A job's lines: the records of each stand together.
+    """A job's lines: records are grouped by line.
 
     Attributes:
-      line_starts: u32, first record of each JSONL line, and the end (lines + 1 numbers).
+      line_starts: u32, the first record of each JSONL line, and at last the number of records
+        (lines + 1 numbers).
     """
 
     line_starts: Array
@@ -93,10 +94,10 @@ class LineManifest(Manifest):
         return np.diff(self.line_starts)
 
     def custom_ids(self) -> Iterator[str]:
-        """One per line: from the keys in it, so from the content alone; unique in a job because its
-        keys are."""
+        """One per line, made of the keys in it, so of the content alone; unique in a job because
+        its keys are."""
         data, starts = self.keys.tobytes(), self.line_starts.tolist()
-        # One record a line: one conversion for all of them.
+        # One record per line: a single conversion for all of them.
         if self.lines == len(self):
             names = data.hex()
             yield from ["r-" + names[at : at + 32] for at in range(0, len(names), 32)]
@@ -110,7 +111,7 @@ class LineManifest(Manifest):
                 yield "b-" + hashlib.sha256(data[16 * start : 16 * end]).hexdigest()[:40]
 
     def some_lines(self, start: int, end: int) -> LineManifest:
-        """Only lines [start, end): the same custom_ids, so the same requests."""
+        """Only lines [start, end), with the same custom_ids and so the same requests."""
         first, last = int(self.line_starts[start]), int(self.line_starts[end])
         starts = self.line_starts[start : end + 1] - self.line_starts[start]
         return self.chosen(np.arange(first, last)).in_lines(starts)
@@ -139,8 +140,8 @@ def _read(store: Store, name: str) -> tuple[Manifest, Array | None]:
 
 
 def compact(keys: Array, part: Array, row: Array, parts: Sequence[str]) -> Manifest:
-    """A manifest whose table of parts names only those it uses, in order of name, so that equal
-    content has one form."""
+    """A manifest whose `parts` are only those it uses, ordered by name, so that equal content has
+    one form."""
     used = sorted({parts[index] for index in np.unique(part).tolist()})
     new_number = {name: number for number, name in enumerate(used)}
     renumbered = np.array([new_number.get(name, 0) for name in parts], dtype="<u4")

@@ -1,5 +1,5 @@
-"""What a ledger has learned of a model's limit on the tokens of all its jobs together. Jobs that
-the queue refuses add to it; later plans cut their jobs by it.
+"""What a ledger has learned about a model's limit on the tokens of all queued jobs together. Jobs
+that the queue refuses teach it; later plans cut their jobs by it.
 
     limits/<digest of host and model>   one `Limit`, replaced when more is known
 """
@@ -13,20 +13,20 @@ from beam_llm.ledger.journal import Document, read
 from beam_llm.protocols import Store
 
 LIMIT_SECONDS = 7 * 86_400.0
-"""So long a limit is believed: organizations are moved to higher tiers, and nobody tells the
-ledger."""
+"""How long a limit is believed: organizations are moved to higher tiers, and the ledger isn't
+told."""
 
 
 @dataclass(frozen=True)
 class Limit(Document):
-    """What is known of a model's limit.
+    """What is known about a model's limit.
 
     Attributes:
-      host, model: whose it is; for people, as the name is a digest.
+      host, model: whose limit it is; for people, since the object's name is a digest.
       stated: by the provider.
-      found: by trying, under that stated limit.
-      too_large: (job, tokens, records) of the last line that was given up as too large; a line of
-        the same job with as many of both is given up without a try.
+      found: by trying, while that stated limit held.
+      too_large: (job, tokens, records) of the last line that was given up as too large. A line of
+        the same job with at least as many of both is given up untried.
     """
 
     host: str
@@ -54,23 +54,24 @@ class ModelLimit:
         return read(self._store, self._name, Limit)
 
     def tokens(self, now: float) -> int | None:
-        """Estimated tokens that one job of this model may have, as far as is known."""
+        """The most estimated tokens that one job of this model may have; None where no limit is
+        known."""
         limit = self.read()
         if limit is None or now - limit.at > LIMIT_SECONDS:
             return None
         return min((tokens for tokens in (limit.stated, limit.found) if tokens), default=None)
 
     def note(self, now: float, **news: int | tuple[str, int, int] | None) -> bool:
-        """Keeps what was learned; returns whether anything was written.
+        """Records what was learned; returns whether anything was written.
 
         Args:
-          news: fields of `Limit`. What was found under another stated limit no longer holds.
+          news: fields of `Limit`. A limit that was found under another stated limit is dropped.
         """
         before = self.read()
         limit = replace(before or Limit(self._host, self._model, now), **news)  # type: ignore[arg-type]
         if before is not None and limit.stated != before.stated:
             limit = replace(limit, found=None)
-        # Unchanged it is written once a day, so that a limit that is still met goes on being
+        # An unchanged limit is written again once a day, so that one that is still met stays
         # believed.
         if limit == before and now - before.at <= LIMIT_SECONDS / 7:
             return False

@@ -1,4 +1,4 @@
-"""How a job's records ended, in our own form, so that a re-run needs no provider.
+"""How a job's records ended, in our own format, so that a re-run needs no provider.
 
 <name>.index   columns, one row per record, sorted by key: key, kind of failure (0: answered),
                offset and length of its text in the rows, tokens (as in `Usage`), cost (NaN:
@@ -27,8 +27,8 @@ LEFT = "-left"
 """`<name>-left.index` lists what was passed on; its rows lie in `<name>.rows` too."""
 
 _AT_ONCE_BYTES = 32_000_000
-"""Rows lie in the order of a result file, which is no order at all; those of a job of 50,000 short
-answers are 8 MB."""
+"""Rows are in the order of a result file, which may be any; those of a job of 50,000 short answers
+take 8 MB."""
 
 _MANY = 2000
 
@@ -80,8 +80,7 @@ class OutcomeWriter:
         if failure is None:
             self.put_answer(position, orjson.dumps(value), usage, cost, model, request_id, reason)
             return
-        # The index has numbers for our own kinds only; a provider of another package may have
-        # others.
+        # The index has codes for our own kinds only; a provider of another package may have others.
         known = failure if failure.kind in _CODES else failure._replace(kind=Kind.UNAVAILABLE)
         text = _failed_row(value, request_id, known)
         self._put(position, text, usage, cost, model, reason, _CODES[known.kind])
@@ -97,7 +96,7 @@ class OutcomeWriter:
         reason: str | None,
     ) -> None:
         """An outcome without a failure; `value` as JSON."""
-        # Put together by hand: `value` needn't be read and written once more.
+        # Put together by hand, so that `value` needn't be decoded and encoded again.
         text = b"[%b,%b]" % (value, orjson.dumps(request_id))
         self._put(position, text, usage, cost, model, reason, 0)
 
@@ -130,7 +129,7 @@ class OutcomeWriter:
                 self._reasons[reason],
                 code,
             )
-        except struct.error:  # no number of tokens that anybody can have used
+        except struct.error:  # an impossible number of tokens
             plausible = Usage(*[min(max(int(n), 0), _MOST_TOKENS) for n in usage])
             self._put(position, text, plausible, cost, model, reason, code)
             return
@@ -143,7 +142,7 @@ class OutcomeWriter:
             self.flush()
 
     def ending(self, usage: Usage, cost: float | None, model: str, reason: str | None) -> int:
-        """What many answers have in common; its number for `put_answers`."""
+        """Registers what many answers have in common; returns its number, for `put_answers`."""
         at = len(self._endings)
         self._endings += bytes(_ROW_BYTES)
         tokens = [min(max(int(n), 0), _MOST_TOKENS) for n in usage]
@@ -167,7 +166,7 @@ class OutcomeWriter:
         self._append("".join(rows).encode("latin-1"))
 
     def flush(self) -> None:
-        """All rows so far are in the file.
+        """Writes all rows so far to the file.
 
         Raises:
           LedgerError: they can't be written.
@@ -184,10 +183,10 @@ class OutcomeWriter:
         """Once all rows are flushed: the index object for the chosen positions (a mask), and
         records by kind; `""`: answered."""
         table = np.frombuffer(self._table, dtype=_ROW)
-        # A position without a text is one that nothing was put at.
+        # A position without a text was never put.
         filled = np.flatnonzero(chosen & (table["lengths"] > 0))
         order = filled[np.argsort(self._keys[filled], kind="stable")]
-        # Whole rows are taken once, not eleven columns one by one: 0.1 µs of 0.2.
+        # Takes whole rows at once instead of eleven columns one by one: 0.1 µs of 0.2.
         rows = table.view(f"V{_ROW_BYTES}")[order].view(_ROW)
         columns = {"keys": self._keys[order], **{name: rows[name] for name in _ROW.names or ()}}
         counted = np.bincount(columns["codes"], minlength=len(_KINDS)).tolist()
@@ -216,7 +215,7 @@ class _Names(dict[Any, int]):
 def _failed_row(value: Any, request_id: str | None, failure: Failure) -> bytes:
     try:
         return orjson.dumps((value, request_id, tuple(failure)))
-    except TypeError:  # words of a server's that JSON can't hold
+    except TypeError:  # a server's words that JSON can't hold
         return orjson.dumps(
             (None, None, (failure.kind, _encodable(str(failure.message)), failure.attempts))
         )
@@ -257,8 +256,8 @@ class Outcomes:
         return next(self.many([position], [True]))
 
     def many(self, positions: Sequence[int], pays: Sequence[bool]) -> Iterator[Outcome]:
-        """`outcome` of each position; where it doesn't pay, as the same answer given once more, for
-        which nothing is paid now."""
+        """`outcome` of each position. Where `pays` is False the answer is given once more, at no
+        cost: its outcome is `reused`."""
         # This is done for every record of every job, so column by column, some thousands at a time.
         if self._rows is None:
             self._rows = Rows(self._store, f"{self._name}.rows", self._sealed, _AT_ONCE_BYTES)
@@ -270,7 +269,7 @@ class Outcomes:
     def _some(self, rows: Rows, positions: Array, pays: Sequence[bool]) -> Iterator[Outcome]:
         taken = {name: self._columns[name][positions] for name in _ROW.names or ()}
         texts = rows.ranges(taken["starts"].tolist(), (taken["starts"] + taken["lengths"]).tolist())
-        # One document is read in two thirds of the time of many.
+        # Decoding one document takes two thirds of the time of many.
         found = orjson.loads(b"[%b]" % b",".join(texts))
         usages = map(_new_usage, zip(*(taken[name].tolist() for name in _USAGE), strict=True))
         rest = [taken[name].tolist() for name in ("cost", "models", "reasons")]
@@ -283,7 +282,7 @@ class Outcomes:
                     row[0],
                     Failure(*row[2]) if len(row) > 2 else None,
                     usage,
-                    # NaN, which alone differs from itself, is a price that is not known.
+                    # NaN, the only value that differs from itself, stands for an unknown price.
                     None if cost != cost else cost,
                     models[model],
                     row[1],

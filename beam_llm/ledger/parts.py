@@ -1,4 +1,4 @@
-"""Parts: the records of one bundle, put aside in the staging location so that only a small
+"""Parts: the records of one bundle, written to the staging location, so that only a small
 descriptor goes on through the pipeline.
 
 A part is two objects named by their content, so that a retried bundle meets its own earlier work:
@@ -61,11 +61,11 @@ class PartRef(NamedTuple):
 
 
 class PartWriter:
-    """A part in the making, in a local file until it is finished. Memory: 37 bytes a row and a
-    megabyte, whatever the rows hold.
+    """Writes a part, into a local file until it is finished. Memory: 37 bytes a row and a megabyte,
+    whatever the rows hold.
 
     Args:
-      task: of the question whose keys and texts these are (`Task.fingerprint`).
+      task: `Task.fingerprint` of the question that made these keys and texts.
     """
 
     def __init__(self, store: Store, task: bytes = b""):
@@ -79,7 +79,7 @@ class PartWriter:
         """One element: what it asks, or why it can't be asked, and what is needed to give it back.
 
         Args:
-          key: of the record; of a failure nobody's.
+          key: of the record; not used for a failure.
         """
         at = self.size_bytes
         if isinstance(record, Failure):
@@ -90,8 +90,9 @@ class PartWriter:
         else:
             is_plain = record.fields is None and record.record_id is None and not record.media
             question = _question(record, is_plain)
-            # Texts stand in a JSON string inside a JSON line, so they are escaped twice. Measured
-            # while they are at hand; to count what is left to escape takes twice as long.
+            # In a job's line, texts are in a JSON string inside of JSON, so they are escaped twice.
+            # Encoding them is the quickest way to count that: counting the characters to escape
+            # takes twice as long.
             size = len(orjson.dumps(question.decode()))
             flags = 0
             if not is_plain:
@@ -123,7 +124,7 @@ class PartWriter:
         assert self._file is not None
         self._file.flush()
         table = np.frombuffer(self._table, dtype=_ROW)
-        # One start more than there are rows: where the last one ends.
+        # One more start than there are rows: where the last row ends.
         columns = {name: table[name] for name in _ROW.names or ()} | {
             "starts": np.append(table["starts"], np.uint64(self.size_bytes))
         }
@@ -190,8 +191,8 @@ class PartReader:
         return len(self.keys)
 
     def check_task(self, task: bytes) -> None:
-        """Raises `UsageError` where its keys and texts are of another question than this."""
-        # A part of an earlier version does not say.
+        """Raises UsageError where its keys and texts belong to another question."""
+        # Parts of earlier versions don't say.
         if (self.facts.get("task") or task.hex()) != task.hex():
             raise UsageError(
                 f"elements that wait in {self._store.location!r} were spooled for another model, "
@@ -262,8 +263,8 @@ class PartReader:
 
 
 def by_part(store: Store, manifest: Manifest) -> Iterator[tuple[PartReader, slice]]:
-    """Where a manifest's records lie, part by part, one part open at a time: the part, and which of
-    the manifest's records are in it."""
+    """The parts that hold a manifest's records, one open at a time, each with the slice of the
+    manifest's records that are in it."""
     for name, start, end in manifest.runs():
         with contextlib.closing(PartReader(store, name)) as reader:
             yield reader, slice(start, end)

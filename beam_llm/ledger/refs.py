@@ -1,5 +1,4 @@
-"""Jobs as a run names them: refs that travel through a pipeline, and the ways from an id back to
-one."""
+"""Refs: jobs as they travel through a run's pipeline, and how to get from an id back to one."""
 
 from __future__ import annotations
 
@@ -22,12 +21,13 @@ class BatchJobRef(NamedTuple):
 
     Attributes:
       job_id: the provider's id; None until there is one.
-      records: elements of this run which the job answers.
-      number: in the ledger; 0 for elements with an error of their own, which are in no job.
-      manifest: this run's rows.
+      records: how many elements of this run the job answers.
+      number: in the ledger's log; 0 for elements that failed before any call and are in no job.
+      manifest: name of the manifest of this run's rows.
       state: `planned`, `queued`, `created` or `done`, as it was when the ref was made.
       min_timestamp: the earliest element's, microseconds since the epoch.
-      reused: so many of its phases were paid for before this run (their answers cost nothing now).
+      reused: how many of its phases were paid for before this run, so that their answers cost
+        nothing now.
     """
 
     job_id: str | None
@@ -48,10 +48,10 @@ def host_of(settings: Settings) -> str:
 
 
 def find_ref(store: Store, job_id: str) -> BatchJobRef:
-    """The ref of the job that the provider calls `job_id`, for the elements of the run that planned
+    """The ref of the job with the provider's id `job_id`, for the elements of the run that planned
     it.
 
-    The id of a job that follows from another, or is a part of it, leads to that one: it has the
+    The id of a follow-up or a half leads to the job of the log that it comes from, which has the
     elements.
 
     Raises:
@@ -76,8 +76,7 @@ def find_ref(store: Store, job_id: str) -> BatchJobRef:
 
 
 def find_job(ledger: Ledger, job_id: str) -> str:
-    """What the job is called here that the provider calls `job_id`; `#3` is job 3, which may have
-    no id yet.
+    """Name of the job with the provider's id `job_id`; `#3` is job 3, which may have no id yet.
 
     Raises:
       UsageError: there is none.

@@ -1,4 +1,4 @@
-"""Where a job stands, told from the names of its documents alone.
+"""Where a job stands, from the names of its documents alone.
 
 FRESH ──creating──► DOUBT ──created──► ACKED ──done──► DONE
   ▲                   │                  │
@@ -43,12 +43,12 @@ def read_status(names: Iterable[str]) -> JobStatus:
         word, _, count = name.partition("-")
         if name in ("done", "done-again"):
             newest["done"] = 0
-        elif count.isdecimal():  # else it is nobody's, such as a copy that a file system has made
+        elif count.isdecimal():  # else it is foreign, such as a file system's copy
             newest[word] = max(newest.get(word, -1), int(count))
     closed, uploaded = newest.get("closed", -1), newest.get("uploaded", -1)
     if "done" in newest:
         return JobStatus(Phase.DONE, max(newest.get("created", 0), 0), uploaded)
-    # Looked at before the marker: an attempt that was acknowledged mostly has a marker, too.
+    # Checked before the marker, since most acknowledged attempts have a marker, too.
     if newest.get("created", -1) > closed:
         return JobStatus(Phase.ACKED, newest["created"], uploaded)
     if newest.get("creating", -1) > closed:

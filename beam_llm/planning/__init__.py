@@ -1,4 +1,4 @@
-"""Which of a run's records are known, and which job each of the others goes into.
+"""Which of a run's records have a job already, and which job each of the others goes into.
 
 planner.py       known or new, which line, which job: appended to the log
 record_pool.py   the records of a plan, as columns

@@ -10,18 +10,18 @@ from beam_llm.prompting.batching import prompt_ends
 
 
 def cut_lines(tokens: Array, sizes: Array, caps: Caps) -> Array:
-    """Greedily fills prompts: first record of each line, and the end. A record that passes a cap
-    alone has a line of its own."""
+    """Fills prompts greedily. Returns the first record of each line, and the end. A record that
+    alone exceeds a cap has a line of its own."""
     starts = [0]
-    # Python's numbers take 40 bytes each, so only some at a time; but at least two full lines, as
-    # the last line of a chunk is dropped.
+    # In chunks, as Python's numbers take 40 bytes each; of at least two full lines, as the last
+    # line of a chunk is dropped.
     step = max(_CHUNK, 2 * caps.records)
     while starts[-1] < len(tokens):
         begin = starts[-1]
         chunk = slice(begin, begin + step)
         ends = _line_ends(tokens[chunk], sizes[chunk] if caps.bytes is not None else None, caps)
         if begin + step < len(tokens):
-            ends.pop()  # the chunk's end is no border; its last line is filled anew
+            ends.pop()  # the chunk's end is arbitrary: its last line is filled anew
         starts.extend(begin + end for end in ends)
     return np.array(starts, dtype=np.int64)
 
@@ -48,12 +48,13 @@ def cut_jobs(
     counts: Array | None = None,
     max_records: int | None = None,
 ) -> list[int]:
-    """Greedily fills jobs with lines: first line of each, and the end. A line that passes a limit
-    alone has a job of its own; a last job of less than `min_requests` takes some of the one before.
+    """Fills jobs with lines, greedily. Returns the first line of each job, and the end. A line that
+    alone exceeds a limit has a job of its own; a last job of fewer than `min_requests` lines takes
+    some from the one before.
 
     Args:
       sizes, tokens: of each line.
-      counts: records of each line; looked at only where there is a `max_records`.
+      counts: records of each line; needed only with `max_records`.
     """
     cuts, at = [0], 0
     limits = [(sizes, max_bytes)]
@@ -66,7 +67,8 @@ def cut_jobs(
         at += max(min(_fitting(column[taken], most) for column, most in limits), 1)
         cuts.append(at)
     border = cuts[-1] - min_requests
-    # Only where the job before keeps enough itself, and the last one still fits with what it takes.
+    # Only where the job before keeps enough lines, and the last one still fits with those that it
+    # takes.
     if len(cuts) > 2 and cuts[-2] > border >= cuts[-3] + min_requests:
         fits = all(int(column[border:].sum(dtype=np.int64)) <= most for column, most in limits)
         cuts[-2] = border if fits and min_requests <= max_requests else cuts[-2]
@@ -74,5 +76,5 @@ def cut_jobs(
 
 
 def _fitting(weights: Array, most: int) -> int:
-    """How many, from the first on, have no more than `most` together."""
+    """How many items, from the first on, have a sum of no more than `most`."""
     return int(np.searchsorted(np.cumsum(weights, dtype=np.int64), most, side="right"))

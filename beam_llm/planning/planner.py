@@ -5,8 +5,8 @@ log.
                    └─ new: cut into lines (prompts), and these into jobs,             ├─► refs
                            each appended to the log, which claims its records' keys ──┘
 
-A ref names a job and those elements of this run that it answers. All work is on columns, in a few
-numpy passes: a plan may have millions of records.
+A ref names a job and the elements of this run that it answers. All work is done on columns, in a
+few numpy passes, since a plan may have millions of records.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from beam_llm.planning.cutting import cut_jobs, cut_lines
 from beam_llm.planning.record_pool import Leaders, RecordPool
 from beam_llm.protocols import BatchTraits, Clock, Store, Task
 
-# More than a tree ever has, so that every phase counts as paid for.
+# More phases than any tree has: all of them count as paid for.
 ALL_PHASES = 1_000_000
 FRAME_BYTES = 400
-"""Of a JSONL line around its messages: custom_id, url, parameters; an estimate from above."""
+"""Bytes of a JSONL line around its messages (custom_id, url, parameters); an upper estimate."""
 _UNPAID = frozenset(
     {Kind.EXPIRED, Kind.RATE_LIMITED, Kind.TIMED_OUT, Kind.UNAVAILABLE, Kind.ABORTED, Kind.BUDGET}
 )
@@ -51,12 +51,12 @@ def plan(
     parts: Sequence[PartRef],
     clock: Clock,
 ) -> list[BatchJobRef]:
-    """Finds or plans a job for every record of `parts`. Planning the same parts again finds what
-    was planned, and gives the same refs.
+    """Finds or plans a job for each record of `parts`. Planning the same parts again finds the same
+    jobs, and gives the same refs.
 
     Returns:
-      One ref per job that this run needs, in order of number; one with number 0 for records with
-      early errors.
+      One ref per job that this run needs, ordered by number; number 0 is for records that failed
+      before any call.
 
     Raises:
       LedgerError: the staging location is damaged or of a newer format.
@@ -68,8 +68,8 @@ def plan(
 
 
 class _Cut(NamedTuple):
-    """A job to be: records `start` to `end` of the new ones, and where each of its lines begins
-    among them."""
+    """A job that is to be made: records `start` to `end` of the new ones, and where each of its
+    lines begins among them."""
 
     start: int
     end: int
@@ -78,7 +78,7 @@ class _Cut(NamedTuple):
 
 
 class _Plan:
-    """One call of `plan`. Rows are numbered through all parts; arrays are one item a row."""
+    """One call of `plan`. Rows are numbered across all parts; arrays have one item per row."""
 
     def __init__(
         self,
@@ -92,8 +92,8 @@ class _Plan:
         self._ledger, self._clock = ledger, clock
         self._task, self._caps, self._traits = task, caps, traits
         self._settings = task.settings
-        # By name: then equal parts give equal jobs in whatever order they come, and rows lie in a
-        # manifest's canonical order.
+        # Ordered by name, so that the same parts give the same jobs in whatever order they come,
+        # and rows are in a manifest's canonical order.
         ordered = sorted(parts, key=lambda part: part.name)
         self._pool = RecordPool(ledger.store, ordered, task.fingerprint)
         self._min_timestamp = min(part.min_timestamp for part in parts)
@@ -107,15 +107,15 @@ class _Plan:
         return self._refs_of(numbers)
 
     def _known_jobs(self) -> Array:
-        """Per row the job that has it; 0: new, or not to be asked at all."""
+        """The number of each row's job; 0 for rows that are new, or not to be asked at all."""
         known = self._ledger.known()
         self._last = known.last
         numbers = known.jobs_of(self._pool.keys)
-        # Rows with an early error share a key of zeros, which is no record's.
+        # Rows that failed early share a key of zeros, which no record has.
         numbers[self._pool.failed] = 0
         free = _may_be_asked_again(self._settings)
         for number in np.unique(numbers).tolist():
-            # Left without an answer by a finished job, at no cost: new once more.
+            # Records that a finished job left without an answer, at no cost, count as new.
             for again in self._tree(number).unpaid(free) if number else ():
                 rows = np.flatnonzero(numbers == number)
                 numbers[rows[find(np.sort(again), self._pool.keys[rows]) >= 0]] = 0
@@ -127,11 +127,11 @@ class _Plan:
         return self._trees[number]
 
     def _claim(self, numbers: Array) -> None:
-        """Appends a job to the log for the new rows, and another until all are claimed; notes their
-        numbers.
+        """Appends jobs to the log until all new rows are claimed, and sets their numbers.
 
-        Where another planner has appended first, the rows that it claimed are its job's, and the
-        rest are cut anew. Nothing was staged yet, so losing the race costs two small manifests.
+        Where another planner has appended first, the rows that it claimed belong to its job, and
+        the rest are cut anew. Nothing was staged yet, so losing the race costs only two small
+        manifests.
         """
         leaders = self._pool.leaders(
             np.flatnonzero((numbers == 0) & ~self._pool.failed).astype(np.int32)
@@ -153,11 +153,11 @@ class _Plan:
             distinct = distinct[numbers[distinct] == 0]
 
     def _leave_to_winner(self, distinct: Array, numbers: Array, leaders: Leaders) -> None:
-        """Notes the jobs of rows that another planner has claimed since we last looked."""
+        """Sets the numbers of rows that another planner has claimed since the log was last read."""
         open_rows = distinct[numbers[distinct] == 0]
         known, seen = self._ledger.known(), self._last
         claimed = known.jobs_of(self._pool.keys_of(open_rows))
-        claimed[claimed <= seen] = 0  # an old job that is to be asked again, not a new claim
+        claimed[claimed <= seen] = 0  # an old job, whose record is asked again: no new claim
         self._last = known.last
         for number in np.unique(claimed).tolist():
             if number:
@@ -186,10 +186,10 @@ class _Plan:
         pool = self._pool
         manifest = compact(pool.keys_of(rows), *pool.places_of(rows), pool.names)
         part, row = manifest.part, manifest.row
-        # They nearly always are in order, and looking is cheaper than sorting.
+        # They nearly always are in order, and checking is cheaper than sorting.
         if ((part[1:] > part[:-1]) | ((part[1:] == part[:-1]) & (row[1:] >= row[:-1]))).all():
             return manifest.write(self._ledger.store)
-        # One part came twice: two bundles with the very same elements.
+        # The same part came twice: two bundles with the very same elements.
         order = np.lexsort((row, part))
         return replace(manifest, keys=manifest.keys[order], part=part[order], row=row[order]).write(
             self._ledger.store
@@ -231,17 +231,17 @@ class _Plan:
         ]
 
     def _learned_limit(self) -> int | None:
-        """Enqueued tokens beyond which the queue refuses a job: a larger one would be split."""
+        """The known limit on enqueued tokens, if any: a larger job would be refused and split."""
         model = ModelLimit(self._ledger.store, host_of(self._settings), self._settings.model)
         return model.tokens(self._clock.time())
 
     def _line_frame(self, distinct: Array) -> tuple[int, int]:
-        """Bytes of a line without its records' texts, and what each record adds beside its text;
-        measured on one rendered record."""
+        """Bytes of a line without its records' texts, and what each record adds in addition to its
+        text; measured on one rendered record."""
         record, size = self._pool.sample(int(distinct[0]))
         task = self._task
-        # A template may treat one record unlike several, so what each further one adds is what the
-        # third does.
+        # A template may treat a single record differently, so the third record shows what each
+        # further one adds.
         one, two, three = (task.size(task.render([record] * count)) for count in (1, 2, 3))
         per_record = max(three - two - size, 0) + 24
         return max(one - size, two - 2 * size - per_record, 0) + FRAME_BYTES, per_record
@@ -269,19 +269,18 @@ class _Plan:
         tree, intent = self._tree(number), ledger.intent(number)
         reused = tree.finished_nodes()
         if not reused and ledger.appended_here(number) and manifest != intent.rows:
-            # This process's own earlier plan has the job, and reports what it costs.
+            # An earlier plan of this very process has the job, and its ref reports the cost.
             reused = ALL_PHASES
         state = "done" if tree.is_finished() else "created" if tree.job_id else "planned"
         return ref._replace(job_id=tree.job_id, model=intent.model, state=state, reused=reused)
 
 
 def _may_be_asked_again(settings: Settings) -> frozenset[str]:
-    """Failures that cost nothing and may go better another day; a plan takes such records for new
-    ones.
+    """Failures that cost nothing and may pass: a plan treats such records as new.
 
-    What was paid for (refused, unreadable, invalid) and what the provider rejects stays an answer.
-    A cancelled record stays unless the user says otherwise, and so does a doubtful one: it may have
-    been paid.
+    Records that were paid for (refused, unreadable, invalid) or that the provider rejected are not
+    asked again. Cancelled and doubtful ones only if the user says so: a doubtful one may have been
+    paid for.
     """
     kinds = set(_UNPAID)
     if settings.retry_cancelled:

@@ -1,5 +1,4 @@
-"""The records that a plan is about, as columns over all its parts: keys, weights, and which are
-equal."""
+"""The records of a plan, as columns over all its parts: keys, weights, and which are equal."""
 
 from __future__ import annotations
 
@@ -17,8 +16,8 @@ from beam_llm.values import Record
 
 @dataclass(frozen=True, eq=False)
 class Leaders:
-    """Rows to be asked, and for each of them the first row with equal content: its leader, mostly
-    itself. Only leaders are asked; their answers are those of all their rows.
+    """Rows to be asked, and for each its leader: the first row with the same content, mostly the
+    row itself. Only leaders are asked; their answers serve all their rows.
 
     Attributes:
       repeats: whether any row has another leader than itself.
@@ -37,16 +36,15 @@ class Leaders:
 
 
 class RecordPool:
-    """The rows of all parts of a plan, one part after the other, by number.
+    """The rows of all parts of a plan, numbered one part after the other.
 
-    Memory: 17 bytes a row, for its key and whether it failed early. What rows weigh is read when it
-    is asked for.
+    Memory: 17 bytes a row, for its key and whether it failed early. Weights are read when needed.
 
     Args:
-      task: of the question that all of them have to ask.
+      task: fingerprint of the question that all of them have to ask.
 
     Raises:
-      UsageError: a part is of another question.
+      UsageError: a part belongs to another question.
     """
 
     def __init__(self, store: Store, parts: Sequence[PartRef], task: bytes):
@@ -64,7 +62,7 @@ class RecordPool:
             yield slice(start, end), PartReader(self._store, name)
 
     def weights(self, rows: Array) -> tuple[Array, Array]:
-        """Tokens and sizes of rows (ascending)."""
+        """Tokens and sizes of rows; `rows` is ascending."""
         tokens, sizes = np.zeros(len(rows), dtype=np.uint32), np.zeros(len(rows), dtype=np.uint32)
         for here, reader in self._readers():
             start, end = np.searchsorted(rows, [here.start, here.stop])
@@ -73,7 +71,7 @@ class RecordPool:
         return tokens, sizes
 
     def keys_of(self, rows: Array) -> Array:
-        """The rows' keys: a view where the rows follow one another, as they mostly do, so that a
+        """The rows' keys: a view where the rows are consecutive, as they mostly are, so that a
         million keys aren't copied."""
         if len(rows) and rows[-1] - rows[0] + 1 == len(rows):
             return self.keys[rows[0] : rows[-1] + 1]
@@ -98,8 +96,8 @@ class RecordPool:
             reader.close()
 
     def leaders(self, rows: Array) -> Leaders:
-        """Finds equal keys. Half a key tells almost all apart, at half the memory; only those it
-        does not are looked at whole."""
+        """Finds equal keys. Half a key tells almost all of them apart, at half the memory; only the
+        others are compared as a whole."""
         keys = self.keys_of(rows)
         halves = np.ascontiguousarray(keys.view("<u8").reshape(-1, 2)[:, 0])
         halves.sort()

@@ -1,5 +1,5 @@
-"""What a job gives: result lines → outcomes of its records → answers for a run's elements. It asks
-nobody for anything; `jobs/` says when it is time, and fetches the lines.
+"""From a job's result lines to outcomes of its records, and on to answers for a run's elements. It
+calls no provider: `jobs/` decides when to collect, and fetches the lines.
 
     endings.py          what the end of a job means for lines without a reply
     result_reader.py    result lines → outcomes

@@ -1,13 +1,13 @@
-"""The quick way through the results of a job: most of its lines are of one form, and most of what
-is in them has been read before.
+"""The fast path through a job's results: most lines have one form, and most of what is in them was
+read before.
 
 line ─► custom_id     ─► line of the job
         text          ─► its answer, as JSON          read once per text
         counts        ─► usage, cost, model, finish   read once per counts, by `decode_line`
         request id
 
-Whatever is not exactly so goes the way of all lines (`ResultReader.read_line`): another form, an
-unknown or repeated custom_id, a text that is no plain answer.
+Everything else is read line by line (`ResultReader.read_line`): another form, an unknown or
+repeated custom_id, a text that is not a plain answer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from beam_llm.results.result_reader import ResultReader
 from beam_llm.values import Finish, Usage
 
 _MOST_FORMS = 20
-"""That are looked for in a file: a pattern is compiled for each."""
+"""How many forms are learned in one file: a pattern is compiled for each."""
 _MOST_TEXTS, _MOST_TEXT_CHARACTERS = 4096, 200
 _MOST_COUNTS = 16_384
 
@@ -42,7 +42,7 @@ class AlikeLines:
 
     @classmethod
     def of(cls, results: ResultReader) -> AlikeLines | None:
-        """None where lines may differ in more than a few places, for all the provider knows."""
+        """The reader; None where lines may differ in more than a few places."""
         provider = results.provider
         if not (results.has_plain_lines and isinstance(provider, HasLineForms)):
             return None
@@ -68,7 +68,7 @@ class AlikeLines:
         return True
 
     def _learn(self, line: bytes) -> None:
-        """From now on lines are expected to be like this one, if it is a good one."""
+        """From now on, lines are expected to have the form of this one, if it is a good one."""
         if self._forms_left <= 0:
             return
         self._forms_left -= 1
@@ -79,7 +79,7 @@ class AlikeLines:
             return
         if pattern is not None:
             self._pattern = pattern
-            # What these mean depends on all that is fixed.
+            # What these mean depends on the fixed parts of the form.
             self._endings.clear()
             self._answers.clear()
 
@@ -118,7 +118,8 @@ class AlikeLines:
         return others
 
     def _answer(self, text: str) -> str:
-        """The answer in a text as it stands in its line, as JSON; empty where it is none."""
+        """The answer in a text, which is escaped as in its line, as JSON; empty where it is not a
+        plain answer."""
         assert self._pattern is not None
         try:
             written = orjson.loads(f'"{text}"'.encode("latin-1"))
@@ -134,8 +135,9 @@ class AlikeLines:
         return plain.decode("latin-1")
 
     def _learn_counts(self, counts: str, line: bytes, slots: tuple[str, str, str]) -> int | None:
-        """Keeps what a line says beside its slots, for others with its counts; None, and nothing is
-        kept, where it says something else than its slots, or has no good end."""
+        """Remembers what a line says beside its slots, for other lines with the same counts. None,
+        and nothing is remembered, where `decode_line` disagrees with the slots, or the reply did
+        not end well."""
         if len(self._paid) >= _MOST_COUNTS:
             return None
         try:

@@ -27,18 +27,16 @@ class Bill:
         # Replies are much alike: labels and numbers are few, and so are the tokens they take.
         self._cost = functools.lru_cache(1024)(lambda usage: cost(usage, True))
         self._has_prices = has_prices
-        # How many replies had which: few differ, and counting is quicker than adding up.
+        # How many replies had each usage: few differ, and counting is quicker than adding up.
         self._usages: Counter[Usage] = Counter()
         self.cost_usd: float | None = 0.0
 
     def price(self, usage: Usage, billed: float | None) -> float | None:
-        """What a reply cost, for all we know: by the user's prices, the provider's bill, or the
-        price table.
-        """
+        """What a reply cost, by the user's prices, the provider's bill, or the price table."""
         return self._cost(usage) if billed is None or self._has_prices else billed
 
     def add(self, usage: Usage, paid: float | None, replies: int = 1) -> None:
-        """Counts replies that used, and cost, the same each."""
+        """Adds replies with the same usage and the same price each."""
         self._usages[usage] += replies
         known = self.cost_usd
         self.cost_usd = None if paid is None or known is None else known + paid * replies
@@ -55,7 +53,7 @@ class Bill:
 
 
 def _tokens(count: Any) -> int:
-    """What a provider counted, as a number that JSON can hold."""
+    """A provider's count as a number that JSON can hold."""
     try:
         return min(max(int(count), 0), 2**53)
     except (TypeError, ValueError, OverflowError):

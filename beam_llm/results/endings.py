@@ -1,4 +1,4 @@
-"""How a job ends, as far as records without an answer are concerned. Pure."""
+"""What the end of a job means for records without an answer. Pure."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ class JobEnd:
     """What the end of a job means for its lines that have no reply.
 
     Attributes:
-      word: for the ledger: the remote job's state, or ours (`lost`, `refused`, `doubtful`, …).
+      word: for the ledger: the remote job's state, or our own word (`lost`, `refused`, `doubtful`,
+        …).
       failure: of a record whose line has no reply.
-      final: such records are not asked again.
+      final: whether such records are not asked again.
       faulty_lines: 0-based line → failure, where validation named lines.
-      goes_live: another job would end the same way, so what is asked again is by live calls.
+      goes_live: another job would end the same way, so records are asked again by live calls.
     """
 
     word: str
@@ -30,24 +31,24 @@ class JobEnd:
 
     @property
     def is_of_all(self) -> bool:
-        """Whether other halves of the same job, if nothing was sent of them, end alike: they'd fail
-        the same way, or the user cancelled."""
+        """Whether the other halves of the same job end the same way if nothing was sent of them:
+        they would fail alike, or the user has cancelled the job."""
         return self.failure.kind in (Kind.ABORTED, Kind.CANCELLED) or self.word in (
             "refused",
             "queue",
         )
 
     def of_line(self, line: int, reply: LineReply | None, count: int) -> tuple[Failure, bool, bool]:
-        """What it means for a line of `count` records without an answer. The line's own end goes
-        before the job's.
+        """What it means for a line of `count` records without an answer. The line's own end takes
+        precedence over the job's.
 
         Args:
           line: 0-based.
           reply: what its result line says, if there is one.
 
         Returns:
-          Why there is no answer, whether that is final, and whether its records are to be asked one
-          by one.
+          Why there is no answer, whether that is final, and whether its records have to be asked
+          one by one.
         """
         fault = self.faulty_lines.get(line)
         if fault is not None:
@@ -66,7 +67,7 @@ class JobEnd:
 
 
 def _failure_in(reply: LineReply) -> Failure:
-    """What the provider says of a line without a completion, in its words where there are any."""
+    """The failure of a line without a completion, in the provider's words where there are any."""
     error = reply.error
     if error is None:
         return Failure(Kind.UNREADABLE, "the provider's error line says nothing", 1)
@@ -78,8 +79,8 @@ def end_of(job: RemoteJob, past_deadline: bool) -> JobEnd:
     """What a remote job's state means for lines without a reply.
 
     Args:
-      past_deadline: it was cancelled by us; one that has not even ended since leaves a doubt, as an
-        answer may still come, and be paid for.
+      past_deadline: we have cancelled it. If it has not ended since, the records end in doubt, as
+        an answer may still come, and be paid for.
     """
     if past_deadline:
         return late(job.state)
@@ -97,7 +98,7 @@ def end_of(job: RemoteJob, past_deadline: bool) -> JobEnd:
 
 
 def too_small(requests: int, traits: BatchTraits) -> JobEnd:
-    """The provider takes no job of so few requests, and nothing was sent."""
+    """The end of a job with too few requests for the provider; nothing was sent."""
     has = f"the job has {plural(requests, 'request')}"
     least = f"the provider takes no job of less than {traits.min_requests:,}"
     reason = f"{has}, and {least}; on_leftover='online' asks them by live calls"
@@ -105,7 +106,7 @@ def too_small(requests: int, traits: BatchTraits) -> JobEnd:
 
 
 def late(state: JobState) -> JobEnd:
-    """What it means that a job's deadline has passed, where it stands so: or was last known to, as
+    """The end of a job whose deadline has passed, by its state then, or its last known state where
     the provider can't be asked."""
     if state.has_ended:
         why = "the job had not come to this record by its deadline"
@@ -118,14 +119,14 @@ def late(state: JobState) -> JobEnd:
 
 
 def _failed(job: RemoteJob) -> JobEnd:
-    """Validation failed, and nothing ran; or it ran, and failed on the way. Where lines are named,
-    those are at fault and the others can be asked again."""
+    """The end of a job that failed in validation, so that nothing ran, or while running. Where
+    errors name lines, those are at fault, and the others can be asked again."""
     said = ": ".join(filter(None, job.errors[0][:2])) if job.errors else ""
     said = said or "failed: the provider gave no reason"
     reason = f"the provider's validation failed: {said}"
     if isinstance(job.cause, Aborted):
         return JobEnd("failed", Failure(Kind.ABORTED, reason, 1))
-    # The provider's own failure is no fault of the lines, and what has answers was valid.
+    # A failure of the provider's own is not the lines' fault, and a job that has answers was valid.
     is_its_own = isinstance(job.cause, Retryable) and not isinstance(job.cause, QueueFull)
     if is_its_own or job.completed:
         reason = f"the provider failed: {said}"

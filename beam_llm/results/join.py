@@ -29,7 +29,7 @@ _NO_REASON = Failure(Kind.PROMPT, "the record has no reason for its failure")
 
 
 def early_failures(store: Store, ref: BatchJobRef) -> Iterator[tuple[bytes, Outcome]]:
-    """Records that never asked anything, each with its own reason."""
+    """The records that failed before any call, each with its own reason."""
     rows = Manifest.read(store, ref.manifest)
     for reader, here in by_part(store, rows):
         for row in rows.row[here].tolist():
@@ -42,11 +42,11 @@ def early_failures(store: Store, ref: BatchJobRef) -> Iterator[tuple[bytes, Outc
 def answers(
     store: Store, ref: BatchJobRef, nodes: Sequence[Node], last: bool
 ) -> Iterator[tuple[bytes, Outcome]]:
-    """Each of this run's elements that the last of `nodes` answers; at the end of the tree also
-    those that nothing answered.
+    """The answers to those of this run's elements that ended in the last of `nodes`; at the end of
+    the tree also those that ended nowhere.
 
-    Of several elements with one content the first carries what it cost, the others say that their
-    answer was re-used.
+    Of several elements with the same content, the first one carries the cost; the others' answers
+    are marked as re-used.
     """
     outcomes = _outcomes_of(store, nodes[-1])
     if outcomes is None:
@@ -60,7 +60,7 @@ def answers(
         return
     paid_before = ref.reused >= len(nodes)
     first = np.zeros(len(rows), dtype=bool) if paid_before else _first_of_equals(rows.keys)
-    # Where half of it has come out, for the failpoint there.
+    # After how many answers the failpoint `output.half` is.
     left = (int(wanted.sum()) + 1) // 2 - 1
     with contextlib.closing(outcomes):
         for reader, here in by_part(store, rows):
@@ -76,13 +76,13 @@ def answers(
 
 
 def _outcomes_of(store: Store, node: Node) -> Outcomes | None:
-    """None of a job that went as two: no record ended in it."""
+    """The node's outcomes; None for a job that was split, in which no record ended."""
     name = None if node.done is None else node.done.outcomes
     return None if name is None else Outcomes(store, name)
 
 
 def _many(outcomes: Outcomes, positions: Array, pays: Array) -> Iterator[Outcome]:
-    """The outcome at each position; those that do not pay are re-used answers."""
+    """The outcome at each position; where `pays` is False, as a re-used answer."""
     known = positions >= 0
     found = outcomes.many(positions[known].tolist(), pays[known].tolist())
     if known.all():
@@ -91,7 +91,8 @@ def _many(outcomes: Outcomes, positions: Array, pays: Array) -> Iterator[Outcome
 
 
 def _nowhere(store: Store, nodes: Sequence[Node], keys: Array, positions: Array) -> Array:
-    """Which keys no node has. There should be none; if there is, its element still comes out."""
+    """Which keys no node has an outcome for. There should be none; if there is one, its element
+    still comes out."""
     missing = positions < 0
     for node in nodes:
         if not missing.any():
@@ -104,7 +105,7 @@ def _nowhere(store: Store, nodes: Sequence[Node], keys: Array, positions: Array)
 
 def _first_of_equals(keys: Array) -> Array:
     """Whether each key is the first of those equal to it."""
-    # A stable sort, so that "first" is by the order of this run's elements.
+    # The sort is stable, so that "first" means the order of this run's elements.
     order = np.argsort(keys, kind="stable")
     first = np.ones(len(keys), dtype=bool)
     first[order[1:]] = keys[order[1:]] != keys[order[:-1]]

@@ -1,4 +1,4 @@
-"""Result lines of one form, read by the block: a regular expression over many lines at once."""
+"""Reading result lines of one form in blocks: one regular expression over many lines."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from beam_llm.protocols import LineForm, Slot
 
-# Each takes only what stands for itself in JSON: what it matches needs no decoding, but for texts.
+# Each matches only characters that JSON doesn't escape: matches need no decoding, except texts.
 _NAME, _WHOLE = "[A-Za-z0-9_.:-]{1,64}", "(?:0|[1-9][0-9]{0,14})"
 _SLOTS = {
     Slot.CUSTOM_ID: "(?P<custom_id>[A-Za-z0-9_-]{1,64})",
     Slot.REQUEST_ID: "(?P<request_id>[a-z0-9_-]{0,40}?[a-z][a-z0-9_-]{0,80}+)",
-    # Without `\u` and `\/`: so a key that is in the text is in the line, letter by letter.
+    # Without `\u` and `\/`, so that an API key in the text would be in the line letter by letter.
     Slot.TEXT: r'(?P<text>(?!")[^"\\\x00-\x1f]*+(?:\\["\\bfnrt][^"\\\x00-\x1f]*+)*+)',
     Slot.COUNT: _WHOLE,
     Slot.NAME: _NAME,

@@ -1,4 +1,4 @@
-"""What the job before a follow-up says of the records that it left over."""
+"""What the parent of a job says of the records that it passed on."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from beam_llm.values import Outcome, sum_of_costs
 
 
 class PriorOutcomes:
-    """Outcomes (failures, usage) that a job passed on with its records: what was used for a record
-    is its own, whoever answers it in the end."""
+    """The outcomes so far (failures, usage, cost) that a job passed on with its records: they are
+    added to the final outcome, whichever job gives that."""
 
     def __init__(self, store: Store, name: str | None):
         known = None if name is None else Outcomes(store, name)
@@ -21,7 +21,8 @@ class PriorOutcomes:
         return self._known is None
 
     def added(self, manifest: Manifest, position: int, outcome: Outcome) -> Outcome:
-        """The outcome with what the record has cost before, and how often it was tried."""
+        """The outcome, plus what the record has used and cost before, and how often it was
+        tried."""
         failure = outcome.failure
         if self._known is None:
             if failure is None or failure.attempts:
@@ -35,7 +36,7 @@ class PriorOutcomes:
         return outcome._replace(usage=outcome.usage + before.usage, cost_usd=cost, failure=failure)
 
     def failed_as(self, kind: str, manifest: Manifest, position: int) -> bool:
-        """Whether the job before has left the record over for a failure of this kind."""
+        """Whether the parent passed the record on because of a failure of this kind."""
         if self._known is None:
             return False
         failure = self._of(self._known, manifest, position).failure

@@ -1,5 +1,5 @@
-"""A file of result lines, of any size, read for a ResultReader: many lines at once where they are
-alike, else one by one."""
+"""Feeds a file of result lines, of any size, to a ResultReader: in blocks where lines are alike,
+else one by one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _READ_BYTES = 1 << 20
 
 
 def read_results(reader: ResultReader, path: str) -> None:
-    """Has the reader take all lines of the file."""
+    """Feeds all lines of the file to the reader."""
     alike = AlikeLines.of(reader)
     for block in result_blocks(path, reader.most_bytes):
         if alike is None or not alike.read(block):
@@ -23,8 +23,8 @@ def read_results(reader: ResultReader, path: str) -> None:
 
 
 def result_blocks(path: str, most_bytes: int) -> Iterator[bytes]:
-    """The lines of a result file, which end at b"\\n" and nowhere else: many at once, or one that
-    is too long, of which only the beginning, or was cut."""
+    """The lines of a result file, which end at b"\\n" and nowhere else: many whole ones at a time,
+    or a single one that is cut, or too long; of that only its beginning."""
     with open(path, "rb", buffering=_READ_BYTES) as file:
         start, size = 0, min(_READ_BYTES, most_bytes)
         while block := file.read(size):
@@ -38,7 +38,7 @@ def result_blocks(path: str, most_bytes: int) -> Iterator[bytes]:
 
 
 def _one_line(file: IO[bytes], start: int, most_bytes: int) -> Iterator[bytes]:
-    """The line that begins there, of which only the beginning where it is too long."""
+    """The line that begins at `start`; where it is too long, only its beginning."""
     file.seek(start)
     line = file.readline(most_bytes)
     yield line

@@ -1,5 +1,5 @@
-"""Result lines in, outcomes out: streamed and joined by `custom_id`, in whatever order they come;
-doubled, unknown and cut lines do no harm.
+"""Result lines in, outcomes out: streamed, and matched by `custom_id` in whatever order they come;
+duplicate, unknown and truncated lines do no harm.
 
                                       ┌─ ends here ─► outcomes
 line ─► custom_id ─► line of the job ─┤
@@ -32,32 +32,30 @@ from beam_llm.results.prior_outcomes import PriorOutcomes
 from beam_llm.values import Completion, Finish, JobState, Outcome, Reading
 
 _CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*"([A-Za-z0-9_-]{1,64})"')
-"""Inside of a JSON string the quotes have backslashes, so this is found where it is a field, and
-nowhere else."""
-# Final for a record that was asked alone; in company another one may have been at fault.
+"""Matches a field only: inside of a JSON string, the quotes would have backslashes."""
+# Final for a record that was asked alone; of several, another one may have been at fault.
 _FINAL_ALONE = frozenset({Kind.REFUSED, Kind.REJECTED, Kind.TOO_LARGE})
 
 
 class ResultReader:
-    """The results of one job, turned into outcomes line by line; they are written down as they are
-    read.
+    """Turns the results of one job into outcomes, line by line, and writes them as it reads.
 
         reader = ResultReader(task, provider, bill, manifest, end, file, prior)
         read_results(reader, path)  # or reader.read_line(line), line by line
         reader.finish()
 
     Args:
-      bill: takes what the replies used and cost.
+      bill: adds up what the replies used and cost.
       file: where rows of outcomes are written.
-      prior: what the job before says of the same records, if this is a follow-up.
+      prior: the outcomes so far that the job's parent passed on with the records.
 
     Attributes:
-      most_bytes: of a line; of one that is longer only the beginning is read.
-      line_of: lines of the job by their custom_id.
+      most_bytes: of a line; of a longer one only the beginning is read.
+      line_of: custom_id → line of the job.
       answered: 1 for each line that has a reply.
       left: 1 for each record that does not end here.
       regroup: 1 for each record that has to be asked alone.
-      facts: what was odd about its lines, and the warnings of its replies, counted.
+      facts: counts of what was wrong with its lines, and of its replies' warnings.
     """
 
     def __init__(
@@ -74,10 +72,10 @@ class ResultReader:
         self._manifest, self._end, self._prior = manifest, end, prior
         self.most_bytes = task.settings.max_reply_bytes
         self._plain_answer = functools.lru_cache(1024)(task.plain_answer)
-        # The quick way doesn't add what the job before has cost, so a follow-up can't take it.
+        # The fast path doesn't add what the parent job has cost, so a follow-up can't take it.
         self._plainly = task.answers_plainly and prior.is_empty
         self._starts: list[int] = manifest.line_starts.tolist()
-        # By id, never by place: providers say that results may come in another order.
+        # By id, never by position: providers say that results may come in another order.
         self.line_of = {custom_id: line for line, custom_id in enumerate(manifest.custom_ids())}
         self.answered = bytearray(len(self._starts) - 1)
         self._half = len(self.answered) // 2
@@ -97,21 +95,22 @@ class ResultReader:
 
     @property
     def lines(self) -> int:
-        """How many lines came back, good or bad, with those that can't be told whose they are.
+        """How many lines came back, good or bad, including those that can't be matched to a line of
+        the job.
 
-        None of a file in which no id is known: that is another job's.
+        Unknown ids count only where some id is known: a file without any is another job's.
         """
         found = self.replies + len(self._errors)
         return found + self._nobodys + (len(self._strangers) if found else 0)
 
     @property
     def has_plain_lines(self) -> bool:
-        """Whether each line is one record, and what a reply says of it may be known by its text."""
+        """Whether each line has one record, whose answer may be known from its text alone."""
         return self._plainly and len(self.answered) == len(self._manifest)
 
     def read_line(self, line: bytes) -> None:
-        """Takes one line. Whatever stands in it is the trouble of its own records: nothing raises
-        but the ledger and the disk."""
+        """Takes one line. Whatever is wrong with it becomes its own records' error: only the ledger
+        and the disk raise."""
         if line.isspace():
             return
         try:
@@ -141,10 +140,10 @@ class ResultReader:
             failpoint("collect.half")
 
     def _take_unreadable(self, line: bytes, error: Exception) -> bool:
-        """A line that is no reply: its records' error, where it can be seen whose it is. Returns
-        whether it was cut."""
+        """Takes a line that is not a reply: an error of its records, where its id can be found.
+        Returns whether it was cut."""
         self.facts["unreadable_lines"] += 1
-        # Without its newline a line was cut on the way, or by `result_blocks` where it is too
+        # A line without its newline was cut on the way, or by `result_blocks` because it is too
         # long.
         is_long = len(line) >= self.most_bytes
         if not is_long and not line.endswith(b"\n"):
@@ -163,7 +162,7 @@ class ResultReader:
             self.facts["duplicate_ids"] += 1
         elif completion is not None:
             self.answered[line] = 1
-            # A reply counts before an error of the same line, whichever of them comes first.
+            # A reply takes precedence over an error of the same line, whichever comes first.
             if self._errors:
                 self._errors.pop(line, None)
             try:
@@ -183,10 +182,10 @@ class ResultReader:
         """One answered line: an outcome for each of its records, final or left over."""
         start = self._starts[line]
         count = self._starts[line + 1] - start
-        # Unpacked at once: this is done for every line of every job.
+        # Unpacked in one go, since this is done for every line of every job.
         text, finish, usage, model, request_id, refusal, _, word, _, billed, _ = completion
         paid = self.bill.price(usage, billed)
-        # Before anything of it is read, for it is paid for, whatever it says.
+        # Before the reply is read, since it is paid for whatever it says.
         self.bill.add(usage, paid)
         is_plain = (
             self._plainly
@@ -198,14 +197,14 @@ class ResultReader:
         value = self._plain_answer(text) if is_plain else None
         if value is None:
             self._read_closely(start, count, completion, None if paid is None else paid / count)
-        else:  # by far the most: no objects on the way
+        else:  # by far the most common case: makes no objects
             self.outcomes.put_answer(start, value, usage, paid, model, request_id, word)
 
     def _put_unreadable(self, line: int, error: Exception) -> None:
-        """Ends the records of a reply that something in it, or in the user's own class, made
-        impossible to read or to keep."""
+        """Ends the records of a reply that can't be read or stored, because of something in it or
+        in the user's own class."""
         self.facts["unreadable_replies"] += 1
-        # A foreign exception's words may quote the record, or a key.
+        # Not the exception's own text, which may quote the record, or a key.
         failure = Failure(
             Kind.UNREADABLE, f"the reply can't be read or kept ({type(error).__name__})", 1
         )
@@ -246,7 +245,7 @@ class ResultReader:
                 continue
             count = self._starts[line + 1] - self._starts[line]
             failure, final, alone = self._end.of_line(line, self._errors.get(line), count)
-            # What can't be read was answered all the same, and what is in doubt may have been.
+            # A line that can't be read was answered all the same, and one in doubt may have been.
             may_be_paid = failure.kind in (Kind.UNREADABLE, Kind.DOUBTFUL)
             outcome = Outcome(None, failure, cost_usd=None if may_be_paid else 0.0)
             for position in range(self._starts[line], self._starts[line + 1]):
@@ -255,18 +254,19 @@ class ResultReader:
                 self._put(position, outcome, is_final)
 
     def _is_unreadable_again(self, position: int, failure: Failure) -> bool:
-        """Whether another answer would be paid for that can't be read either."""
+        """Whether this record's last answer couldn't be read either: a further one would probably
+        be paid for in vain, too."""
         unreadable = Kind.UNREADABLE
         return failure.kind == unreadable and self._prior.failed_as(
             unreadable, self._manifest, position
         )
 
     def is_short_of(self, job: RemoteJob) -> bool:
-        """Whether there has to be more in the results of an ended job than was found.
+        """Whether the results of an ended job have to hold more than was found.
 
         Lines that failed are not always listed, and some servers count them as completed.
         """
-        # Whatever is counted: of each line that was asked there is a reply or an error.
+        # Whatever the provider counts, each line has a reply or an error.
         if self.replies + len(self._errors) == len(self.answered):
             return False
         if job.state not in (JobState.COMPLETED, JobState.EXPIRED, JobState.CANCELLED):
@@ -274,7 +274,8 @@ class ResultReader:
         # Azure may give no counts.
         if job.completed is None:
             return self._is_cut or (job.state is JobState.COMPLETED and not self.lines)
-        # What strangers' lines may stand for is not what a file lacks that was cut.
+        # Lines with unknown ids may stand for those that are missing, but not where the file was
+        # cut.
         has_less = self.lines < job.completed + (job.failed or 0)
         return self.replies < job.completed and (has_less or self._is_cut)
 
@@ -285,7 +286,7 @@ class ResultReader:
 
 
 def _unreadable_line(line: bytes, error: Exception, most_bytes: int) -> CallError:
-    if len(line) >= most_bytes:  # another would be as long
+    if len(line) >= most_bytes:  # the next one would be as long
         return Rejected(
             Kind.UNREADABLE,
             f"its result line is larger than {most_bytes:,} bytes (max_reply_bytes): not read",
