@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from beam_llm.config import Settings, settings
-from beam_llm.jobs import Driver, run_jobs
+from beam_llm.jobs import Driver, JobContext, run_jobs
 from beam_llm.ledger import BatchJobRef, PartRef
 from beam_llm.ledger import log as ledgers
 from beam_llm.planning import plan
@@ -59,16 +59,16 @@ class World:
 
     def driver(self, **changes: Any) -> Driver:
         known = self.settings(**changes)
-        return Driver(
+        context = JobContext(
             known,
             compile_task(known),
             open_store(self.location),
             self.fake,
-            self.ask,
             cost,
             self.clock,
-            self.account,
+            account=self.account,
         )
+        return Driver(context, self.ask)
 
     def spool(self, texts: Sequence[str], per_part: int = 7, **changes: Any) -> list[PartRef]:
         task, store = compile_task(self.settings(**changes)), open_store(self.location)

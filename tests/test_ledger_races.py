@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from beam_llm.config import settings
-from beam_llm.jobs import Driver
+from beam_llm.jobs import Driver, JobContext
 from beam_llm.planning import plan
 from beam_llm.prompting.batching import caps_of
 from beam_llm.providers import compile_task, connect_batch
@@ -57,7 +57,8 @@ def run(
         write_part(store, rows(texts[start : start + 7]), 0) for start in range(0, len(texts), 7)
     ]
     refs = plan(store, task, caps_of(known, task.shared_tokens, None), provider.traits, parts, time)
-    driver = Driver(known, task, store, provider, no_live_calls, lambda usage, batch: 0.0, time)
+    context = JobContext(known, task, store, provider, lambda usage, batch: 0.0, time)
+    driver = Driver(context, no_live_calls)
     found: dict[str, list[Outcome]] = {}
     for _, envelope, outcome in driven(driver, refs, time.sleep, lambda waiting: None):
         found.setdefault(envelope.decode(), []).append(outcome)

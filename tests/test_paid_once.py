@@ -12,7 +12,7 @@ import pytest
 
 from beam_llm.config import settings
 from beam_llm.errors import Kind
-from beam_llm.jobs import Driver, run_jobs
+from beam_llm.jobs import Driver, JobContext, run_jobs
 from beam_llm.ledger import failpoints as points
 from beam_llm.ledger import log as ledgers
 from beam_llm.ledger.journal import Closed, CloseReason, Journal
@@ -106,17 +106,9 @@ class Site:
         def ask(records: Any) -> Any:
             return [Outcome("live", None, Usage(), 0.0) for _ in records]
 
-        self.drivers.append(
-            Driver(
-                known,
-                compile_task(known),
-                open_store(self.location),
-                provider,
-                ask,
-                lambda usage, batch: 0.0,
-                machine,
-            )
-        )
+        task, store = compile_task(known), open_store(self.location)
+        context = JobContext(known, task, store, provider, lambda usage, batch: 0.0, machine)
+        self.drivers.append(Driver(context, ask))
         return self.drivers[-1]
 
     def plan(self, machine: Machine, **changes: Any) -> list[Any]:

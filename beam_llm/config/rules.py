@@ -93,6 +93,12 @@ def is_template(model: str) -> bool:
 
 def _check_rules(known: Settings) -> None:
     """Rules between options."""
+    _check_mode(known)
+    _check_prompt(known)
+    _check_task(known)
+
+
+def _check_mode(known: Settings) -> None:
     if known.task == "session" and known.mode == "batch_api":
         raise UsageError(
             "mode is 'batch_api': a turn of a session needs the reply before it, and a batch job "
@@ -108,6 +114,9 @@ def _check_rules(known: Settings) -> None:
             "independent is True but record_id is missing: name the field that tells equal "
             "records apart"
         )
+
+
+def _check_prompt(known: Settings) -> None:
     if known.combine_instruction is not None and not known.combine_instruction.strip():
         raise UsageError(
             f"combine_instruction is {known.combine_instruction!r}: it has to say how partial "
@@ -127,6 +136,9 @@ def _check_rules(known: Settings) -> None:
             f"group_by is {list(known.group_by or ())!r}: rows of answers have a column "
             f"{min(own_columns)!r} of their own; give the field another name before"
         )
+
+
+def _check_task(known: Settings) -> None:
     own = options_of(known.task)
     for name, value in given_options(known):
         if name not in own and value != VECTOR:

@@ -38,12 +38,14 @@ written down, how long it waits.
 
 from beam_llm.jobs.admin import JobView, cancel, list_jobs, show
 from beam_llm.jobs.driver import Driver, run_jobs
+from beam_llm.jobs.job import JobContext
 from beam_llm.jobs.step import Ready, Waiting
 from beam_llm.jobs.tidy import Cleanup, cleanup
 
 __all__ = [
     "Cleanup",
     "Driver",
+    "JobContext",
     "JobView",
     "Ready",
     "Waiting",

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-from beam_llm.config import Settings
 from beam_llm.errors import Aborted, Failure, LedgerError
 from beam_llm.jobs.job import Job, JobContext
 from beam_llm.jobs.job_driver import JobDriver
@@ -25,9 +24,7 @@ from beam_llm.ledger.job_tree import JobTree, Node, following
 from beam_llm.ledger.journal import Done
 from beam_llm.ledger.log import Ledger
 from beam_llm.ledger.refs import BatchJobRef
-from beam_llm.protocols import BatchProvider, Clock, Store, Task
 from beam_llm.results import join
-from beam_llm.results.bill import Cost
 from beam_llm.results.endings import JobEnd
 from beam_llm.values import Outcome
 
@@ -38,8 +35,6 @@ class Driver:
 
     Args:
       ask: live calls for leftovers; blocks until all are answered.
-      cost: price of a reply's usage; True: at the batch API's price.
-      account: a digest of the API key that jobs are made with, so that another key is noticed.
 
     Attributes:
       counted: what happened, for the caller to post as counters and clear: `jobs_twice`,
@@ -47,22 +42,12 @@ class Driver:
       leases: the leases it holds on its jobs.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        task: Task,
-        store: Store,
-        provider: BatchProvider,
-        ask: Ask,
-        cost: Cost,
-        clock: Clock,
-        account: str = "",
-    ):
-        self._context = JobContext(settings, task, store, provider, cost, clock, account=account)
-        self._ledger, self._ask = Ledger(store), ask
+    def __init__(self, context: JobContext, ask: Ask):
+        self._context, self._ask = context, ask
+        self._ledger = Ledger(context.store)
         self._jobs: dict[str, JobDriver | LiveJob] = {}
         self._ends: dict[str, Done] = {}
-        self.counted, self.leases = self._context.counted, self._context.leases
+        self.counted, self.leases = context.counted, context.leases
 
     def step(self, ref: BatchJobRef, phase: int = 0) -> Waiting | Ready:
         """Takes the job as far as it can go without waiting.

@@ -11,7 +11,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from beam_llm.config import Settings
 from beam_llm.errors import CallError
@@ -41,14 +41,16 @@ MOST_AGE_SECONDS = 30 * 86_400.0
 
 @dataclass
 class JobContext:
-    """The settings, the seams and the clocks that all jobs of one driver share.
+    """What all jobs of one driver share: settings, seams, clocks, leases.
 
     Attributes:
+      cost: price of a reply's usage; True: at the batch API's price.
       clock: this machine's; runners are told by it when to step a job again.
-      shared: the time that all machines agree on, for everything that is written down.
+      account: a digest of the API key that jobs are made with, so that another key is noticed;
+        empty where there is none, or where it is a short-lived token.
       counted: see `Driver`.
-      account: a digest of the API key; empty where there is none, or where it is a short-lived
-        token.
+      shared: the time that all machines agree on, for everything that is written down.
+      line: jobs that wait for room in the provider's queue.
     """
 
     settings: Settings
@@ -57,10 +59,10 @@ class JobContext:
     provider: BatchProvider
     cost: Cost
     clock: Clock
-    counted: Counter[str] = field(default_factory=Counter)
     account: str = ""
 
     def __post_init__(self) -> None:
+        self.counted: Counter[str] = Counter()
         self.shared = SharedClock(self.provider, self.clock)
         self.leases = Leases(self.store, self.settings.lease_seconds, self.shared)
         self.line = WaitingLine(self.settings, self.clock)

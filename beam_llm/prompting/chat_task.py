@@ -62,17 +62,10 @@ class ChatTask:
         reading = task.read(2, Completion('{"1": true, "2": false}'))
         reading.values                      # {1: True, 2: False}
 
-    It keeps what `protocols.Task` asks for, and says what each method gives.
+    A `protocols.Task`, which says what its attributes and methods are.
 
     Attributes:
-      settings: as given.
       output: the compiled type of an answer.
-      fingerprint: digest of all that shapes an answer, except the record.
-      shared_tokens: estimated input tokens of a prompt without its records.
-      texts: how many texts of each record a prompt shows.
-      sends_one_text: requests about one record differ in nothing but its one text, which stands in
-        the prompt as it is.
-      answers_plainly: a reply to one record is what `plain_answer` takes.
 
     Args:
       enforced_schema: what the provider makes of a schema that it enforces; None where it enforces

@@ -67,8 +67,8 @@ class EmbedTask:
         reply = Completion(None, vectors=(Vector(1, pack([1.0])), Vector(0, pack([0.5]))))
         task.read(2, reply).values          # {1: [0.5], 2: [1.0]}
 
-    It keeps what `protocols.Task` asks for, and says what each method gives. A text's key depends
-    on the text and the model alone: another template that comes to the same text finds its vector.
+    A `protocols.Task`, which says what its attributes and methods are. A text's key depends on the
+    text and the model alone: another template that comes to the same text finds its vector.
 
     Args:
       limits: how much the provider embeds at once.

@@ -22,7 +22,7 @@ from beam_llm import events, telemetry
 from beam_llm.calls import Engine, borrow_engine, return_engine
 from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind
-from beam_llm.jobs import Driver, Ready, Waiting, run_jobs
+from beam_llm.jobs import Driver, JobContext, Ready, Waiting, run_jobs
 from beam_llm.ledger import BatchJobRef, Ledger, find_ref
 from beam_llm.pricing import Prices
 from beam_llm.prompting.batching import Batcher
@@ -100,16 +100,16 @@ class JobRunner:
         self._live_cost = prices.cost_usd
         self.store = open_store(str(settings.staging_location))
         self._provider = connect_batch(settings)
-        self.driver = Driver(
+        context = JobContext(
             settings,
             self._task,
             self.store,
             self._provider,
-            self._ask,
             prices.cost_usd,
             time,
-            mark_of_key(settings, Ledger(self.store).id),
+            account=mark_of_key(settings, Ledger(self.store).id),
         )
+        self.driver = Driver(context, self._ask)
         self._reader = EnvelopeReader(self.store, envelopes, allow_pickle=settings.allow_pickle)
         self._meter = Meter()
         # An outcome without a request id was in no line of a job, so None is counted as live.
