@@ -1,5 +1,5 @@
-"""Every seam of the package on one page. A provider, a staging store or a limiter is whatever has
-these methods.
+"""All interfaces of the package in one place. A provider, a staging store or a limiter is any
+object with these methods.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from beam_llm.values import Completion, JobState, Pace, Reading, Record, Request
 
 
 class Clock(Protocol):
-    """Time as a parameter: the job driver reads no other. (Live calls read their event loop's.)"""
+    """The clock of the job driver, as a parameter, so that tests can set it. (Live calls use their
+    event loop's clock.)"""
 
     def time(self) -> float:
         """Seconds since the epoch."""
 
     def monotonic(self) -> float:
-        """Seconds that never go back."""
+        """Seconds on a clock that never goes back."""
 
 
 @runtime_checkable
 class CompletionProvider(Protocol):
-    """Live calls. Lives on one event loop; made, used and closed there.
+    """A client for live calls. It belongs to one event loop, and is made, used and closed on it.
 
     The function `connect` of a provider's module makes one (`ProviderModule`):
 
@@ -42,41 +43,38 @@ class CompletionProvider(Protocol):
 
             async def close(self) -> None: ...
 
-    One that takes images finds them in `Message.parts()`. One that asks for schemas may be a
-    `LearnsSchemas`, too. HTTP with bounds, keys, waits and errors: `providers/http.py`, `keys.py`,
-    `pace.py`, `errors.py`, `typed.py`.
+    Images are in `Message.parts()`. A client that sends schemas may be a `LearnsSchemas`, too. For
+    HTTP within bounds, keys, rate-limit headers and errors see `providers/http.py`, `keys.py`,
+    `pace.py`, `errors.py` and `typed.py`.
     """
 
     async def complete(self, request: Request, timeout_seconds: float) -> Completion:
-        """One call, no retries of its own.
+        """Makes one call, without retries of its own.
 
         Raises:
-          CallError: Retryable, Rejected or Aborted; translated once, here, from the wire.
+          CallError: Retryable, Rejected or Aborted, made here of whatever the server sent.
         """
 
     async def close(self) -> None:
-        """Gives back connections."""
+        """Closes its connections."""
 
 
 @runtime_checkable
 class LearnsSchemas(Protocol):
-    """A CompletionProvider that finds out whether its endpoint holds replies to their request's
-    schema.
+    """A CompletionProvider that finds out whether its endpoint enforces schemas.
 
     Attributes:
-      enforces_schemas: as far as is known by now. Where it is False, several records' answers are
-        asked for in a shape that can be read when it is not quite as asked. Taken for True of a
-        provider that doesn't say.
+      enforces_schemas: as far as is known by now. Where False, the answers to several records are
+        asked for in a shape that can be read even if the model doesn't quite keep to it. Providers
+        without this protocol are taken to enforce schemas.
     """
 
     @property
     def enforces_schemas(self) -> bool:
-        """Whether it holds replies to their schema, as far as is known by now."""
+        """Whether the endpoint enforces schemas, as far as is known by now."""
 
     def note_ignored_schema(self, request: Request) -> None:
-        """Learns from a reply that ended well and is not JSON, although its request had a
-        schema.
-        """
+        """Learns that a reply which ended well was not JSON, although its request had a schema."""
 
 
 class ProviderModule(Protocol):
@@ -87,13 +85,13 @@ class ProviderModule(Protocol):
         def encode(settings: Settings, request: Request) -> bytes:
             return request.messages[-1].content.encode()
 
-    What else a provider can do, its module says by having the function for it: see
-    `HasBatchApi`, `HasSchemas`, `TakesImages`, `HasEmbeddings` and `Preloads`.
+    A module shows what else the provider can do by having the function for it: see `HasBatchApi`,
+    `HasSchemas`, `TakesImages`, `HasEmbeddings` and `Preloads`.
     """
 
     def check(self, settings: Settings) -> None:
-        """Whether it can do what the settings ask; for use when the pipeline is built, so no key is
-        looked up and nothing is called.
+        """Checks that the provider can do what the settings ask. Called when the pipeline is built:
+        it looks up no key and makes no call.
 
         Raises:
           UsageError: names the option and the fix.
@@ -107,12 +105,12 @@ class ProviderModule(Protocol):
         """
 
     def encode(self, settings: Settings, request: Request) -> bytes:
-        """The body that `connect`'s client would send for a request; for a person to see."""
+        """The body that `connect`'s client would send for a request, for people to look at."""
 
 
 @runtime_checkable
 class HasBatchApi(Protocol):
-    """The module of a provider with a batch API; one without it has live calls alone."""
+    """The module of a provider with a batch API; without it, the provider has live calls only."""
 
     def connect_batch(self, settings: Settings) -> BatchProvider:
         """A client for the batch API. Called on the worker.
@@ -124,11 +122,11 @@ class HasBatchApi(Protocol):
 
 @runtime_checkable
 class HasSchemas(Protocol):
-    """The module of a provider that holds replies to schemas; one without it holds them to none."""
+    """The module of a provider that enforces schemas."""
 
     @property
     def enforced_schema(self) -> SchemaDialect:
-        """A function of a schema."""
+        """The function that adapts a schema to this provider."""
 
 
 @runtime_checkable
@@ -138,15 +136,15 @@ class TakesImages(Protocol):
         def media_limits(settings):  # of a provider whose models all see
             return MediaLimits(kinds=("image/png", "image/jpeg"), image_bytes=5_000_000)
 
-    One without it takes none.
+    Without it, the provider takes no images.
     """
 
     def media_limits(self, settings: Settings) -> MediaLimits | None:
-        """Which images the settings' model takes; None where it is known to take none."""
+        """Which images the model takes; None where it is known to take none."""
 
 
 class EmbeddingModule(ProviderModule, Protocol):
-    """What a provider is asked where vectors are wanted: a module with the same functions.
+    """A provider's module for embeddings, with the same functions as its module for chat.
 
         def embed_limits(settings):  # of a provider with one row for all its models
             return EmbedLimits(inputs=2_048, input_tokens=8_192, request_tokens=300_000)
@@ -155,16 +153,17 @@ class EmbeddingModule(ProviderModule, Protocol):
     """
 
     def embed_limits(self, settings: Settings) -> EmbedLimits | None:
-        """How much it embeds at once; None where it doesn't, or not in the settings' mode."""
+        """How much the provider embeds at once; None where it doesn't embed, or not in the
+        settings' mode."""
 
 
 @runtime_checkable
 class HasEmbeddings(Protocol):
-    """The module of a provider that embeds; one without it has no embeddings."""
+    """The module of a provider that has embeddings."""
 
     def embedding_module(self) -> EmbeddingModule:
-        """What takes its place where vectors are asked for; chat models need none of it, so it is
-        imported here.
+        """The module that takes its place for embeddings; imported here, since chat models don't
+        need it.
         """
 
 
@@ -173,27 +172,27 @@ class Preloads(Protocol):
     """The module of a provider whose clients take a while to import."""
 
     def preload(self) -> None:
-        """Imports what `connect` needs; in a thread, when the pipeline is built."""
+        """Imports what `connect` needs. Called in a thread when the pipeline is built."""
 
 
 class Task(Protocol):
-    """A question, compiled: all that engine, planner and driver know of what is asked. Pure, and
-    never pickled.
+    """What is asked, compiled from settings: all that engine, planner and driver know of it. Pure,
+    and never pickled.
 
     `prompting.ChatTask` asks chat models, `prompting.EmbedTask` asks for vectors; another kind of
     model is another task.
-    What it does is a function of settings and records alone, so that a rerun, in another process
-    and in another order, finds its own requests and answers again.
+    Its results depend on settings and records alone, so that a rerun, in another process and
+    another order, finds its requests and answers again.
 
     Attributes:
-      settings: the options that it was compiled from.
-      fingerprint: digest of all that shapes an answer, except the record.
+      settings: the options it was compiled from.
+      fingerprint: digest of everything that shapes an answer, except the record.
       shared_tokens: estimated input tokens of a prompt without its records.
-      answer_schema: of one answer, in no provider's dialect.
-      texts: how many texts of each record a prompt shows.
-      answers_plainly: `plain_answer` may know a reply to one record.
-      sends_one_text: requests about one record differ in nothing but its one text, which stands in
-        the prompt as it is.
+      answer_schema: JSON schema of one answer, in no provider's dialect.
+      texts: how many texts each record puts into a prompt.
+      answers_plainly: `plain_answer` may be able to read a reply to one record.
+      sends_one_text: requests about one record differ only in its one text, which is in the prompt
+        unchanged.
     """
 
     @property
@@ -224,15 +223,15 @@ class Task(Protocol):
     def record(
         self, fields: Mapping[str, Any], element: Any, count: Callable[[str], int] = ...
     ) -> Record:
-        """What one element asks. Raises PromptError where it doesn't fit the prompt.
+        """The record of one element. Raises PromptError where the element doesn't fit the prompt.
 
         Args:
-          count: tokens of a text, from above.
+          count: an upper estimate of a text's tokens.
         """
 
     def key(self, record: Record) -> bytes:
-        """16 bytes that name the question: equal for equal content, in every process and at every
-        batch size.
+        """16 bytes that identify the question: equal for equal content, in every process and at
+        every batch size.
         """
 
     def render(self, records: Sequence[Record], enforced: bool = True, note: str = "") -> Request:
@@ -240,36 +239,37 @@ class Task(Protocol):
         PromptError where they fail together.
 
         Args:
-          enforced: the endpoint holds replies to their schema, as far as is known.
-          note: a sentence to add, where the same was asked before and the reply was no good.
+          enforced: whether the endpoint enforces schemas, as far as is known.
+          note: a sentence to add to the prompt, where the same was asked before and the reply was
+            not usable.
         """
 
     def size(self, request: Request) -> int:
-        """Bytes of the request's texts, schema and further parameters, in the provider's form; for
-        filling a job's file.
+        """Bytes of the request's texts, schema and further parameters, as the provider writes them;
+        used to fill a job's file.
         """
 
     def read(self, count: int, completion: Completion) -> Reading:
-        """What the reply says about the `count` records of its prompt. Never raises, whatever
-        stands in it.
+        """What the reply says about the `count` records of its prompt. Never raises, whatever is in
+        the reply.
         """
 
     def plain_answer(self, text: str) -> bytes | None:
-        """What `read` and `stored` give for a single record's reply that is nothing but what was
-        asked for, as JSON, and sooner.
+        """A faster `read` and `stored` for a reply to a single record that is exactly what was
+        asked for: the answer as JSON.
 
-        None for any other reply, good ones among them.
+        None for any other reply, including other good ones.
         """
 
     def stored(self, reading: Reading, index: int) -> Any:
-        """The answer as JSON from which `load` makes the same value."""
+        """The answer as JSON, from which `load` makes the same value."""
 
     def dump(self, value: Any) -> Any:
         """The JSON form of a typed value, for comparing answers."""
 
     def load(self, data: Any) -> Any:
-        """The typed value of a stored answer. Raises ValueError where today's type does not take
-        it.
+        """The typed value of a stored answer. Raises ValueError where the current `output` doesn't
+        accept it.
         """
 
 
@@ -284,11 +284,11 @@ class EmbedLimits(NamedTuple):
 
     Attributes:
       inputs: most texts of one request.
-      usual_inputs: of a request whose size nobody has chosen, where that is less.
-      input_tokens: most tokens of one text; None where only the model's window says.
-      request_tokens: most tokens of a request's texts together; None where nobody says.
-      number_bytes: what a number of a vector takes in a reply.
-      shaping_options: keys of `provider_options` on which a vector depends.
+      usual_inputs: texts of a request where the user has not chosen its size, if fewer.
+      input_tokens: most tokens of one text; None where only the model's window limits it.
+      request_tokens: most tokens of a request's texts together; None where that is unknown.
+      number_bytes: bytes that one number of a vector takes in a reply.
+      shaping_options: keys of `provider_options` that change a text's vector.
     """
 
     inputs: int
@@ -303,14 +303,14 @@ class MediaLimits(NamedTuple):
     """Which images a provider takes beside a prompt's text (`TakesImages`).
 
     Attributes:
-      kinds: MIME types of images; none: they are taken by their address alone.
-      images: most in one request; None where nobody says.
+      kinds: MIME types of image data; empty where images are taken by address only.
+      images: most images in one request; None where that is unknown.
       image_bytes: most bytes of one image, before base64.
       request_bytes: most bytes of a request's texts and images together, in base64.
-      schemes: of addresses that it fetches images from.
-      names_kinds: it has to be told the kind of an image that it fetches.
-      tokens: width and height in pixels → input tokens of an image, from above; of zeros, the most
-        that an image may have.
+      schemes: URL schemes that the provider fetches images from.
+      names_kinds: whether it has to be told the kind of an image that it fetches.
+      tokens: width and height in pixels → an upper estimate of an image's input tokens; for zeros,
+        the most that any image has.
     """
 
     kinds: tuple[str, ...]
@@ -323,25 +323,25 @@ class MediaLimits(NamedTuple):
 
 
 class SchemaDialect(Protocol):
-    """How a provider holds replies to a JSON schema: the function `enforced_schema` of its module
+    """How a provider enforces a JSON schema: the function `enforced_schema` of its module
     (`HasSchemas`).
 
         def enforced_schema(schema):  # of a provider whose grammars know no references
             return None if "$defs" in schema else {**schema, "additionalProperties": False}
 
-    It is asked once for every shape of a reply. Where it says None, the reply is asked for in
-    words, and in a shape that can be read when it is not quite as asked. The provider itself meets
-    the schema in `Request.schema`, and applies the same function to it.
+    It is called once for each shape of a reply. Where it returns None, the prompt describes the
+    reply in words, in a shape that can be read even if the model doesn't quite keep to it. The
+    provider finds the original schema in `Request.schema`, and applies the same function to it.
     """
 
     def __call__(self, schema: Schema, /) -> Schema | None:
-        """The schema as this provider writes and enforces it, to the letter; None where it can't,
-        or where the schema is beyond its limits.
+        """The schema as this provider writes it and strictly enforces it; None where it can't, or
+        where the schema exceeds its limits.
 
-        What it has no grammar for (a length, a pattern) it may put into descriptions: every answer
-        is validated when it is read. Where its grammars have no optional properties, one may be
-        null instead; a null counts as left out. It gives the same schema for the same schema, and
-        is called with the same dict again and again.
+        What its grammars can't express (a length, a pattern) may go into descriptions, since every
+        answer is validated when it is read. Where they have no optional properties, a property may
+        be nullable instead: a null counts as left out. The result depends on the schema only; the
+        same dict is passed again and again.
         """
 
 
@@ -354,15 +354,16 @@ class RemoteJob:
     Attributes:
       state: where it stands.
       word: the provider's own word for that, for people.
-      created_at: seconds since the epoch by the provider's clock, 0.0 where unknown.
-      result_files: provider file ids to read, once it has ended (outputs, then errors); may be
-        empty.
-      name: what it was created as, empty for jobs of others; None where the provider shows no name.
+      created_at: seconds since the epoch by the provider's clock; 0.0 where unknown.
+      result_files: the provider's ids of result files, once it has ended (outputs, then errors);
+        may be empty.
+      name: the name given to `create`; empty for jobs of others; None where the provider shows no
+        name.
       staged: the staged input it was created from; None where the provider doesn't show it.
-      completed, failed, total: request counts; None where the provider does not say.
+      completed, failed, total: counts of requests; None where the provider doesn't say.
       errors: validation errors, (code, message, 1-based line or None).
-      cause: why it failed as a whole, where the provider says so in a way that has a remedy:
-        QueueFull, InputGone, Aborted, or another Retryable: its own failure, and nothing was paid.
+      cause: why it failed as a whole, where there is a remedy: QueueFull, InputGone, Aborted, or
+        another Retryable for a failure of the provider's own that cost nothing.
     """
 
     job_id: str
@@ -380,14 +381,16 @@ class RemoteJob:
 
 
 class Recovery(enum.Enum):
-    """How a job is found again whose create got no answer, surest first.
+    """How to find the job of a create whose answer was lost; the most certain way first.
 
     Attributes:
-      TOKEN: the create may be repeated: the provider makes one job for one name.
-      CONTAINER: a job is a named thing, empty at first: look for it before anything is put in.
+      TOKEN: the create may be repeated, since the provider makes only one job of a name.
+      CONTAINER: a job is made under its name, empty at first, and can be looked up before anything
+        is put in.
       METADATA: jobs are listed with the name we gave them.
       LABEL: jobs are listed with a display name, or only with the input they were made of.
-      NONE: no list tells it; where the provider `FindsUnnamed`, a job that has ended does.
+      NONE: no list shows which job it is. A provider that `FindsUnnamed` can tell by the job's
+        results, once it has ended.
     """
 
     TOKEN = "token"
@@ -405,10 +408,10 @@ class BatchTraits:
 
     Attributes:
       max_requests, max_bytes: of one job.
-      max_records: of one job, in all its requests together, where the provider counts them; else
-        None.
+      max_records: of one job, in all its requests together; None where the provider doesn't count
+        them.
       window_seconds: how long a job may run.
-      create_seconds: after so long a create that was sent has made its job, or never will.
+      create_seconds: after this time, a create that was sent has made its job, or never will.
       min_requests: of one job.
       recovery: how a lost create is found again.
       caveats: sentences for users, shown before money is spent.
@@ -425,21 +428,21 @@ class BatchTraits:
 
 
 class LineEnd(enum.Enum):
-    """How a line without a completion ended by its own word, which goes before the job's.
+    """How a line without a completion ended. It takes precedence over how its job ended.
 
     A job may read `completed` and hold lines that its provider cancelled.
     """
 
     REJECTED = "rejected"
-    """The provider refuses it and will again: final where one record is in it, else its records are
-    asked one by one.
+    """The provider refuses it, and would again: final for a line of one record; else its records
+    are asked one by one.
     """
     EXPIRED = "expired"
-    """The provider did not come to it in time; nothing is paid, and it may be asked again."""
+    """The provider did not get to it in time. It cost nothing, and may be asked again."""
     CANCELLED = "cancelled"
-    """Somebody ended it: it is not asked again by itself."""
+    """It was cancelled: it is not asked again automatically."""
     FAILED = "failed"
-    """Anything else; it may go better another time."""
+    """Anything else; it may succeed another time."""
 
 
 class LineReply(NamedTuple):
@@ -459,7 +462,7 @@ class LineReply(NamedTuple):
 
     @staticmethod
     def failed(custom_id: str, error: CallError) -> LineReply:
-        """A line with an error, whose end follows from the error's kind and remedy."""
+        """A line with an error; the error's kind and remedy decide its `end`."""
         if error.kind in (Kind.EXPIRED, Kind.CANCELLED):
             end = LineEnd(error.kind)
         else:
@@ -469,10 +472,11 @@ class LineReply(NamedTuple):
 
 @runtime_checkable
 class BatchProvider(Protocol):
-    """Remote jobs: plain verbs, no policy, blocking. Raises CallError like a CompletionProvider.
+    """A client for remote jobs: plain blocking verbs without policy. Raises CallError as a
+    CompletionProvider does.
 
-    A job's way: `stage` its lines, `create` it, `look` until it has ended. Where a create's answer
-    was lost, `find`.
+    The life of a job: `stage` its lines, `create` it, `look` until it has ended, `fetch` its
+    results. `find` it where a create's answer was lost.
 
         staged = provider.stage(lines, "ours-0")
         job = provider.create("ours-0", staged, lines)
@@ -491,52 +495,52 @@ class BatchProvider(Protocol):
     traits: BatchTraits
 
     def encode_line(self, custom_id: str, request: Request) -> bytes:
-        """One line of the job's input file, without the newline; the same bytes for the same
+        """One line of the job's input file, without the newline. Gives the same bytes for the same
         request.
         """
 
     def decode_line(self, line: bytes) -> LineReply:
-        """One line of a result file. Raises ValueError where the line is no reply at all (cut, not
-        JSON).
+        """One line of a result file. Raises ValueError where the line is not a reply at all
+        (truncated, not JSON).
         """
 
     def stage(self, lines: Path, name: str) -> str | None:
-        """Puts a job's lines where `create` takes them from. Harmless to repeat.
+        """Uploads a job's lines to where `create` takes them from. Harmless to repeat.
 
         Returns:
-          What names them there (a file id, a URI); None where `create` sends the lines itself.
+          Their name there (a file id, a URI); None where `create` sends the lines itself.
         """
 
     def create(self, name: str, staged: str | None, lines: Path | None) -> RemoteJob:
-        """Creates the job, in one try: a repeat may be a second paid job. On the rung TOKEN it is
-        the same job, and whoever lost the answer repeats it, with the same name and input.
+        """Creates the job, in one try, since a repeat may make a second paid job. With
+        `Recovery.TOKEN` a repeat gives the same job, and a caller that lost the answer repeats the
+        call with the same name and input.
 
         Args:
-          name: of this attempt; what it begins with, up to its last `-`, is common to all attempts
-            at the same job.
+          name: of this attempt; all attempts at the same job have the same name up to its last `-`.
           staged: as `stage` named it.
           lines: the local file, where `staged` is None.
 
         Raises:
-          NotCreated: this call has made no job, for certain.
-          Exception: any other: there may be one.
+          NotCreated: this call has certainly made no job.
+          Exception: any other means that there may be one.
         """
 
     def find(self, name: str, staged: str | None, since: float) -> Sequence[RemoteJob]:
         """All jobs that were created under a name that begins with `name` and a `-`, or from the
-        input `staged`, in any state. Not asked of a provider that `FindsUnnamed`.
+        input `staged`, in any state. Not called for a provider that `FindsUnnamed`.
 
         Args:
           since: none of them is older, in seconds since the epoch by the provider's clock.
 
         Raises:
-          CannotTell: the provider can't say, now or later, that there is no further one.
+          CannotTell: neither now nor later can the provider say that there is no other one.
           CallError: it can't be asked now.
         """
 
     def pending(self) -> Sequence[RemoteJob]:
-        """Jobs that have not ended, whoever made them, as far as the provider shows them; perhaps
-        only the first it comes across.
+        """Jobs that have not ended, whoever made them, as far as the provider shows them. May stop
+        at the first one found.
 
         Raises:
           CallError: CannotTell, or as for `find`.
@@ -546,35 +550,35 @@ class BatchProvider(Protocol):
         """The job as it is now.
 
         Raises:
-          UnknownJob: the provider doesn't know it (yet, or any more).
+          UnknownJob: the provider doesn't know it, yet or any more.
         """
 
     def fetch(self, job: RemoteJob, path: Path) -> None:
-        """Writes every result line of an ended job, good and bad, into one local file. Harmless to
+        """Writes all result lines of an ended job, good and bad, into one local file. Harmless to
         repeat.
 
-        Lines end with a newline and come in any order; a line that was cut comes last, without one.
-        How much a server may send is bounded.
+        Lines end with a newline and are in any order; a truncated line is the last one, without its
+        newline. How much a server may send is bounded.
 
         Raises:
-          CallError: not all of it can be read; the file holds what can.
+          CallError: not everything could be read; the file holds what could.
         """
 
     def cancel(self, job_id: str) -> None:
-        """Asks for cancellation; harmless where the job has ended."""
+        """Asks for cancellation. Harmless where the job has ended."""
 
     def forget(self, job: RemoteJob | None, staged: str | None) -> None:
-        """Removes what the provider keeps of a job: its results (`job`), its staged input
-        (`staged`). Harmless where that is gone.
+        """Removes the files that the provider keeps of a job: its results (`job`) and its staged
+        input (`staged`). Harmless where they are gone.
         """
 
     def now(self) -> float | None:
-        """The provider's own time, seconds since the epoch; None where it is not known. Machines
-        differ by hours, it doesn't.
+        """The provider's time, in seconds since the epoch; None where it is not known. The clocks
+        of machines may differ by hours; this one is the same for all.
         """
 
     def close(self) -> None:
-        """Gives back connections; harmless to repeat."""
+        """Closes its connections. Harmless to repeat."""
 
 
 @runtime_checkable
@@ -590,13 +594,13 @@ class HasJsonTexts(Protocol):
 
 
 class Slot(enum.Enum):
-    """What one value in a result line is to its reader; all else of a `LineForm` is fixed.
+    """What a variable value in a result line is; everything else in a `LineForm` is fixed.
 
     Attributes:
       CUSTOM_ID, TEXT: strings; the text is never empty.
-      REQUEST_ID: a string of small letters, digits, `_` and `-`, with a letter in it.
-      COUNT: a whole number that shapes the reply: of tokens.
-      NAME, NUMBER: an id, or a whole number, that nothing of the reply depends on.
+      REQUEST_ID: a string of lower-case letters, digits, `_` and `-`, with at least one letter.
+      COUNT: a whole number that is part of the reply, such as a count of tokens.
+      NAME, NUMBER: an id or a whole number that the decoded reply doesn't depend on.
     """
 
     CUSTOM_ID = "custom_id"
@@ -611,10 +615,10 @@ class LineForm(NamedTuple):
     """What the good lines of a result file have in common.
 
     Attributes:
-      parts: in the order of the line, up to its newline: bytes that all have, and slots; strings
-        without their quotes.
-      is_clean: whether a text or ids can be taken as they stand in their slots: False where a key
-        may be in them. Gets them with a character for each byte (latin-1).
+      parts: fixed bytes and slots, in the order of the line, up to its newline. A slot of a string
+        excludes its quotes.
+      is_clean: whether a text or ids may be used as they are in the line: False where an API key
+        may be in them. Called with one character per byte (latin-1).
     """
 
     parts: tuple[bytes | Slot, ...]
@@ -623,28 +627,29 @@ class LineForm(NamedTuple):
 
 @runtime_checkable
 class HasLineForms(Protocol):
-    """A BatchProvider whose good result lines differ in few places. A million of them are read by
-    the block then: what `decode_line` says of one is said of all that have its counts.
+    """A BatchProvider whose good result lines differ only in a few places, so that a million of
+    them can be read in blocks: what `decode_line` says of one holds for all lines with the same
+    counts.
     """
 
     def line_form(self, line: bytes) -> LineForm | None:
-        """The form of a good line; None where it has none, or is not good.
+        """The form of a good line; None for a line that has no such form, or is not good.
 
             def line_form(self, line):  # {"custom_id":"r-1","id":"a7","text":"yes","tokens":12}
                 found = form_of(line, SLOTS)  # providers/line_forms.py
                 return found and LineForm(found, self._holds_no_key)
 
-        It promises of every line that has this form, and is clean: `decode_line` gives its
-        custom_id, its text and its request id as they stand in their slots, and else what it gives
-        for any other line with the same counts.
+        It promises for each line of this form that is clean: `decode_line` gives the custom_id, the
+        text and the request id that are in the slots; everything else is the same for all lines
+        with the same counts.
         """
 
 
 @runtime_checkable
 class FindsUnnamed(Protocol):
-    """A BatchProvider whose jobs have no name (`Recovery.NONE`), and that can tell them apart all
-    the same, given time: by when a job was made, how many lines it has and, once it has ended, what
-    its results say. One without this method leaves every lost create in doubt.
+    """A BatchProvider whose jobs have no name (`Recovery.NONE`), but which can tell them apart in
+    time: by when a job was made, how many lines it has and, once it has ended, by its results.
+    Without this method, every lost create of such a provider ends in doubt.
     """
 
     def find_unnamed(
@@ -662,14 +667,15 @@ class FindsUnnamed(Protocol):
                 return ours
 
         Args:
-          lines: that the job has at most.
+          lines: the most lines that the job has.
           since: none of them is older, in seconds since the epoch by the provider's clock.
-          is_others: whether a job is known, by its id, to be another one; asked only where nothing
-            else tells it.
+          is_others: whether the job of an id is known to be another one. Call it only for jobs that
+            nothing else tells apart: it reads from the store.
 
         Raises:
-          Retryable: jobs that have not ended may be among them; it is asked again until they have.
-          CannotTell: it can't be told, now or later.
+          Retryable: some jobs that have not ended may be this one; it is called again until they
+            have ended.
+          CannotTell: it can't be known, now or later.
           CallError: it can't be asked now.
         """
 
@@ -680,11 +686,11 @@ class Admission:
 
     Attributes:
       sent_at: when it was given, by the event loop's clock.
-      waited_seconds: for it, in all.
-      throttled_seconds: of these, for a budget or because the provider asks for less; the rest was
-        for other calls to end.
-      exceeds_budget: the request alone has more tokens than a whole minute may have.
-      charge: whatever the limiter needs to know again; nobody else looks at it.
+      waited_seconds: how long the request waited for it, in all.
+      throttled_seconds: the part of that wait which was for a budget, or because the provider wants
+        fewer calls; the rest was for other calls to end.
+      exceeds_budget: this request alone has more tokens than the budget of a minute.
+      charge: for the limiter's own use.
     """
 
     sent_at: float = 0.0
@@ -695,11 +701,11 @@ class Admission:
 
 
 class Limiter(Protocol):
-    """When the next live request may be sent: so many in flight, so many requests and tokens a
-    minute. Lives on one event loop.
+    """Decides when the next live request may be sent, by the number in flight, and by requests and
+    tokens per minute. It belongs to one event loop.
 
-    Each request is admitted, then perhaps one of `settle`, `throttled`, `timed_out`, and in any
-    case released:
+    Each request is admitted, then possibly one of `settle`, `throttled` and `timed_out` is called,
+    and in any case it is released:
 
         admission = await limiter.admit(tokens)
         try:
@@ -708,40 +714,40 @@ class Limiter(Protocol):
         finally:
             limiter.release(admission)
 
-    One that keeps its budgets in a shared database, for all workers of a job, is another class with
+    A limiter that keeps the budgets of all workers in a shared database would be another class with
     these methods.
     """
 
     @property
     def slots(self) -> int:
-        """How many requests may be in flight at this moment; it may change with every reply."""
+        """How many requests may be in flight now; may change with every reply."""
 
     @property
     def counts_tokens(self) -> bool:
-        """Whether `tokens` plays a part; where it doesn't, nobody has to estimate them."""
+        """Whether `tokens` matters; where it doesn't, it need not be estimated."""
 
     async def admit(self, tokens: float, *, is_follow_up: bool = False) -> Admission:
         """Waits until a request may be sent.
 
         Args:
-          tokens: estimated, of prompt and answer.
-          is_follow_up: it belongs to an ask that has sent before. These go first, so that the
+          tokens: estimated tokens of prompt and answer.
+          is_follow_up: the ask has sent a request before. Such requests go first, so that the
             oldest asks end first.
         """
 
     def settle(self, admission: Admission, tokens: int, pace: Pace | None) -> None:
-        """A reply came: what it really took, and what the provider's headers say about the minute
-        to come.
+        """A reply came: it used this many tokens, and `pace` is what its headers say about the next
+        minute.
         """
 
     def throttled(self, admission: Admission, retry_after_seconds: float | None) -> None:
-        """The provider refused the request because we are too fast."""
+        """The provider refused the request because there are too many."""
 
     def timed_out(self, admission: Admission) -> None:
         """No reply came in time."""
 
     def release(self, admission: Admission) -> None:
-        """The request has ended, in whatever way; another may take its place."""
+        """The request has ended in some way; another one may take its place."""
 
 
 class Store(Protocol):
@@ -750,26 +756,26 @@ class Store(Protocol):
         store.create("log/7", b"mine")     # True for exactly one of all who try, anywhere
         store.read("log/7", 1, 3)          # b"in"
 
-    What everything rests on: `create` is atomic; whoever reads an object sees all of it or none;
-    what was written is seen by all from then on, in lists too. An object never changes but by
-    `put`, and only by another `put` of the same name.
+    Everything depends on this: `create` is atomic; a reader sees all of an object or nothing; what
+    was written is visible to everybody from then on, in lists too. Only a `put` of the same name
+    changes an object.
 
-    Names are relative and `/`-separated; segments are of letters, digits, `_`, `-`, `.` and `=`, up
-    to 200 characters, and don't begin with a dot. No name is the folder of another one. Any other
-    name raises ValueError. Failures that a name is not at fault for raise the store's own
-    exceptions; nothing is silently left undone.
+    Names are relative and `/`-separated. Their segments consist of letters, digits, `_`, `-`, `.`
+    and `=`, have up to 200 characters, and don't begin with a dot; any other name raises
+    ValueError. No name is the folder of another one. Other failures raise the store's own
+    exceptions: nothing fails silently.
 
-    A store is pickled by its location, and used by several threads at once.
+    A store is pickled by its location, and may be used by several threads at once.
 
     Attributes:
-      location: what it was opened by; for people, and for opening it elsewhere.
+      location: what it was opened with; for messages, and for opening it elsewhere.
     """
 
     location: str
 
     def create(self, name: str, data: bytes) -> bool:
-        """Creates the object atomically; False where one exists. Of many racers exactly one gets
-        True.
+        """Creates the object atomically; False where it exists. Of several concurrent calls,
+        exactly one returns True.
         """
 
     def put(self, name: str, data: bytes) -> None:
@@ -782,11 +788,12 @@ class Store(Protocol):
         """The object's bytes, or None where there is none."""
 
     def get_file(self, name: str, path: str) -> bool:
-        """Streams the object to a local path; False, and no file there, where there is none."""
+        """Streams the object to a local path. Where there is none: returns False, and leaves no
+        file there."""
 
     def read(self, name: str, start: int, end: int) -> bytes | None:
-        """Bytes [start, end) of the object, fewer where it ends before; None where there is none.
-        Costs what it returns.
+        """Bytes [start, end) of the object, fewer where it ends earlier; None where there is none.
+        Transfers no more than it returns.
         """
 
     def list(self, prefix: str, start_after: str = "") -> Iterable[str]:
@@ -796,13 +803,13 @@ class Store(Protocol):
         """Removes the object; harmless where it is gone."""
 
     def path_of(self, name: str) -> Path | None:
-        """Where the object lies, or would lie, as a local file that may be read in place; None
-        where objects are not local files.
+        """The local file that the object is, or would be, for reading it in place; None where
+        objects are not local files.
         """
 
     def sweep(self, *, dry_run: bool = False) -> Sequence[str]:
-        """Removes what killed processes left half-written, of which no list shows anything; spares
-        what is being written.
+        """Removes what killed processes left half-written, which `list` doesn't show; spares what
+        is being written now.
 
         Args:
           dry_run: nothing is removed.

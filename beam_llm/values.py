@@ -1,8 +1,7 @@
-"""The words of the package, as frozen values: what flows through it. No I/O, no third-party
-imports.
+"""The data types of the package, as immutable values. No I/O, no third-party imports.
 
-Made once per record or per reply, they are NamedTuples where it matters: a frozen dataclass takes
-four times as long to make.
+Those made once per record or per reply are NamedTuples: a frozen dataclass takes four times as long
+to make.
 
 element ─ transforms ─► Record(s) ─ task ─► Request ─ provider ─► Completion ─ task ─► Prediction
 """
@@ -23,12 +22,12 @@ Schema = dict[str, Any]
 
 
 class Media(NamedTuple):
-    """An image beside a prompt's text. Its data stands in it once, in the form in which all
-    providers take it.
+    """An image beside a prompt's text. Its data is in base64, the form in which all providers take
+    it.
 
     Attributes:
-      name: of the field that it is the value of.
-      kind: its MIME type, such as `image/png`; empty where only its address is known.
+      name: of the element's field that holds it.
+      kind: its MIME type, such as `image/png`; may be empty where it has a `uri`.
       data: its bytes in base64; empty where it has a `uri`.
       uri: where the provider finds it; empty where it has `data`.
     """
@@ -40,18 +39,17 @@ class Media(NamedTuple):
 
     @property
     def data_url(self) -> str:
-        """Its address; of data, the data itself written as one."""
+        """Its address; for data, a `data:` URL."""
         return self.uri or f"data:{self.kind};base64,{self.data}"
 
 
 class Record(NamedTuple):
-    """What one element asks: the strings that its prompt varies by, and nothing of Beam.
+    """What one element asks: the texts that it puts into a prompt. Knows nothing of Beam.
 
     Attributes:
-      inputs: the rendered texts this record puts into the prompt, one per varying part of the
-        template.
-      tokens: estimated input tokens of `inputs`, an upper bound rather than a mean; where nothing
-        hangs on it, their bytes.
+      inputs: the rendered texts, one for each variable part of the template.
+      tokens: an upper estimate of the input tokens of `inputs`; their bytes, where nothing depends
+        on it.
       fields: the element's fields, only where a custom batch template needs them, else None.
       record_id: the user's id as text, where `record_id` names a field, else None.
       media: its images, in the order of their fields.
@@ -65,13 +63,13 @@ class Record(NamedTuple):
 
 
 class PromptBatch(NamedTuple):
-    """The 1…n records that share one prompt, each with the element it came from; or elements that
-    failed before any call.
+    """The 1…n records that share one prompt, each with its element; or elements that failed before
+    any call.
 
     Attributes:
       records: what to ask; empty where there are `failures`.
-      elements: what the records were made of, in whatever wrapping their pipeline has for them; one
-        per record, or one per failure.
+      elements: what the records were made of, in whatever form their pipeline passes them; one per
+        record, or one per failure.
       failures: why these elements can't be asked.
     """
 
@@ -82,17 +80,16 @@ class PromptBatch(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a prompt: who says it, its text, and images at their places in it.
+    """One message of a prompt: its role, its text, and the images in it.
 
         Message("user", "Is  on this page?", media=((3, logo),))
         # reads: "Is ", the image, " on this page?"
 
     Attributes:
       content: its text, all of it.
-      shared: how many characters at its start every prompt of its question has; what a provider
-        caches of it, where it wants to be told.
-      media: its images, each with the number of characters of `content` that stand before it,
-        ascending.
+      shared: how many characters at its start are the same in all prompts of the question, for
+        providers that want to be told what to cache.
+      media: its images, each with the number of characters of `content` before it, ascending.
     """
 
     role: str
@@ -101,9 +98,7 @@ class Message:
     media: tuple[tuple[int, Media], ...] = ()
 
     def parts(self) -> list[str | Media]:
-        """Its texts and images in the order in which they are read, without texts that are blank:
-        some providers refuse those.
-        """
+        """Its texts and images in reading order, without blank texts, which some providers refuse."""
         parts: list[str | Media] = []
         start = 0
         for end, media in self.media:
@@ -115,19 +110,19 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A provider-neutral ask. Equal content gives equal bytes in every process.
+    """A provider-neutral request. Equal content gives equal bytes in every process.
 
         Request("gpt-4.1-mini", (Message("user", "Label: I love it."),), schema, temperature=0.0)
 
     Attributes:
       messages: what a chat model is asked; empty where `inputs` are asked about.
-      schema: JSON schema the reply must follow, in no provider's dialect; None where the reply is
-        free text, or described in words.
+      schema: JSON schema that the reply has to follow, in no provider's dialect; None where the
+        reply is free text, or the prompt describes it in words.
       max_output_tokens: of the whole reply (already multiplied by the records in it), or None.
-      extra: further parameters, passed to the provider as they are (`extra_body`).
-      input_tokens: estimated, for budgets and limits; not part of what is sent.
-      inputs: texts of which vectors are wanted, instead of messages.
-      dimensions: numbers of each vector, or None for as many as the model gives.
+      extra: further parameters, passed to the provider unchanged (`extra_body`).
+      input_tokens: an estimate, for budgets and limits; not sent.
+      inputs: texts to embed, instead of messages.
+      dimensions: numbers per vector, or None for the model's default.
     """
 
     model: str
@@ -142,8 +137,8 @@ class Request:
     dimensions: int | None = None
 
     def limited_to(self, max_output_tokens: int) -> Request:
-        """The same with another limit. Written out: once per call, and a third of what `replace`
-        takes.
+        """The same with another limit. Written out, since it is done once per call, and `replace`
+        takes three times as long.
         """
         return Request(
             self.model,
@@ -167,9 +162,9 @@ class Usage(NamedTuple):
     Attributes:
       input_tokens: of the whole prompt, however much of it was cached.
       output_tokens: of the whole reply, thoughts among them.
-      cached_tokens: those of the input that were read from the provider's cache, at a discount.
-      cache_write_tokens: those of the input that were put into the cache, where that has a price.
-      reasoning_tokens: those of the output that were thoughts.
+      cached_tokens: input tokens that were read from the provider's cache, at a discount.
+      cache_write_tokens: input tokens that were written to the cache, where that has a price.
+      reasoning_tokens: output tokens that were thoughts.
     """
 
     input_tokens: int = 0
@@ -179,7 +174,7 @@ class Usage(NamedTuple):
     reasoning_tokens: int = 0
 
     def __add__(self, other: Usage) -> Usage:  # type: ignore[override]  # a sum, as of numbers
-        # Written out: once per record, and half of what `map` takes.
+        # Written out, since it is done once per record, and `map` takes twice as long.
         return Usage(
             self[0] + other[0],
             self[1] + other[1],
@@ -189,12 +184,12 @@ class Usage(NamedTuple):
         )
 
     def split(self, members: int) -> list[Usage]:
-        """Shares the tokens among `members` records; the shares add up to the whole (largest
-        remainder).
+        """Divides the tokens among `members` records; the shares add up to the whole (largest
+        remainder method).
         """
         parts = [divmod(total, members) for total in self]
         shares: list[Usage] = []
-        # Up to each of these, all shares are the same.
+        # Between two of these positions, all shares are the same.
         for end in sorted({*(more for _, more in parts), members}):
             if (start := len(shares)) < end:
                 share = Usage(*[each + (start < more) for each, more in parts])
@@ -203,15 +198,13 @@ class Usage(NamedTuple):
 
 
 def sum_of_costs(costs: Iterable[float | None]) -> float | None:
-    """What several cost together, in US dollars; None where one of them is not known."""
+    """The sum of costs in US dollars; None where one of them is unknown."""
     known = list(costs)
     return None if None in known else sum(cost for cost in known if cost is not None)
 
 
 class Pace(NamedTuple):
-    """What the provider's rate-limit headers said of the minute to come; None where it said
-    nothing.
-    """
+    """What a provider's rate-limit headers say about the next minute; None where they say nothing."""
 
     remaining_requests: int | None = None
     remaining_tokens: int | None = None
@@ -220,12 +213,10 @@ class Pace(NamedTuple):
 
 
 class Finish(enum.Enum):
-    """How a reply ended, whatever word the provider has for it. A closed set: each provider maps
-    its own words onto it.
-    """
+    """How a reply ended. A closed set: each provider maps its own words to it."""
 
     STOP = "stop"
-    """The model came to an end of its own."""
+    """The model finished."""
     LENGTH = "length"
     """Cut at its token limit."""
     FILTERED = "filtered"
@@ -235,18 +226,18 @@ class Finish(enum.Enum):
     EMPTY = "empty"
     """No text at all: no choice, or only thoughts or tool calls."""
     FAILED = "failed"
-    """The provider says that something went wrong; what there is of the text is half an answer."""
+    """The provider says that something went wrong; the text, if any, is incomplete."""
     OTHER = "other"
-    """A word that we don't know. A valid answer counts, half of one does not."""
+    """A word that we don't know. A valid answer is accepted, an incomplete one is not."""
 
 
 class Vector(NamedTuple):
-    """One embedding as a reply has it.
+    """One embedding of a reply.
 
     Attributes:
-      place: of its text among the request's `inputs`, from 0, as the reply writes it; None where it
-        writes none.
-      numbers: 32-bit floats, little-endian; None where they are not numbers.
+      place: index of its text in the request's `inputs`, from 0, as the reply gives it; None where
+        it gives none.
+      numbers: 32-bit floats, little-endian; None where the reply has something else in their place.
     """
 
     place: int | None
@@ -260,14 +251,14 @@ class Completion(NamedTuple):
 
     Attributes:
       text: the reply's text; None where there was none (a refusal, empty choices, null content).
-      finish: how it ended, in our words.
-      finish_reason: how it ended, in the provider's own.
-      refusal: the model's own words of refusal, else None.
-      service_tier: the tier that the provider says it was served in (`default`, `flex`,
+      finish: how it ended, mapped to our words.
+      finish_reason: how it ended, in the provider's own word.
+      refusal: the model's refusal in its own words, else None.
+      service_tier: the tier in which the provider says it was served (`default`, `flex`,
         `priority`), which decides its price.
-      billed_usd: what the provider says that the reply cost, all discounts counted; None where it
-        doesn't say.
-      vectors: of a request with `inputs`, in any order; None for all others.
+      billed_usd: the reply's cost as the provider states it, with all discounts; None where it
+        doesn't.
+      vectors: for a request with `inputs`, in any order; None for all others.
     """
 
     text: str | None
@@ -284,7 +275,7 @@ class Completion(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Characters of its text, or bytes of its vectors: how much there is to read."""
+        """How much there is to read: characters of its text, or bytes of its vectors."""
         if self.vectors is not None:
             return sum(len(vector.numbers or b"") for vector in self.vectors)
         return len(self.text or "")
@@ -293,14 +284,14 @@ class Completion(NamedTuple):
 class Reading(NamedTuple):
     """What one reply says about the 1…n records of its prompt.
 
-    An index of 1…n that is neither in `values` nor in `failures` is not answered with certainty;
-    with `reply_failure`, all are.
+    An index of 1…n that is in neither `values` nor `failures` has no certain answer; with a
+    `reply_failure`, no index has one.
 
     Attributes:
       values: index → typed, validated value.
-      failures: index → why its answer is not a value; `attempts` is 0, for the caller to fill.
-      reply_failure: set where no answer could be read: the reply is unreadable, refused, truncated
-        or empty.
+      failures: index → why its answer is not a value; `attempts` is 0, for the caller to fill in.
+      reply_failure: set where no answer could be read, because the reply is unreadable, refused,
+        truncated or empty.
       warnings: words for counters, sorted: `repaired`, `wrapped`, `truncated`, `zero_based`,
         `shifted_index`, `unknown_index`, `duplicate_index`, `index_type`, `no_index`.
       raws: index → the JSON that the value was made of.
@@ -314,16 +305,17 @@ class Reading(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How one record of a prompt ends: the answer, or why there is none. Knows no element.
+    """How one record ends: the answer, or why there is none. Knows nothing of its element.
 
     Attributes:
-      value: validated against `output`. Live calls give it typed; the ledger keeps, and gives, its
-        JSON form.
-      usage: this record's share of all replies it was part of (also of those that had to be asked
-        again).
-      cost_usd: the share's price; None where the model's price is unknown, or what was paid: for a
-        line of a job that can't be read, or a job in doubt; 0.0 where the answer was re-used.
-      reused: the answer was known already and nothing was paid for it now.
+      value: validated against `output`; typed if it comes from a live call, in its JSON form if
+        from the ledger.
+      usage: this record's share of all replies it was part of, including those after which it was
+        asked again.
+      cost_usd: the share's price; 0.0 where the answer was re-used; None where the model's price is
+        unknown, or where it is unknown what was paid (a result line that can't be read, a job in
+        doubt).
+      reused: the answer was known already; nothing was paid for it now.
     """
 
     value: Any = None
@@ -337,11 +329,10 @@ class Outcome(NamedTuple):
 
 
 class JobState(enum.Enum):
-    """Where a remote job stands; each provider maps its own words, and a word that it doesn't know
-    is RUNNING.
+    """The state of a remote job. Each provider maps its own words to it; an unknown word is
+    RUNNING.
 
-    `has_ended` is true of the last four: nothing will change any more, and result files may be
-    read.
+    In the last four, which `has_ended`, nothing will change any more, and result files may be read.
     """
 
     WAITING = "waiting"
@@ -358,22 +349,22 @@ class JobState(enum.Enum):
 
 
 class Prediction(NamedTuple):
-    """How a record ends: its element, untouched, with a typed `value` or an `error`.
+    """One element's result: the unchanged element, with a typed `value` or an `error`.
 
         predictions = rows | LLMPredict("openai:gpt-4.1-mini", "Label: {{ text }}")
         predictions | beam.Map(lambda p: (p.element["id"], p.error.kind if p.error else p.value))
 
     Attributes:
-      element: the input element as it came, `(key, value)` pairs included.
+      element: the input element, unchanged; also if it is a `(key, value)` pair.
       value: typed by `output`, or None where there is an error.
       error: None, or what went wrong: `kind`, `message`, `attempts`.
       usage: tokens that this record cost (its share of the prompts it was in).
-      cost_usd: price of that usage; None where the model has no known price, or nobody knows what
-        was paid (a job in doubt); 0.0 where `reused`.
+      cost_usd: price of that usage; None where the model's price, or what was paid (a job in
+        doubt), is unknown; 0.0 where `reused`.
       model: the model that answered, as the provider named it.
       request_id: the provider's id of the reply.
       finish_reason: why the reply ended.
-      reused: answered by an earlier, paid-for answer to the same question.
+      reused: the answer is an earlier one to the same question, paid for then.
     """
 
     element: Any
@@ -388,10 +379,10 @@ class Prediction(NamedTuple):
 
     @classmethod
     def of(cls, element: Any, value: Any, outcome: Outcome) -> Prediction:
-        """How the record of `element` ended, with the typed `value` of its outcome.
+        """The Prediction of an element, with the typed `value` of its record's outcome.
 
-        The outcome's fields by name: a field that it gets must not move the others. That costs
-        0.15 µs more than `*outcome`; the generated `__new__` would cost 0.25 µs more.
+        Takes the outcome's fields by name, so that a further field doesn't shift the others. That
+        costs 0.15 µs more than `*outcome`; the generated `__new__` would cost 0.25 µs more.
         """
         return tuple.__new__(
             cls,
