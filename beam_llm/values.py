@@ -98,7 +98,8 @@ class Message:
     media: tuple[tuple[int, Media], ...] = ()
 
     def parts(self) -> list[str | Media]:
-        """Its texts and images in reading order, without blank texts, which some providers refuse."""
+        """Its texts and images in reading order. Blank texts are left out, as some providers refuse
+        them."""
         parts: list[str | Media] = []
         start = 0
         for end, media in self.media:
@@ -204,7 +205,7 @@ def sum_of_costs(costs: Iterable[float | None]) -> float | None:
 
 
 class Pace(NamedTuple):
-    """What a provider's rate-limit headers say about the next minute; None where they say nothing."""
+    """What a provider's rate-limit headers say about the next minute; None where they don't."""
 
     remaining_requests: int | None = None
     remaining_tokens: int | None = None

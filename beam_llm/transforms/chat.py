@@ -17,8 +17,8 @@ from beam_llm.transforms.preview import RequestPreview, preview
 
 
 class LLMChat(LLMPredict):
-    """Answers messages of many sessions, each after what was said in its session before; every
-    message comes back, with its reply or a reason.
+    """Answers messages of many sessions, each with the session's earlier messages and replies;
+    every message comes back, with its reply or a reason.
 
         messages = pipeline | beam.Create([
             ("ada", "I am Ada, and I like tea."),
@@ -80,8 +80,8 @@ class LLMChat(LLMPredict):
     __signature__ = signature(_FIXED)
 
     def preview(self, elements: Iterable[Any], n: int = 3) -> list[RequestPreview]:
-        """The first `n` requests, each message as the first of its session: what is said before it
-        hangs on replies. No call is made; see `LLMPredict.preview`.
+        """The first `n` requests, each message as the first one of its session, since later ones
+        depend on replies. No call is made; see `LLMPredict.preview`.
         """
         alone = replaced(self._settings, batch_size=1)
         return preview(alone, elements, n, RecordReader(alone).record)
@@ -94,7 +94,8 @@ class LLMChat(LLMPredict):
 def _check_elements(elements: pvalue.PCollection, settings: Settings) -> None:
     """Raises UsageError where these can't be a session's turns."""
     kind = elements.element_type
-    # Unions and tuples of any length may hold pairs: what is none shows when it comes.
+    # Unions and tuples of any length may hold pairs: elements that are none are only found at run
+    # time.
     may_be_pair = isinstance(kind, typehints.UnionConstraint) or kind in _ANYTHING
     if settings.session is None and not may_be_pair and split_type(kind)[0] is None:
         raise UsageError(

@@ -1,5 +1,5 @@
-"""How Predictions cross a shuffle: their plain parts as they are, values and elements by whatever
-of Python can carry them. And state.
+"""How Predictions cross a shuffle: their plain parts as they are, values and elements by pickle if
+need be. And the coder of state.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from beam_llm.transforms.beam_internals import dumps_by_value, loads
 from beam_llm.values import Prediction, Usage
 
 STATE_CODER = coders.FastPrimitivesCoder()
-"""Of all state in this package: plain numbers, strings, bytes, tuples and dicts of them, a format
-that Beam keeps.
+"""The coder of all state in this package: numbers, strings, bytes, and tuples and dicts of these,
+in a format that Beam keeps stable.
 """
 
 
 class AnyObjectCoder(coders.Coder):
-    """Pickle by reference; by value where that can't be.
+    """Pickles by reference, or by value where that doesn't work.
 
     A class of the user's main program exists on a remote worker only inside what was pickled by
     value: plain pickle, Beam's choice for unknown types, does not find it there.
@@ -72,7 +72,7 @@ class JobRefCoder(coders.FastPrimitivesCoder):
 
 
 class _Pickled(tuple[Any, ...]):
-    """No tuple to Beam's coder, so that it is pickled as a whole."""
+    """Not a tuple to Beam's coder, so that it is pickled as a whole."""
 
 
 def _to_parts(p: Prediction) -> tuple[Any, ...]:

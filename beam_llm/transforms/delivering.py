@@ -1,5 +1,5 @@
-"""Predictions → what `LLMPredict` gives: the Predictions themselves, rows of them, or good and bad
-ones apart.
+"""Predictions → the output of `LLMPredict`: the Predictions themselves, rows, or good and bad ones
+apart.
 """
 
 from collections.abc import Iterator
@@ -18,8 +18,8 @@ from beam_llm.values import Prediction
 def deliver(
     predictions: pvalue.PCollection, settings: Settings, element_type: Any
 ) -> pvalue.PCollection:
-    """Predictions, or rows of them, by a step that works element by element where the one that
-    asked does not.
+    """Predictions, or rows of them; from a step that works element by element, where the asking
+    step does not.
 
     Beam flushes the elements that wait before a batching consumer (`process_batch`: data frames,
     WriteToCsv, Beam YAML) right before it calls a step's `finish_bundle`, and what that emits is
@@ -31,7 +31,7 @@ def deliver(
         return predictions | "Shape rows" >> beam.Map(_to_row, shape).with_output_types(
             shape.type_hint
         )
-    # Rows have a step of their own anyway; only plain Predictions may need one more.
+    # Rows have a step of their own anyway; only plain Predictions may need an additional one.
     if runners.emits_in_finish_bundle(predictions, settings.mode):
         return predictions | "Deliver" >> beam.ParDo(_PassOn()).with_output_types(Prediction)
     return predictions
@@ -40,8 +40,8 @@ def deliver(
 def divide(
     predictions: pvalue.PCollection, settings: Settings, element_type: Any, good: str, bad: str
 ) -> pvalue.DoOutputsTuple:
-    """What was answered under the tag `good`, and rows of `element`, `message`, `kind` of what was
-    not under `bad`.
+    """Answered elements under the tag `good`, and under `bad` rows of `element`, `message` and
+    `kind` of the others.
     """
     shape, bad_shape = _row_shape(settings, element_type), BadShape(element_type)
     dividing = beam.ParDo(_Divide(bad, shape, bad_shape)).with_output_types(
@@ -68,7 +68,7 @@ class _Divide(beam.DoFn):
 
     def process(self, prediction: Prediction) -> Iterator[Any]:
         shape = self._shape
-        # An answer that has no place in a row is a failure as well, though the model gave one.
+        # An answer that can't be put into a row is a failure as well.
         failure = prediction.error if shape is None else shape.cell(prediction)[1]
         if failure is not None:
             yield pvalue.TaggedOutput(

@@ -1,5 +1,5 @@
-"""Batch jobs → Predictions: step after step until every record of a job has its outcome. Wiring
-only; `beam_llm.jobs` knows how.
+"""Batch jobs → Predictions: jobs are stepped until each of their records has an outcome. Wiring
+only; the logic is in `beam_llm.jobs`.
 
 A local runner waits in a loop inside the bundle (DriveInLoop), others in a splittable DoFn that
 holds no thread meanwhile (DriveAsSdf).
@@ -62,7 +62,7 @@ class DriveJobs(beam.PTransform):
         self._windowing = windowing
 
     def expand(self, refs: pvalue.PCollection) -> pvalue.PCollection:
-        # All refs come from one planner: fused with it, one worker would wait for every job.
+        # All refs come from one planner. Fused with it, a single worker would wait for all jobs.
         refs = runners.shuffled(refs, "Spread jobs")
         driving: beam.DoFn
         if runners.waiting_for(refs, self._settings.waiting) == "loop":
@@ -79,12 +79,12 @@ class DriveJobs(beam.PTransform):
 
 
 MOST_LIVE_IDS = 100_000
-"""Ids of live replies that are remembered, to be told from lines of jobs: some 15 MB."""
+"""How many ids of live replies are remembered, to tell these from lines of jobs: about 15 MB."""
 
 
 class JobRunner:
-    """A job driver with all it needs, one per DoFn instance, and the way from its answers to
-    windowed Predictions.
+    """A job driver with everything it needs, one per DoFn instance; makes windowed Predictions of
+    its answers.
 
     Args:
       envelopes: the coder of this run's own elements; None: it collects those of other runs, into
@@ -112,7 +112,7 @@ class JobRunner:
         self.driver = Driver(context, self._ask)
         self._reader = EnvelopeReader(self.store, envelopes, allow_pickle=settings.allow_pickle)
         self._meter = Meter()
-        # An outcome without a request id was in no line of a job, so None is counted as live.
+        # An outcome without a request id was not in a line of a job, so None counts as live.
         self._live_ids: set[str | None] = {None}
         self._guard = JobGuard.of(settings, self._meter, self._live_ids)
         QUIET_GC.acquire()
@@ -120,8 +120,8 @@ class JobRunner:
             telemetry.begin()
 
     def _ask(self, records: Sequence[Record]) -> list[Outcome]:
-        """Live calls for what jobs left over, in prompts of the usual size; most leave nothing, so
-        the engine is started only here.
+        """Live calls for what jobs left over, in prompts of the usual size. Most jobs leave
+        nothing, so the engine is started here.
         """
         if self._engine is None:
             self._engine = borrow_engine(
@@ -140,16 +140,16 @@ class JobRunner:
             answered = [future.result() for future in futures]
         finally:
             for future in futures:
-                future.cancel()  # of those that are done, nothing
+                future.cancel()  # has no effect on those that are done
         for batch, asked in zip(closed, answered, strict=True):
-            # Its tokens are counted when its outcomes go out.
+            # Tokens are counted when the outcomes go out.
             self._meter.calls([len(batch)], asked.tally, tokens=False)
         outcomes = [outcome for asked in answered for outcome in asked.outcomes]
         self._live_ids.update(outcome.request_id for outcome in outcomes)
         return outcomes
 
     def predictions(self, answers: Iterable[tuple[bytes, Outcome]]) -> Iterator[WindowedValue]:
-        """Windowed Predictions, with typed values; counted by the thousand."""
+        """Windowed Predictions with typed values, counted a thousand at a time."""
         uncounted: list[Outcome] = []
         collecting, read = self._collecting, self._read(answers)
         window, of = [GlobalWindow()], Prediction.of
@@ -178,7 +178,7 @@ class JobRunner:
             yield decode(data), value, outcome
 
     def step(self, ref: BatchJobRef, phase: int) -> Waiting | Ready:
-        """The driver's next step with a job; what it counted is posted."""
+        """The driver's next step of a job; posts what it counted."""
         result = self.driver.step(ref, phase)
         self._meter.post(self.driver.counted)
         return result
@@ -188,20 +188,20 @@ class JobRunner:
         self._meter.job_answers(outcomes, self._live_ids)
         self._meter.outcomes(outcomes)
         outcomes.clear()
-        # A stream has no end, and so these would have none. Replies that are still to go out are
-        # counted as lines of a job then: a counter is off by a few once in so many.
+        # In a stream, these would grow for ever. Those cleared before their outcomes went out are
+        # counted as lines of jobs: the counter is off by a few, rarely.
         if len(self._live_ids) > MOST_LIVE_IDS:
             self._live_ids.intersection_update({None})
 
     def close(self) -> None:
-        """Gives everything back, whatever of it fails."""
+        """Closes everything, even where some of it fails."""
         with contextlib.ExitStack() as closing:  # last in, first out
             closing.callback(QUIET_GC.release)
             if self._engine is not None:
                 closing.callback(return_engine, self._engine)
                 self._engine = None
             else:
-                # Listeners are told once: where there is an engine, its return tells them.
+                # Listeners are told once: returning the engine, where there is one, tells them.
                 closing.callback(events.tell, "ended")
             if self._guard is not None:
                 closing.callback(self._guard.close)
@@ -210,8 +210,8 @@ class JobRunner:
 
 
 def _refused(outcome: Outcome, error: Exception) -> Outcome:
-    """The outcome of an answer that today's class refuses: one whose validators changed since, or
-    raise anything. It is its record's error alone.
+    """The outcome of an answer that `output` doesn't accept any more, or whose validators raise. It
+    is the error of that record only.
     """
     reason = "" if isinstance(error, ValueError) else f" ({type(error).__name__})"
     message = f"the stored answer is not a value of output any more{reason}"
@@ -219,8 +219,8 @@ def _refused(outcome: Outcome, error: Exception) -> Outcome:
 
 
 class GatherJobs(beam.DoFn):
-    """The refs of a bundle as one element: whoever waits in a loop waits for all together, where
-    each would wait for the one before it.
+    """The refs of a bundle as one element, so that a loop waits for all of them together, and not
+    for one after the other.
 
     So this step ends its bundle with output, and the one after it does not (see `deliver`).
     """
@@ -237,8 +237,8 @@ class GatherJobs(beam.DoFn):
 
 
 class DriveInLoop(beam.DoFn):
-    """Waits for its bundle's jobs inside the bundle: for local runners, which lose or hurry a
-    splittable DoFn's remainders.
+    """Waits for its bundle's jobs inside the bundle; for local runners, which lose or rush the
+    remainders of a splittable DoFn.
     """
 
     def __init__(self, settings: Settings, envelopes: EnvelopeCoder | None = None):
@@ -258,13 +258,13 @@ class DriveInLoop(beam.DoFn):
 
 
 class DriveAsSdf(beam.DoFn):
-    """Waits for one job per element without holding a thread: looks, and if the job isn't done
-    defers itself until the next look.
+    """Waits for one job per element without holding a thread: it steps the job and, if that isn't
+    done, defers itself until the next step.
 
     Args:
-      reports_watermark: whether each remainder says that its answers may be as old as its job's
-        earliest element (`runners.adds_up_watermarks`). Where none does, the runner takes its
-        input's watermark, which such a runner holds at the timestamp of every ref that waits.
+      reports_watermark: whether each remainder reports that its answers may be as old as its job's
+        earliest element (`runners.adds_up_watermarks`). Otherwise the runner takes the input's
+        watermark, which it holds at the timestamp of each ref that waits.
     """
 
     def __init__(
@@ -290,7 +290,7 @@ class DriveAsSdf(beam.DoFn):
         ),
     ) -> Iterator[Any]:
         ref = resolve(self._jobs.store, ref)
-        # Without a seed it reads as the beginning of time, and holds back all that comes after.
+        # Unset, it would be the beginning of time, and hold back everything after this step.
         if self._reports_watermark and watermark.current_watermark() is None:
             watermark.set_watermark(Timestamp(micros=ref.min_timestamp))
         position = Position(*tracker.current_restriction())
@@ -300,8 +300,8 @@ class DriveAsSdf(beam.DoFn):
                 return
             result = self._jobs.step(ref, position.phase)
             position = _after(position, result)
-            # Claimed after the look, for a claim is where to go on from. If the runner has split
-            # meanwhile, the residual looks again; the ledger makes that harmless.
+            # Claimed after the step, since a claim says where to go on from. If the runner has
+            # split meanwhile, the residual steps again; the ledger makes that harmless.
             if not tracker.try_claim(position):
                 return
             if isinstance(result, Ready):
@@ -323,7 +323,7 @@ def _after(position: Position, result: Ready | Waiting) -> Position:
 
 def resolve(store: Store, ref: BatchJobRef | str) -> BatchJobRef:
     """The ref itself, or the one that a bare job id names."""
-    # What a coder hands on may be another tuple than a BatchJobRef.
+    # A coder may hand on a plain tuple instead of a BatchJobRef.
     return find_ref(store, ref) if isinstance(ref, str) else BatchJobRef(*ref)
 
 
@@ -343,7 +343,7 @@ def _report_waiting(waiting: Sequence[tuple[BatchJobRef, Waiting]]) -> None:
 
 
 class SubmitJobs(beam.PTransform):
-    """Planned BatchJobRefs → the same of jobs that are created, or queue."""
+    """Planned BatchJobRefs → the same refs, once their jobs are created or queued."""
 
     def __init__(self, settings: Settings):
         super().__init__()

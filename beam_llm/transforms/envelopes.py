@@ -1,11 +1,11 @@
-"""What has to come back with an answer: the element, its timestamp and its windows, as Beam's
-WindowedValue; and that as bytes.
+"""Envelopes: what has to come back with an answer (the element, its timestamp and its windows, as
+Beam's WindowedValue), as bytes.
 
 An element that is in several windows is one record, asked once. To a DoFn that asks for the window,
 Beam shows such an element once per window, one call after the other, with the same object;
 `Arrivals` joins those calls again. A DoFn that does not ask sees it once, but can't yield in its
-windows at that moment (see `in_one_window`). What is on its way meanwhile is in windows that tell
-nothing of its elements': `one_window`, or `flushed_windowing` where it is grouped.
+windows at that moment (see `in_one_window`). In between, envelopes are in windows that have nothing
+to do with their elements': `one_window`, or `flushed_windowing` where they are grouped.
 """
 
 from __future__ import annotations
@@ -45,22 +45,23 @@ from beam_llm.transforms.plain_coders import (
     with_halves_marked,
 )
 
-# They stand before every element, so they are few.
+# Few, since they precede every element.
 CODER_NAME_BYTES = 8
 
 
 class Arrivals:
-    """Joins the calls for one element again, one behind: the newest is held back until the next
-    call shows another element.
+    """Joins the calls for one element. It is one element behind: the newest is held back until a
+    call shows another one.
 
-    For a DoFn that asks for the window, and so sees an element once for each.
+    For a DoFn that asks for the window, and so sees an element once per window.
     """
 
     def __init__(self) -> None:
         self._held: WindowedValue | None = None
 
     def put(self, arrived: WindowedValue) -> WindowedValue | None:
-        """The element that is complete now, in all its windows, if any.
+        """Takes an element in one of its windows; returns the element, in all its windows, that is
+        complete now, if any.
 
         Args:
           arrived: an element in one window.
@@ -75,7 +76,7 @@ class Arrivals:
         return held
 
     def last(self) -> WindowedValue | None:
-        """The one held back; there is none afterwards."""
+        """The element held back, if any; afterwards there is none."""
         held, self._held = self._held, None
         return held
 
@@ -84,8 +85,8 @@ NEVER_TOO_LATE_SECONDS = 10**9
 
 
 def one_window() -> beam.Windowing:
-    """The windowing of what carries its elements' windows inside: one global window, as in Beam's
-    own Reshuffle.
+    """The windowing for values that carry their elements' windows inside: one global window, as in
+    Beam's own Reshuffle.
 
     Nothing is ever late in it: on the BundleBasedDirectRunner, what a timer sends at the end of
     time is behind the watermark.
@@ -100,8 +101,8 @@ def one_window() -> beam.Windowing:
 
 
 def flushed_windowing(windowfn: Any, count: int, seconds: float) -> beam.Windowing:
-    """Groups that go on when `count` are there, `seconds` after the first, and at the window's end;
-    late ones at once, never dropped.
+    """A windowing whose groups fire at `count` elements, `seconds` after the first one, and at the
+    window's end. Late elements fire at once, and are never dropped.
 
     Whole seconds, rounded up: Beam's AfterProcessingTime can't be written down otherwise
     (`trigger.py`, to_runner_api).
@@ -120,7 +121,7 @@ class EnvelopeCoder:
     """Envelopes as bytes that another pipeline can open: each begins with the name of its coder,
     which lies in the staging location.
 
-    Made where the pipeline is built, and part of its graph: what its own run reads, it reads with
+    It is made when the pipeline is built, and part of its graph: a run reads its own envelopes with
     the coders it was built with.
 
     Args:
@@ -141,20 +142,21 @@ class EnvelopeCoder:
 
     @property
     def of_any(self) -> EnvelopeCoder:
-        """The coder for elements that this one can't write: Beam notices one that isn't of its
-        declared type, or a text with half a character, only where it is written."""
+        """The coder for elements that this one can't encode. Only encoding shows that an element
+        isn't of its declared type, or has a text with a lone surrogate."""
         return EnvelopeCoder(coders.FastPrimitivesCoder(), self._window_coder)
 
     def save(self, store: Store) -> None:
         """Writes the coder once, so that `EnvelopeReader` finds it."""
-        # Named by its content: where another process was first, the same document is there already.
+        # It is named by its content: where another process was first, the same document is there
+        # already.
         store.create(_coder_object(self.name), self._document)
 
     def open(self, store: Store | None = None) -> EnvelopeImpl:
-        """What encodes and decodes: of a process, not to be pickled.
+        """The encoder and decoder, for use in one process; not to be pickled.
 
         Args:
-          store: where the coder of an odd element is saved, once there is one.
+          store: where `of_any` is saved at the first element that needs it.
         """
         return EnvelopeImpl(self, self._coder.get_impl(), store)
 
@@ -174,11 +176,11 @@ class EnvelopeImpl:
         """The element with its timestamp and windows."""
         try:
             return self.name + self._encode(without_pane(arrived))
-        except Exception:  # whatever a coder does with what it isn't for
+        except Exception:  # a coder may raise anything for an element of another type
             return self._encode_odd(arrived)
 
     def _encode_odd(self, arrived: WindowedValue) -> bytes:
-        # Made, and its coder saved, at the first odd element: most runs have none.
+        # Made, and its coder saved, at the first such element: most runs have none.
         if self._of_any is None:
             coder = self._coder.of_any
             if self._store is not None:
@@ -192,10 +194,10 @@ class EnvelopeReader:
     """Opens envelopes by whatever coder they name.
 
     Args:
-      own: this pipeline's coder, for the envelopes of its own run. Any other is built from its
-        description in the staging location, and runs nothing.
-      allow_pickle: also elements and coders that only pickle can carry are read: whoever can write
-        to the location can run code here.
+      own: this pipeline's coder, for the envelopes of its own run. Other coders are built from
+        their description in the staging location, which runs no code.
+      allow_pickle: whether to read elements and coders that only pickle can carry. Whoever can
+        write to the location can then run code here.
     """
 
     def __init__(
@@ -209,8 +211,7 @@ class EnvelopeReader:
         self._decode: Any = None
 
     def decode(self, data: bytes) -> WindowedValue:
-        """The element with its timestamp and windows, by whose `with_value` an answer takes its
-        place.
+        """The element with its timestamp and windows.
 
         Raises:
           LedgerError: the element can't be read, or only by pickle.
@@ -227,7 +228,7 @@ class EnvelopeReader:
             ) from error
 
     def _turn_to(self, name: bytes) -> None:
-        """Makes `name`'s decoder the current one: neighbours have the same coder, nearly always."""
+        """Makes `name`'s decoder the current one. Neighbours nearly always have the same coder."""
         if name not in self._decoders:
             self._decoders[name] = self._load(name).get_impl().decode
         self._name, self._decode = name, self._decoders[name]

@@ -1,4 +1,4 @@
-"""Elements as Beam knows them → fields as a prompt knows them."""
+"""Elements as Beam passes them → the fields that a prompt can use."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def is_keyed(element: Any) -> bool:
 
 
 def fields_of(value: Any) -> Mapping[str, Any]:
-    """The fields of a Row, NamedTuple, dataclass, pydantic model or dict by name; of anything else
-    none.
+    """The fields of a Row, NamedTuple, dataclass, pydantic model or dict by name; empty for
+    anything else.
     """
     kind = type(value)
     read = _readers.get(kind)
@@ -35,10 +35,10 @@ def fields_of(value: Any) -> Mapping[str, Any]:
 
 
 def readable_fields(value: Any) -> Mapping[str, Any] | Failure:
-    """`fields_of`, or why a class of the user's doesn't give them."""
+    """`fields_of`, or the failure where a user's class raises."""
     try:
         return fields_of(value)
-    except USER_CODE_ERRORS as error:  # whatever a user's class does in its attributes
+    except USER_CODE_ERRORS as error:  # a user's class may run code in its attributes
         return Failure(
             Kind.PROMPT,
             f"the fields of this {type(value).__name__} can't be read: {type(error).__name__}",
@@ -63,7 +63,7 @@ def _reader_of(kind: type) -> Callable[[Any], Mapping[str, Any]]:
         )
     if dataclasses.is_dataclass(kind):
         names = [field.name for field in dataclasses.fields(kind)]
-        # Not `vars`, which a class with slots has none of, nor `asdict`, which copies at every
+        # Not `vars`, which doesn't work for classes with slots, nor `asdict`, which copies at every
         # depth.
         return lambda value: {name: getattr(value, name) for name in names}
     return lambda value: NO_FIELDS
@@ -108,14 +108,15 @@ def split_type(element_type: Any) -> tuple[Any, Any]:
 
 
 def taken_names(output_field: str | None) -> frozenset[str]:
-    """The names that an answer takes in a row; none where there are no rows."""
+    """The names of the answer's columns; none without an `output_field`."""
     return (
         frozenset() if output_field is None else frozenset((output_field, f"{output_field}_error"))
     )
 
 
 def name_clash(output_field: str, names: Iterable[Any]) -> Failure | None:
-    """The error of an element that has a field of the answer's name; None where it has none."""
+    """The failure of an element that has a field with the name of an answer's column; None where it
+    has none."""
     taken = sorted(taken_names(output_field).intersection(names))
     return (
         Failure(Kind.PROMPT, f"output_field is {output_field!r}: {_TAKEN.format(taken[0])}")

@@ -28,8 +28,8 @@ from beam_llm.values import PromptBatch, Record
 class FormPromptBatches(beam.PTransform):
     """Elements of a bounded PCollection → PromptBatches.
 
-    Their records are spread over the workers first, where there are several: a file read in one
-    piece would keep one of them busy.
+    Their elements are first spread over the workers, if there are several: a file that is read in
+    one piece would keep only one of them busy.
     """
 
     def __init__(self, settings: Settings):
@@ -43,13 +43,13 @@ class FormPromptBatches(beam.PTransform):
 
 
 def form_in_bundles(settings: Settings, windowfn: Any) -> "FormInBundles":
-    """The DoFn that forms prompt batches of what a bundle holds: a faster one where each element is
-    in exactly one window.
+    """The DoFn that forms prompt batches within a bundle: a faster one where each element is in
+    exactly one window.
     """
     return (FormInBundles if isinstance(windowfn, _ONE_WINDOW) else FormInBundlesByWindow)(settings)
 
 
-# Only Beam's own are known to give an element one window; a user's function may give several.
+# Beam's own functions that give an element one window; a user's function may give several.
 _ONE_WINDOW = (GlobalWindows, FixedWindows, Sessions)
 
 
@@ -60,12 +60,12 @@ def task_and_caps(settings: Settings) -> tuple[Task, Caps]:
 
 
 class RecordReader:
-    """Elements → Records, in plain Python: what every step does that sees elements first.
+    """Elements → Records, in plain Python; for every step that is the first to see elements.
 
     Args:
-      for_jobs: the records' tokens are added up to the size of a job. For live calls they matter
-        with `tokens_per_minute`, else only where a prompt comes near its limit; there the batcher
-        counts again.
+      for_jobs: the records' tokens are needed for the size of a job. Live calls need them only with
+        `tokens_per_minute`, or where a prompt comes near its limit, and there the batcher counts
+        again.
       reduce: makes the records in place of the settings' task, which asks about them one by one.
     """
 
@@ -82,8 +82,8 @@ class RecordReader:
             self.caps = reduce.caps
             self._make_record, texts = reduce.record, reduce.texts
         self._limits: Batcher[None] = Batcher(self.caps, settings.model_name)
-        # As many bytes as this, and the most records of a prompt together can't pass its limit in
-        # tokens.
+        # With no more bytes than this each, even the most records of a prompt can't exceed its
+        # limit in tokens.
         share = self.caps.tokens // self.caps.records // max(texts, 1) - 4 * RECORD_OVERHEAD_TOKENS
         self._output_field = settings.output_field
         self._taken = taken_names(settings.output_field)
@@ -91,19 +91,19 @@ class RecordReader:
         self._count: Callable[[str], int] = (
             self._sampled if for_jobs else partial(rough_tokens, up_to_bytes=share)
         )
-        # The limiter needs every request's tokens, also where a prompt is far from its own limit;
-        # and beside an image, a text's bytes would be added to what is an estimate.
+        # The limiter needs the tokens of every request, also of prompts far below their limit; and
+        # with images, a text's bytes would be added to an estimate of tokens.
         if settings.tokens_per_minute is not None or settings.media:
             self._count = estimate_tokens
 
     def restart(self) -> None:
-        """As if no record had been seen, so that a repeated bundle counts like its first try."""
+        """Forgets all records seen, so that a repeated bundle counts as its first try did."""
         self._sampled.restart()
 
     def record(self, element: Any) -> Record | Failure:
         """The element's record, or why it can't be one."""
         value, fields = element, NO_FIELDS
-        # Texts are most of what there is: three calls less for each.
+        # Most elements are texts: this saves three calls for each.
         if type(element) is not str:
             value = element[1] if is_keyed(element) else element
             found = readable_fields(value)
@@ -127,20 +127,20 @@ class RecordReader:
 
 
 _ELEMENT_ALONE = ("element",)
-"""What a row of something without fields has in place of them."""
+"""The field name of an element without fields, in rows."""
 
 
 class PromptBatcher:
-    """Elements → PromptBatches, in plain Python; at most one batch is open."""
+    """Elements → PromptBatches, in plain Python. At most one batch is open at a time."""
 
     def __init__(self, settings: Settings):
         self._reader = RecordReader(settings)
         self._batcher: Batcher[WindowedValue] = Batcher(self._reader.caps, settings.model_name)
 
     def restart(self) -> None:
-        """Begins anew, as if no element had been seen."""
+        """Forgets all elements seen."""
         self._reader.restart()
-        # What a bundle that failed has left in it belongs to that bundle's retry.
+        # Records left by a bundle that failed belong to that bundle's retry.
         self._batcher.flush()
 
     def add(self, arrived: WindowedValue) -> Sequence[PromptBatch]:
@@ -162,7 +162,7 @@ def _to_prompt_batch(batch: list[tuple[Record, WindowedValue]]) -> PromptBatch:
 
 
 class FormInBundles(beam.DoFn):
-    """Prompt batches of what a bundle holds, for elements that are in one window each."""
+    """Forms prompt batches within a bundle, for elements that are in one window each."""
 
     def __init__(self, settings: Settings):
         self._settings = settings
@@ -178,8 +178,8 @@ class FormInBundles(beam.DoFn):
         self, element: Any, arrived: Any = beam.DoFn.WindowedValueParam
     ) -> Iterable[PromptBatch]:
         batches = self._batcher.add(arrived)
-        # An element that somebody put in several windows by hand: what is yielded here would be
-        # multiplied by their number, what `finish_bundle` yields is not (see `in_one_window`).
+        # An element that was put into several windows by hand: Beam multiplies what is yielded here
+        # by their number, but not what `finish_bundle` yields (see `in_one_window`).
         if batches and len(arrived.windows) != 1:
             self._for_the_end.extend(batches)
             return ()
@@ -191,8 +191,8 @@ class FormInBundles(beam.DoFn):
 
 
 class FormInBundlesByWindow(FormInBundles):
-    """The same where the windows' function may put an element in several: Beam shows each once per
-    window, which costs a microsecond.
+    """The same for windows that may overlap: Beam shows an element once per window, and joining
+    these calls costs a microsecond.
     """
 
     def start_bundle(self) -> None:

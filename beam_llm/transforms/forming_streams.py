@@ -54,8 +54,8 @@ from beam_llm.values import Media, PromptBatch, Record
 
 
 class FormFromStream(beam.PTransform):
-    """Elements of an unbounded PCollection → PromptBatches, gathered as the pipeline's runner
-    can.
+    """Elements of an unbounded PCollection → PromptBatches, gathered in the way that the pipeline's
+    runner supports.
     """
 
     def __init__(self, settings: Settings):
@@ -88,7 +88,8 @@ class FormFromStream(beam.PTransform):
     def _by_timers(self, keyed: pvalue.PCollection, coder: coders.Coder) -> pvalue.PCollection:
         filling = beam.ParDo(FormAcrossBundles(self._settings, coder)).with_output_types(bytes)
         batches = set_windowing(keyed, one_window()) | "Fill buffers" >> filling
-        # There are few buffers, and calls would be made only by the workers that hold them.
+        # There are few buffers, and without a shuffle only the workers that hold them would make
+        # calls.
         return runners.shuffled(batches, "Spread prompt batches")
 
     def _by_triggers(
@@ -110,10 +111,10 @@ class ChooseBuffers(beam.DoFn):
     """Elements → `(shard, envelope as bytes)`, once per element whatever windows it is in.
 
     Args:
-      shards: how many buffers fill side by side; the same element goes to the same one in every
+      shards: how many buffers are filled side by side. An element goes to the same one in every
         process and every attempt.
       coder: of the elements with their timestamps and windows.
-      by_window: into the first of its windows to end, rather than into the global one.
+      by_window: the output is in the first of the element's windows to end, not in the global one.
     """
 
     def __init__(self, shards: int, coder: coders.WindowedValueCoder, *, by_window: bool = False):
@@ -149,7 +150,7 @@ class ChooseBuffers(beam.DoFn):
             if self._by_window
             else GlobalWindow()
         )
-        # Not `hash`, whose result for bytes is another one in every process.
+        # Not `hash`, whose result for bytes differs between processes.
         return WindowedValue((zlib.crc32(data) % self._shards, data), arrived.timestamp, [window])
 
 
@@ -162,7 +163,7 @@ class BufferedRecord(NamedTuple):
       micros: its timestamp.
       inputs, tokens, fields, record_id: its Record's; all plain values.
       media: its Record's, each as a plain tuple.
-      task: of which question these are; another one reads the element anew.
+      task: which question these belong to; for another one, the element is read anew.
     """
 
     envelope: bytes
@@ -186,7 +187,7 @@ class BufferedRecord(NamedTuple):
     def of(
         cls, envelope: bytes, micros: int, record: Record | Failure, task: bytes
     ) -> "BufferedRecord":
-        """An element with what it asks; with nothing, where it can't be asked."""
+        """An element with its record; without one, where it can't be asked."""
         if isinstance(record, Failure):
             return cls(envelope, micros, task=task)
         media = tuple([tuple(one) for one in record.media])
@@ -209,7 +210,7 @@ def pack(members: Sequence[BufferedRecord], failure: Failure | None = None) -> W
 
 
 class _OfEnvelopes(beam.DoFn):
-    """What DoFns share that open envelopes, and know what the elements in them ask."""
+    """The base of DoFns that open envelopes and make records of the elements in them."""
 
     def __init__(self, settings: Settings, coder: coders.WindowedValueCoder):
         self._settings = settings
@@ -224,7 +225,8 @@ class _OfEnvelopes(beam.DoFn):
 class OpenPromptBatches(_OfEnvelopes):
     """What `pack` made → PromptBatches, with their elements as they arrived.
 
-    What was put aside for another question, before a running pipeline was updated, is read anew.
+    Elements that were buffered for another question, before a running pipeline was updated, are
+    read anew.
     """
 
     def process(self, data: bytes) -> Iterator[PromptBatch]:
@@ -246,7 +248,7 @@ class OpenPromptBatches(_OfEnvelopes):
 
 
 class _FormFromEnvelopes(_OfEnvelopes):
-    """What both DoFns share that form prompt batches of envelopes: the records in them, packed."""
+    """The base of both DoFns that form packed prompt batches of envelopes."""
 
     def setup(self) -> None:
         super().setup()
@@ -268,12 +270,12 @@ class _FormFromEnvelopes(_OfEnvelopes):
 
 
 class Buffered(NamedTuple):
-    """What a buffer of elements knows of its content. Part of the state format `v1`: fields are
-    only ever appended.
+    """The figures of a buffer's content. Part of the state format `v1`: fields are only ever
+    appended.
 
     Attributes:
       records: in the buffer.
-      tokens: of their texts and numbering, estimated from above.
+      tokens: of their texts and numbering, an upper estimate.
       size: UTF-8 bytes of their texts; 0 where no cap asks for it.
       due: seconds since the epoch at which an incomplete batch is sent.
       oldest: micros, the earliest timestamp in the buffer, where the watermark is held.
@@ -338,10 +340,10 @@ class FormAcrossBundles(_FormFromEnvelopes):
         arrived, caps = self._decode(keyed[1]), self._reader.caps
         record = self._reader.record(arrived.value)
         if isinstance(record, Failure):
-            # Past the buffer: nothing is asked about it, so it has to wait for nobody.
+            # It bypasses the buffer: nothing is asked about it, so it needn't wait.
             yield pack([self._buffered(keyed[1], arrived, record)], record)
             return
-        # The figures lie beside the bag: to read a whole buffer for each element would be
+        # The figures are kept beside the bag: reading the whole buffer for each element would be
         # quadratic.
         held = Buffered(*(known.read() or ()))
         if held.overflows(record, caps):

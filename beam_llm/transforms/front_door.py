@@ -1,4 +1,4 @@
-"""What every transform of this package is made by: options, checked once, and shown."""
+"""What all transforms of this package share: their options, checked once, and shown."""
 
 import dataclasses
 import inspect
@@ -33,10 +33,10 @@ def signature(
     """All options with their types and defaults, for `help()`, notebooks and Beam YAML.
 
     Args:
-      fixed: what a transform is made by: these options can't be given, nor can those that its
+      fixed: options that the transform itself sets: these can't be given, nor can those that its
         `task` doesn't have.
-      usual: its own defaults.
-      asks: the argument after the model, by place or by name.
+      usual: the transform's own defaults.
+      asks: the argument after the model, which may be given by position.
     """
     keyword, either = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
     asked = dict.fromkeys(("prompt", "instruction"), str | None)
@@ -52,14 +52,15 @@ def signature(
             for name, hint in hints.items()
         ),
     ]
-    # Beam YAML, notebooks and `help()` show the signature: what can't be given must not be offered.
+    # Beam YAML, notebooks and `help()` show the signature, so it must not offer what can't be
+    # given.
     tasks = (fixed["task"],) if "task" in fixed else config.EACH
     left_out = set(fixed) | (OPTIONS.keys() - config.options_of(*tasks).keys())
     return inspect.Signature([each for each in parameters if each.name not in left_out])
 
 
 class WithSettings(beam.PTransform):
-    """What all front doors share: settings, options by string keys, display data."""
+    """The base of all transforms: settings, options by string keys, display data."""
 
     __signature__ = signature()
     _FIXED: ClassVar[Mapping[str, Any]] = {}
@@ -67,7 +68,7 @@ class WithSettings(beam.PTransform):
     """Values by Python name: what this transform is made by, and what it has for a default of its
     own."""
     _takes_templates: ClassVar[bool] = True
-    """Of a model's name: job refs don't say which model they are of."""
+    """Whether the model may be a template: job refs don't say which model they belong to."""
 
     def __init__(
         self,
@@ -170,12 +171,12 @@ class WithSettings(beam.PTransform):
 
     @property
     def settings(self) -> Settings:
-        """Every option as it was checked and completed."""
+        """All options, checked and completed."""
         return self._settings
 
     def display_data(self) -> dict[str, Any]:
-        """What the runner's page shows: the model and the options that were set; never a secret or
-        a whole prompt.
+        """What a runner's page shows: the model and the options that were set; never a secret or a
+        whole prompt.
         """
         return _display_data(self._settings)
 
@@ -185,7 +186,7 @@ class WithSettings(beam.PTransform):
 
 
 def warn_of_one_prompt_for_all(settings: Settings) -> None:
-    """`{text}` for `{{ text }}`, most often."""
+    """Warns of a prompt without fields, which most often is `{text}` for `{{ text }}`."""
     is_own = (
         settings.prompt is not None
         and settings.batch_prompt_template is None
@@ -199,7 +200,7 @@ def warn_of_one_prompt_for_all(settings: Settings) -> None:
 
 
 def _warn_of_braces_that_stay(settings: Settings) -> None:
-    """LLMReduce's second argument is not its prompt, for one."""
+    """Warns of braces in texts that are not templates, such as LLMReduce's second argument."""
     for name in ("system_prompt", "instruction", "combine_instruction"):
         if is_template(getattr(settings, name) or ""):
             _LOG.warning("%s is sent as it stands, braces too: only prompt is a template", name)
@@ -223,8 +224,8 @@ _SHORTENED = (
 
 
 def _display_data(settings: Settings) -> dict[str, Any]:
-    """Options that differ from their defaults, by string key: texts shortened, mappings by their
-    keys, addresses without what gives access.
+    """Options that differ from their defaults, by string key: texts shortened, mappings without
+    values, addresses without credentials.
     """
     return {
         key_of(name): DisplayDataItem(
@@ -241,10 +242,10 @@ def _shown(name: str, value: Any) -> Any:
         return f"mapping of {', '.join(map(str, value))}"
     if name == "base_url":
         return without_access(str(value))
-    # `Literal["a", "b"]` has a `__name__` as well, which would hide what may be answered.
+    # Not of `Literal["a", "b"]`, whose `__name__` would hide the possible answers.
     is_named = isinstance(value, type) or inspect.isroutine(value)
     text = value.__name__ if is_named else str(value).replace("typing.", "")
     if name in _SHORTENED:
-        # Half of it at most: a short prompt would else stand there whole.
+        # Half of it at most, so that a short prompt isn't shown as a whole.
         return f"{text[: min(_SHOWN_CHARACTERS, len(text) // 2)]}… ({len(text):,} characters)"
     return text

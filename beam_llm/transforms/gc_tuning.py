@@ -1,10 +1,10 @@
 """Less work for Python's garbage collector while records stream through a worker process.
 
-Every record in flight is a handful of small objects. With the default thresholds they are enough to
-have the collector walk the whole heap again and again, Beam's half a million import-time objects
-included: a third of the CPU of a run with a fast endpoint (measured, `python -m tests.benchmarks
-cpu_packed`). So while any DoFn of this package is set up, what was there before is left out of the
-rounds, and the young generation is let grow. At the last `release` everything is as it was.
+Every record in flight is a handful of small objects. With the default thresholds these make the
+collector walk the whole heap again and again, including the half a million objects that Beam makes
+at import: a third of the CPU of a run with a fast endpoint (measured, `python -m tests.benchmarks
+cpu_packed`). So while any DoFn of this package is set up, objects made before are excluded from
+collection, and the young generation may grow. The last `release` restores everything.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import gc
 import threading
 
 _YOUNG = 100_000
-"""More than the objects in flight: below that, each time they are replaced is one more round over
-all of them.
+"""More than the objects in flight: with a lower threshold, each time they are replaced costs a
+round over all of them.
 """
 
 
@@ -28,19 +28,20 @@ class QuietGc:
         self._frozen = False
 
     def acquire(self) -> None:
-        """Counts one more user; the first changes the collector's settings, unless somebody else
-        has made them.
+        """Counts one more user. The first one changes the collector's settings, unless somebody
+        else has changed them.
         """
         with self._lock:
             self._users += 1
             if self._users > 1 or not gc.isenabled():
                 return
             thresholds = gc.get_threshold()
-            # A higher one is somebody's choice, and does as well.
+            # A higher one is somebody's choice, and serves as well.
             if thresholds[0] < _YOUNG:
                 self._thresholds = thresholds
                 gc.set_threshold(_YOUNG, *thresholds[1:])
-            # `unfreeze` gives back all that is frozen: what somebody else froze has to stay so.
+            # `unfreeze` would unfreeze everything, so nothing is frozen where somebody else has
+            # frozen objects.
             if gc.get_freeze_count() == 0:
                 self._frozen = True
                 gc.freeze()

@@ -1,5 +1,5 @@
-"""What `LLMReduce` makes one answer for: the group, what it is grouped by, and where each of its
-prompts belongs in its tree.
+"""The groups that `LLMReduce` answers for: what they are grouped by, and where each of their
+prompts belongs in the tree.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Group(NamedTuple):
     Attributes:
       key: of its `(key, value)` elements, or what `group_by` names; None where there is neither.
       records: how many there were of it, in this window (and pane, where a trigger fires several).
-      left_out: how many of them the answer is not over, with `on_bad_record="leave_out"`.
+      left_out: how many of them the answer leaves out, with `on_bad_record="leave_out"`.
     """
 
     key: Any
@@ -35,8 +35,8 @@ class Group(NamedTuple):
 def key_coder(key_type: Any) -> coders.Coder:
     """The coder of keys of that type in a GroupByKey.
 
-    It takes whatever key has come through that, also one of a class of the main program, which
-    pickle would look for by its name.
+    It takes any key that has passed the GroupByKey, also one of a class of the main program, which
+    pickle would look up by name.
     """
     return coders.registry.get_coder(key_type).as_deterministic_coder("LLMReduce")
 
@@ -54,8 +54,8 @@ class KeyReader:
         self._coder = key_coder(Any) if coder is None else coder
 
     def group_of(self, element: Any) -> tuple[Any, Failure | None]:
-        """What an element is grouped by, and why it belongs to no group, if so: it lacks a field,
-        or Beam can't group by such a value. A field's value may be None.
+        """What an element is grouped by, and the failure where it belongs to no group, because it
+        lacks a field, or because Beam can't group by its value. A field's value may be None.
         """
         key, misfit = self._key_of(element)
         try:
@@ -109,18 +109,19 @@ class KeyReader:
 
 
 def _or_none(kind: Any) -> Any:
-    """The column's type; None is in it where Beam may find no bytes for a value of the field."""
+    """The column's type; optional where Beam may be unable to encode a value of the field."""
     is_general = isinstance(coders.registry.get_coder(kind), coders.FastPrimitivesCoder)
     return typehints.Optional[kind] if is_general and kind is not Any else kind
 
 
 class Branch(NamedTuple):
-    """One prompt of a group: where it belongs, and what lies below it. All plain values.
+    """One prompt of a group: its place in the tree, and the totals of what is below it. All plain
+    values.
 
     Attributes:
       group: its key with its timestamp and window, as bytes.
-      name: 16 bytes that tell the group from all others, its other panes among them.
-      place, of: which of how many prompts of its level it is, from 1.
+      name: 16 bytes that identify the group; each of its panes is another group.
+      place, of: it is prompt number `place`, from 1, of the `of` prompts of its level.
       records: how many its answer stands for.
       total, left_out: of the whole group.
       usage, cost_usd, reused: of all prompts below; a cost of None is unknown.

@@ -1,5 +1,5 @@
-"""Facts → Beam counters (namespace `beam_llm`) and listeners. Counters belong to the thread and
-step that posts them.
+"""Posts what happened as Beam counters (namespace `beam_llm`), and tells listeners. Counters belong
+to the thread and the step that posts them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from beam_llm.values import Outcome, Usage
 NAMESPACE = "beam_llm"
 _log = logging.getLogger("beam_llm")
 LOGGED: set[str] = set()
-"""What this process has said once: a storm of odd replies is for the counters."""
+"""Warnings that this process has logged once; after that only the counters count."""
 _OF_CALLS = (
     *("requests", "retries", "waits", "timeouts", "splits", "single_requests"),
     *("guard_compared", "guard_agreed", "guard_halvings"),
@@ -59,8 +59,8 @@ class Meter:
         self._by_kind = {kind: Metrics.counter(NAMESPACE, f"errors_{kind}") for kind in Kind.ALL}
         self._latency = Metrics.distribution(NAMESPACE, "latency_ms")
         self._packed = Metrics.distribution(NAMESPACE, "records_per_request")
-        # By this name runners know that a step is slow because somebody else is; Dataflow does not
-        # scale it up then.
+        # By this counter runners know that a step is being throttled; Dataflow does not scale it up
+        # then.
         self._throttled = Metrics.counter(NAMESPACE, "cumulativeThrottlingSeconds")
         self._owed_seconds = 0.0
         self._owed_micro_usd = 0.0
@@ -78,13 +78,13 @@ class Meter:
             update_all(self._packed, packed)
         self.post(Counter({f"warnings_{what}": count for what, count in tally.warnings.items()}))
         self._owed_seconds += tally.throttled_seconds
-        # Counters are whole numbers: what is left of a second is posted with the next ones.
+        # Counters are whole numbers: the rest of a second is posted with the next ones.
         if self._owed_seconds >= 1:
             self._throttled.inc(int(self._owed_seconds))
             self._owed_seconds %= 1
 
     def outcomes(self, outcomes: Sequence[Outcome], tally: Tally | None = None) -> None:
-        """Records that have ended; with what their live calls took, where they had some."""
+        """Counts records that have ended, with the tally of their live calls, if they had some."""
         failures = [outcome.failure for outcome in outcomes if outcome.failure is not None]
         for failure in failures:
             self._by_kind[failure.kind].inc()
@@ -107,19 +107,19 @@ class Meter:
             self._counters["errors"].inc(errors)
         if reused:
             self._counters["reused"].inc(reused)
-        # A call may cost less than a micro-dollar: what is not whole yet is counted with the next.
+        # A call may cost less than a micro-dollar: fractions are counted with the next ones.
         self._owed_micro_usd += micro_usd
         if self._owed_micro_usd >= 1:
             self._counters["cost_micro_usd"].inc(int(self._owed_micro_usd))
             self._owed_micro_usd %= 1
 
     def job_answers(self, outcomes: Sequence[Outcome], live: Set[str | None]) -> None:
-        """Tokens of answers that came by a batch job, or by live calls for what it left over; and
-        the lines of jobs that they were in.
+        """Counts the tokens of answers from a batch job, or from live calls for its leftovers, and
+        the job lines that they were in.
 
         A line is a run of outcomes with one request id; those in `live` were counted as calls.
         """
-        # Transposed, for speed: a third of three sums over attributes.
+        # Transposed for speed: sums over attributes take three times as long.
         totals = [
             sum(column) for column in zip(*[outcome.usage for outcome in outcomes], strict=True)
         ]

@@ -87,7 +87,8 @@ def _alone(keyed: tuple[int, Any]) -> tuple[int, list[Any]]:
 
 
 class PlanParts(beam.DoFn):
-    """All parts of a run in, one BatchJobRef per job out. One at a time: its only key."""
+    """All parts of a run in, one BatchJobRef per job out. There is one key, so it works on one plan
+    at a time."""
 
     def __init__(self, settings: Settings):
         self._settings = settings
@@ -102,9 +103,10 @@ class PlanParts(beam.DoFn):
 
 
 _MOST_WAITS = 10
-"""So many times as long as an incomplete job waits one that its provider would find too small."""
+"""A job that would be too small for its provider waits this many times as long as an incomplete
+one."""
 _BYTES_PER_TOKEN = 4
-"""Of the prompt's own words in a JSONL line."""
+"""Bytes per token of the prompt's own words in a JSONL line."""
 
 
 class Planner:
@@ -114,7 +116,7 @@ class Planner:
         self._store = open_store(str(settings.staging_location))
         self._task, self._caps = task_and_caps(settings)
         self._traits = connect_batch(settings).traits
-        # A job is limited by its lines, and each line is a prompt of several records.
+        # A job's limit is in lines, and each line is a prompt of up to `caps.records` records.
         lines = settings.job_max_records or self._traits.max_requests
         in_lines = lines * self._caps.records
         self._records = min(in_lines, self._traits.max_records or in_lines)
@@ -122,8 +124,8 @@ class Planner:
         self._tokens = settings.job_max_tokens or float("inf")
 
     def filled(self, records: int, size: int, tokens: int) -> float:
-        """The share of a job that so many records, bytes and tokens of texts fill; from above, with
-        each line's frame and prompt.
+        """Which fraction of a job these records, bytes and tokens of texts fill; an upper estimate,
+        with each line's frame and prompt.
         """
         caps, shared = self._caps, self._task.shared_tokens
         lines = math.ceil(records / caps.records)
@@ -136,7 +138,8 @@ class Planner:
         return math.ceil(records / self._caps.records) < self._traits.min_requests
 
     def planned(self, parts: Sequence[PartRef]) -> Iterator[WindowedValue]:
-        """The jobs that these parts become, each at its earliest element's time."""
+        """Plans the parts; gives the refs of their jobs, each at the timestamp of its earliest
+        element."""
         refs = plan(self._store, self._task, self._caps, self._traits, parts, time)
         events.tell(
             "planned",
@@ -149,7 +152,7 @@ class Planner:
 
 
 class Gathered(NamedTuple):
-    """What a planner knows of the parts it keeps. Part of the state format `v1`: fields are only
+    """The figures of the parts that wait for a plan. Part of the state format `v1`: fields are only
     ever appended.
 
     Attributes:
@@ -208,13 +211,14 @@ class PlanAcrossBundles(beam.DoFn):
         part = PartRef(*keyed[1])
         before = Gathered(*(known.read() or ()))
         held = self._with(before, part)
-        # What would overfill a job is not in it: that one goes out as it is, and this part begins
-        # anew.
+        # A part that would overfill the job isn't added: the job is planned without it, and the
+        # part begins the next one.
         if before.rows and self._filled(held) > 1:
             yield from self._take(parts, known)
             before, held = Gathered(), self._with(Gathered(), part)
         parts.add(tuple(part))
-        # For an older part again: a timer holds the watermark at the timestamp of what set it.
+        # Set again for an older part: a timer holds the watermark at the timestamp of the element
+        # that set it.
         if not before.rows or held.oldest < before.oldest:
             # The global window ends with the input, or at a drain.
             drain.set(GlobalWindow().max_timestamp())
@@ -240,8 +244,8 @@ class PlanAcrossBundles(beam.DoFn):
         """Plans what is kept, unless it waits for more."""
         held = Gathered(*(known.read() or ()))
         if self._waits_with_more(held):
-            # Set anew and never cleared here: on Prism a timer cleared in its own callback fires
-            # for ever.
+            # Set again, and never cleared here: on Prism, a timer that is cleared in its own
+            # callback fires for ever.
             again = time.time() + self._settings.job_max_wait_seconds
             set_and_hold(wait, again, held.oldest)
         else:

@@ -1,4 +1,4 @@
-"""Predictions → the rows that go out: an element's fields with its answer, or with its error."""
+"""Predictions → output rows: an element's fields with its answer or its error."""
 
 from __future__ import annotations
 
@@ -83,18 +83,18 @@ class RowShape:
         return row if self._key_type is None else typehints.Tuple[self._key_type, row]
 
     def cell(self, prediction: Prediction) -> tuple[Any, Failure | None]:
-        """The answer as it stands in a row, or why none does: for a failed record, or an answer
-        that its own class can't write.
+        """The answer as it is in a row, or the failure: of the record, or of an answer that its own
+        class can't write.
         """
         if prediction.error is not None:
             return None, prediction.error
         value = prediction.element[1] if is_keyed(prediction.element) else prediction.element
-        # Without a schema, the names of an element's fields show only now.
+        # Without a schema, the names of the element's fields are only known now.
         clash = name_clash(self._field, _known_values(value)) if self._columns is None else None
         if clash is not None:
             return None, clash
-        # A dict goes to `json.dumps` or BigQuery as it is, so the answer in it is plain all
-        # through.
+        # A dict goes to `json.dumps` or BigQuery as it is, so the answer in it has to be plain at
+        # every depth.
         convert = (
             self._dump
             if self._columns is None and isinstance(value, Mapping)
@@ -195,8 +195,8 @@ def column_of(output: Output) -> Column:
 
 
 def element_columns(element_type: Any) -> dict[str, Column] | None:
-    """The columns of an element's own fields, by name. What has no type in a schema stays as it is,
-    under `Any`.
+    """The columns of an element's own fields, by name. Values that have no type in a schema stay as
+    they are, under `Any`.
     """
     fields = declared_fields(element_type)
     return (
@@ -218,7 +218,7 @@ def _known_values(value: Any) -> dict[str, Any]:
 def _row_values(value: Any, columns: Mapping[str, Column]) -> dict[str, Any]:
     try:
         fields = fields_of(value)
-        # Every column, if only as None: Beam's row coder fails on a row that lacks a field.
+        # All columns, if only as None: Beam's row coder fails on a row that lacks a field.
         return {name: column.convert(fields.get(name)) for name, column in columns.items()}
     except Exception:  # then it has an error, which says so
         return dict.fromkeys(columns)

@@ -1,5 +1,5 @@
-"""Which kind of runner a pipeline is built for, as far as a graph can know. Facts about runners
-live here and nowhere else.
+"""Which kind of runner a pipeline is built for, as far as that is known when it is built. Facts
+about runners are here and nowhere else.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _log = logging.getLogger("beam_llm")
 
 
 class Gathering(enum.Enum):
-    """How elements of a stream wait for one another; `forming_streams.py` says which runner can do
-    what, and why.
+    """How elements of a stream are gathered; `forming_streams.py` says which runner can do what,
+    and why.
     """
 
     TIMERS = "timers"
@@ -47,7 +47,7 @@ _KINDS = {
     "PortableRunner": "portable",
 }
 
-# A job server does not say what is behind it; these flags only Flink's understands.
+# A job server does not say what is behind it, but only Flink's understands these flags.
 _FLINK_FLAGS = {
     "checkpointing_interval",
     "finish_bundle_before_checkpointing",
@@ -72,18 +72,19 @@ def runner_kind(pipeline: Any) -> str:
 
 
 def is_local(pipeline: Any) -> bool:
-    """Whether the pipeline runs in this process: where a Reshuffle only costs, and a deferred
-    remainder may be lost or hurried.
+    """Whether the pipeline runs in this process. There a Reshuffle has a cost and no use, and a
+    deferred remainder may be lost or resumed too early.
     """
     return runner_kind(pipeline) == "local"
 
 
 def shuffled(pcoll: Any, label: str) -> Any:
-    """A PCollection behind a Reshuffle; on a local runner, where that would only cost, as it is.
+    """The PCollection after a Reshuffle; on a local runner, where that is of no use, the
+    PCollection itself.
 
-    What goes into a Flatten may need one: Flink's job server loses inputs of a Flatten that comes
-    after stages of which one leads to the other ("consumed but never produced": Beam's Java
-    GreedyPipelineFuser, 2.70), but for a shuffle in between.
+    Inputs of a Flatten may need one. Where one input's stages lead to another's, Flink's job server
+    loses inputs of the Flatten ("consumed but never produced": Beam's Java GreedyPipelineFuser,
+    2.70) unless there is a shuffle in between.
     """
     return pcoll if is_local(pcoll.pipeline) else pcoll | label >> beam.Reshuffle()
 
@@ -153,7 +154,7 @@ def waiting_for(pcoll: Any, waiting: str | None) -> str:
 
 def _has_no_clock(pipeline: Any) -> bool:
     """Whether processing time stands still, so that what defers itself is never resumed: on Prism
-    with a TestStream, as far as the pipeline is built.
+    with a TestStream (among the steps built so far).
     """
     return runner_kind(pipeline) == "prism" and any(
         type(step.transform).__name__ == "TestStream" for step in applied_transforms(pipeline)

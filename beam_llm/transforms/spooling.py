@@ -26,8 +26,8 @@ PlainPartRef = tuple[str, int, int, int, int]
 
 PART_ROWS = 50_000
 PART_BYTES = 32_000_000
-"""A part is written when either is reached: bounds the memory of a bundle, and keeps a million
-records to a few dozen objects.
+"""A part ends when either is reached. This bounds the memory of a bundle, and keeps a million
+records in a few dozen objects.
 """
 
 
@@ -49,9 +49,10 @@ class SpoolParts(beam.PTransform):
 
 
 def _most_rows(elements: pvalue.PCollection) -> int:
-    """Of one part: one, where parts wait in a GroupByKey of the BundleBasedDirectRunner. There what
-    is late holds no watermark (`trigger.py`, TriggerDriver.process_elements), and a part is as late
-    as its oldest element: the others would come late with it.
+    """Most rows of one part. Only one where parts wait in a GroupByKey of the
+    BundleBasedDirectRunner: late elements don't hold its watermark (`trigger.py`,
+    TriggerDriver.process_elements), and a part is as late as its oldest element, so that the others
+    would be late with it.
     """
     is_stream = not elements.is_bounded
     return 1 if is_stream and runners.gathering(elements) is Gathering.TRIGGERS else PART_ROWS
@@ -62,7 +63,7 @@ class WriteParts(beam.DoFn):
     file, as a plain tuple.
 
     Args:
-      most_rows: of a part.
+      most_rows: of one part.
     """
 
     def __init__(self, settings: Settings, envelopes: EnvelopeCoder, most_rows: int = PART_ROWS):
@@ -75,7 +76,7 @@ class WriteParts(beam.DoFn):
         check_format(self._store)
         self._reader = RecordReader(self._settings, for_jobs=True)
         self._envelopes = self._coder.open(self._store)
-        # Before any part: whoever collects another day can't open the envelopes without it.
+        # Saved before any part: without it, a later run that collects can't open the envelopes.
         self._coder.save(self._store)
         QUIET_GC.acquire()
 
@@ -87,8 +88,8 @@ class WriteParts(beam.DoFn):
         self._begin_part()
 
     def _begin_part(self) -> None:
-        # A part is named by its content, which must not depend on the records before it: a bundle
-        # that is repeated writes the same file.
+        # A part is named by its content, which must not depend on earlier records, so that a
+        # repeated bundle writes the same file.
         self._reader.restart()
         self._part = PartWriter(self._store, self._reader.task.fingerprint)
         self._oldest_micros = MAX_TIMESTAMP.micros
@@ -96,7 +97,7 @@ class WriteParts(beam.DoFn):
     def process(self, element: Any, arrived: Any = beam.DoFn.WindowedValueParam) -> None:
         """Adds the element to the part.
 
-        Yields nothing: Beam would multiply it by the number of the element's windows (see
+        Yields nothing, since Beam would multiply it by the number of the element's windows (see
         `in_one_window`).
         """
         record, envelope = self._reader.record(element), self._envelopes.encode(arrived)

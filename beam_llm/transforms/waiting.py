@@ -1,8 +1,8 @@
-"""The splittable DoFn's side of waiting: a position that holds only the time of the next look, and
-a pacer for runners that hurry.
+"""Waiting in a splittable DoFn: a position that holds little more than the time of the next look,
+and a pacer for runners that don't wait.
 
-A restriction is a `Position`; a look at the ledger claims the next one. Bounded (so a batch
-pipeline stays one, and a drain keeps it)."""
+A restriction is a `Position`; each step claims the next one. It is bounded, so that a batch
+pipeline stays one, and a drain waits for it."""
 
 import threading
 import time
@@ -16,12 +16,12 @@ from apache_beam.transforms.core import RestrictionProvider
 MAX_SLICE_SECONDS = 1.0
 MIN_SLICE_SECONDS = 0.01
 LONGEST_WAIT_SECONDS = 6 * 3600.0
-"""No look is put off for longer: a later time is one of a clock that was set since."""
+"""No look is put off for longer: a later time comes from a clock that was set since."""
 FINISHED = -1
 
 
 class Position(NamedTuple):
-    """How far one job is. Checkpointed on every look: it stays this small.
+    """How far one job is. It is checkpointed at every look, so it stays this small.
 
     Attributes:
       phase: what `Driver.step` is asked for next; FINISHED when nothing is left.
@@ -33,8 +33,8 @@ class Position(NamedTuple):
 
 
 class JobTracker(RestrictionTracker):
-    """Claims are Positions to go on from. Splitting (a checkpoint) leaves the claimed position as
-    the residual.
+    """A claim is the Position to go on from. A split, at a checkpoint, leaves the claimed position
+    as the residual.
     """
 
     def __init__(self, position: Position):
@@ -51,10 +51,10 @@ class JobTracker(RestrictionTracker):
         return True
 
     def try_split(self, fraction_of_remainder: float) -> tuple[Position, Position] | None:
-        """Splits at a checkpoint (fraction 0) alone: one job is one piece of work."""
+        """Splits only at a checkpoint (fraction 0): one job is one piece of work."""
         if fraction_of_remainder != 0 or self._stopped or self._position.phase == FINISHED:
             return None
-        # The primary is done as it stands; all that is left goes with the residual.
+        # The primary is done; everything that is left goes to the residual.
         residual, self._position = self._position, Position(FINISHED, 0.0)
         self._stopped = True
         return self._position, residual
@@ -91,16 +91,16 @@ class JobPositions(RestrictionProvider):
         return coders.TupleCoder((coders.VarIntCoder(), coders.FloatCoder()))
 
     def truncate(self, element: Any, restriction: Position) -> Position:
-        """A drain waits for paid work; Beam's default would only do so for trackers it knows."""
+        """A drain waits for paid work; Beam's default does so only for trackers it knows."""
         return Position(*restriction)
 
 
 class Pacer:
-    """Due times of this process's jobs. A runner that ignores the delay resumes at once: then a
-    look sleeps here, not at the provider.
+    """The due times of this process's jobs. A runner that ignores the delay resumes a job at once;
+    then it sleeps here instead of asking the provider.
 
-    Sleeps are short slices, so that one waiting job keeps no other waiting and the runner gets the
-    thread back.
+    It sleeps in short slices, so that one waiting job doesn't keep others waiting, and the runner
+    gets its thread back.
     """
 
     def __init__(
@@ -112,13 +112,12 @@ class Pacer:
         self._lock = threading.Lock()
 
     def early(self, job: Any, next_at: float) -> bool:
-        """Whether it is too early for a look; if so, sleeps until the earliest job of the process
-        is due, at most a slice.
+        """Whether it is too early for a look; if so, first sleeps until the earliest job of the
+        process is due, but at most for a slice.
         """
         now = self._now()
         with self._lock:
-            # A runner may resume a job in another process: what was due here long ago is nobody's
-            # any more.
+            # A runner may resume a job in another process: what was due here long ago is dropped.
             self._due = {
                 other: due for other, due in self._due.items() if due > now - MAX_SLICE_SECONDS
             }
