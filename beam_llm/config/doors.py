@@ -1,4 +1,4 @@
-"""The doors: options by their Python names, or by string keys, become checked Settings."""
+"""The entrances: options by Python names or by string keys become checked Settings."""
 
 from __future__ import annotations
 
@@ -47,19 +47,21 @@ def settings_from_options(
 
     Args:
       options: a model's defaults.
-      overrides: what one use changes; wins over `options`. Provider and model may be changed apart.
+      overrides: what one use changes; takes precedence over `options`. Provider and model may be
+        changed separately.
       allow_code: whether `options` and `overrides` may name a parser by its dotted name. They may
-        come from a file or a query of somebody else, and a name is enough to run whatever this
+        come from somebody else's file or query, and a name is enough to run anything that this
         machine can import. No option can give this permission.
-      usual: a transform's own defaults by Python name; everything wins over them.
-      fixed: what a transform is made by, by Python name: see `with_fixed`.
-      values: already typed values by Python name (an `output` class, say); win over both.
+      usual: a transform's own defaults by Python name; everything else takes precedence over them.
+      fixed: options that the transform itself sets, by Python name: see `with_fixed`.
+      values: typed values by Python name (such as an `output` class); take precedence over both.
     """
     layers = [_by_name(layer) for layer in (options, overrides or {})]
     if not allow_code:
         for layer in layers:
             _refuse_code(layer)
-    # Parted before they are merged: an override of the provider alone keeps the model's name.
+    # Split before they are merged, so that an override of the provider alone keeps the model's
+    # name.
     layers = [dict(usual or {}), *layers, values]
     named = {name: value for layer in layers for name, value in _parted(layer).items()}
     named = with_fixed(named, fixed or {})
@@ -77,7 +79,7 @@ def settings_from_options(
 
 
 def with_fixed(given: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with those that a transform is made by.
+    """The options, with those that the transform itself sets.
 
     Raises:
       UsageError: where one of these was given another value.
@@ -96,8 +98,8 @@ def replaced(known: Settings, **changes: Any) -> Settings:
 
 
 def _parted(layer: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with `provider` and `model` apart: `openai:gpt-4` names both, `ft:gpt-4:org` a model
-    only; None is not given.
+    """The same with `provider` and `model` split: `openai:gpt-4` has both, `ft:gpt-4:org` is a
+    model only. None counts as not given.
     """
     provider, model = layer.get("provider"), layer.get("model")
     if isinstance(model, str):
@@ -117,8 +119,8 @@ def _by_name(layer: Mapping[str, Any]) -> dict[str, Any]:
         )
     given: dict[str, str] = {}
     for key in layer:
-        # Two layers may say different things, the later one wins; in one it is a slip, and to take
-        # the one that happens to stand last would hide it.
+        # Layers may differ, and the later one wins. Twice in one layer is a mistake, which taking
+        # the last one would hide.
         name = _name_of(key)
         if name in given:
             raise UsageError(
@@ -129,7 +131,7 @@ def _by_name(layer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_code(layer: Mapping[str, Any]) -> None:
-    # To check the name would be to import it, so it is refused unseen.
+    # Checking the name would import it, so it is refused unchecked.
     parser = layer.get("response_format")
     if isinstance(parser, str) and "." in parser:
         raise UsageError(
@@ -149,10 +151,10 @@ def _name_of(key: str) -> str:
 
 
 def _unknown(key: str, known: list[str], own: list[str]) -> str:
-    """What is said of an option that there isn't.
+    """The message about an unknown option.
 
     Args:
-      known, own: options of all transforms, and of this one.
+      known, own: the options of all transforms, and those of this one.
     """
     meant = name_elsewhere(key)
     near = [each for each in known if each.replace(".", "_") == meant]
@@ -176,6 +178,6 @@ _ELSEWHERE = {
 
 
 def name_elsewhere(key: str) -> str | None:
-    """The option that is called so elsewhere, in providers' APIs and by other packages, where what
-    is spelled most like it is another: `max_tokens` and `job_max_tokens`."""
+    """The option that has this name elsewhere, in providers' APIs and other packages, where the one
+    spelled most like it would be wrong: `job_max_tokens` for `max_tokens`."""
     return _ELSEWHERE.get(re.sub(r"[._-]", "", key).lower())

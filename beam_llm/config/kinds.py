@@ -1,5 +1,5 @@
-"""Kinds of values: what a number, a choice, a reference to a key, an output may be, as Python or as
-text. Whatever is wrong is said with the value, the rule and the fix.
+"""Kinds of values: what a number, a choice, a reference to a key or an output may be, as a Python
+value or as text. Errors name the value, the rule and the fix.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from beam_llm.errors import UsageError
 
 
 def check_value(name: str, value: Any) -> Any:
-    """The value of an option as its row of the table wants it, whichever door it came through.
+    """The value of an option as its row of the table requires it, wherever it comes from.
 
     Raises:
       UsageError: names the option, its value, the rule and the fix.
@@ -35,7 +35,7 @@ def wrong(name: str, value: Any, rule: str, fix: str) -> UsageError:
 
 
 def shortened(value: Any) -> str:
-    # A prompt of megabytes would be the whole message.
+    # A prompt may have megabytes.
     shown = repr(value)
     return shown if len(shown) <= 200 else shown[:199] + "…"
 
@@ -61,7 +61,7 @@ def _number(
     return number
 
 
-# Beam's display data holds no larger one, and its timers none much larger.
+# Beam's display data can't hold a larger number, and its timers none much larger.
 _MOST = 2**63 - 1
 
 
@@ -109,7 +109,7 @@ def _text(name: str, value: Any, rule: Mapping[str, Any]) -> str:
         raise wrong(
             name, value, f"it has to be a string, not {type(value).__name__}", f"write {name}='…'"
         )
-    # Here, and not in some worker's request hours later.
+    # Checked here, not in a worker's request hours later.
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -123,7 +123,7 @@ def _text(name: str, value: Any, rule: Mapping[str, Any]) -> str:
 
 
 def _words(name: str, value: Any, rule: Mapping[str, Any]) -> str | None:
-    """A text that a message is made of; a blank one is none, for some providers refuse those."""
+    """A text that becomes a message. A blank one counts as none, since some providers refuse it."""
     text = _text(name, value, rule)
     return text if text.strip() else None
 
@@ -147,13 +147,13 @@ def _choice(name: str, value: Any, rule: Mapping[str, Any]) -> str:
     )
 
 
-# By what a reference looks like, not by what a key looks like: keys have no common form.
+# Recognizes references, not keys, which have no common form.
 _REFERENCE = re.compile(r"env:[A-Za-z_]\w*|file:.+|gcp-secret:projects/.+|none")
 
 
 def _secret(name: str, value: Any, rule: Mapping[str, Any]) -> str:
-    """Only references may ride in the graph. The value itself is never put into the message: it may
-    be a key.
+    """Only references may be part of the graph. The value itself is never put into the message,
+    since it may be a key.
     """
     if isinstance(value, str):
         wrapped = re.fullmatch(r"\$\{([A-Za-z_]\w*)\}", value)
@@ -168,7 +168,7 @@ def _secret(name: str, value: Any, rule: Mapping[str, Any]) -> str:
 
 
 def _json(name: str, value: Any, rule: Mapping[str, Any]) -> Mapping[str, Any]:
-    # A wrong value is not put into the message: a server's own headers and parameters may be keys.
+    # A wrong value is not put into the message: headers and parameters of a server may be keys.
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -182,7 +182,7 @@ def _json(name: str, value: Any, rule: Mapping[str, Any]) -> Mapping[str, Any]:
             f"{name} is a value of type {type(value).__name__}: it has to be a mapping; "
             f"write {name}={{…}}"
         )
-    # A copy: what the caller changes later must not change a pipeline that is built.
+    # A copy, so that later changes by the caller don't change the pipeline.
     return dict(value)
 
 
@@ -192,7 +192,7 @@ def _format(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
         return value
     if callable(value):
         _refuse_other_callables(name, value, value)
-        # Its name stands for it where known answers are looked up.
+        # It is identified by its name when known answers are looked up.
         if not hasattr(value, "__qualname__"):
             raise wrong(
                 name,
@@ -214,13 +214,13 @@ def _format(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
 
 
 def _refuse_other_callables(name: str, value: Any, found: Any) -> None:
-    """Refuses what is called with a reply and a count in vain: each reply would be paid for, and
+    """Refuses what can't be called with a reply and a count: every reply would be paid for, and
     none could be read."""
     # `response_format=Review` is how others name the type of an answer, and a class is callable.
     if isinstance(found, type) or typing.get_origin(found) is not None:
         raise wrong(name, value, "it is a type, not a parser of replies", "write output=… for it")
     try:
-        # Of what is called: a decorator may call a function of the text alone.
+        # The signature of the callable itself: a decorator may wrap a function of the text alone.
         inspect.signature(found, follow_wrapped=False).bind("", 1)
     except TypeError as error:
         raise wrong(

@@ -1,4 +1,4 @@
-"""Rules between options, and what the environment says: the end of every check."""
+"""Rules between options, and defaults from the environment: the last part of every check."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from beam_llm.errors import UsageError
 from beam_llm.provider_table import ANYTHING_ELSE, EXAMPLE_MODEL, FAMILIES, PROVIDERS
 
 ENTRY_POINTS = "beam_llm.providers"
-"""Group of the entry points by which other packages name the modules that put in their rows."""
+"""Group of the entry points by which other packages name modules that add rows to `PROVIDERS`."""
 
 
 def completed(known: Settings) -> Settings:
-    """Rules between options, and what the environment says when the pipeline is built.
+    """Applies rules between options, and fills in what the environment gives when the pipeline is
+    built.
 
     Settings whose model is a template are completed model by model: `settings_by_model`.
     """
-    # First, for they hold whatever the model is.
+    # First, since these rules hold whatever the model is.
     _check_rules(known)
     if known.task == "embed":
         known = dataclasses.replace(known, output=VECTOR)
@@ -50,7 +51,7 @@ def completed(known: Settings) -> Settings:
 
 
 def _is_provider(name: str) -> bool:
-    """Whether it has a row, by now: another package's is put in at its first mention."""
+    """Whether the provider has a row; another package's row is added when it is first mentioned."""
     if name not in PROVIDERS:
         from importlib import metadata
 
@@ -66,7 +67,8 @@ def _is_provider(name: str) -> bool:
 
 
 def _advice_on(name: str) -> str:
-    """What to write in place of a name that is not PROVIDER:MODEL, the likeliest slip first."""
+    """What to write instead of a name that is not PROVIDER:MODEL; the likeliest mistake is checked
+    first."""
     provider, model = (half.strip() for half in name.partition(":")[::2])
     near = difflib.get_close_matches(provider.lower(), PROVIDERS, n=1)
     if near and model:
@@ -157,7 +159,8 @@ def _check_task(known: Settings) -> None:
 
 def _provider_options(known: Settings, provider: str) -> Mapping[str, Any] | None:
     """The options of one provider alone, completed by the environment."""
-    # What the user gave wins over the environment, option by option; an empty variable is none.
+    # The user's options take precedence over the environment, one by one; an empty variable counts
+    # as unset.
     found = {
         name: os.environ[variable]
         for name, variable in PROVIDERS[provider].option_variables.items()
@@ -176,12 +179,12 @@ def _base_url(known: Settings, provider: str) -> str | None:
     """The address, checked; None for a provider whose cloud's own library knows it."""
     spec = PROVIDERS[provider]
     variable, usual = spec.base_url_variable, spec.base_url
-    # Read now and kept: a worker's environment is not the one where the pipeline was built.
+    # Read and stored now: a worker's environment may differ from that where the pipeline is built.
     url, place = known.base_url, "base_url"
     if url is None:
         url = (variable and os.environ.get(variable)) or usual
         place = f"base_url (of {variable})"
-    # Bedrock and Vertex AI make their address of the region, each in a way of its own.
+    # Bedrock and Vertex AI derive their address from the region, each in its own way.
     if url is None and (variable is None or spec.key_variable is None):
         return None
     if url is None:
@@ -193,7 +196,7 @@ def _base_url(known: Settings, provider: str) -> str | None:
             f"{place} holds a user name or password: those would be stored in the pipeline; "
             "give the key by api_key='env:NAME'"
         )
-    # No query and no fragment: paths are put behind it.
+    # No query and no fragment, since paths are appended to it.
     try:
         is_address = (
             re.fullmatch(r"https?://[^/\s?#]+[^\s?#]*", url) is not None and urlsplit(url).port != 0

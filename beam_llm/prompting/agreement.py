@@ -21,7 +21,7 @@ CONFIDENCE_95 = 1.959964
 
 
 class Share(NamedTuple):
-    """So many of so many.
+    """How many of a total agree.
 
     Attributes:
       hits: those that agree.

@@ -1,5 +1,5 @@
-"""When a prompt is full: by records, tokens and bytes. Plain Python over any stream of records;
-waiting is the transforms' part.
+"""When a prompt is full, by records, tokens and bytes. Plain Python over any stream of records; the
+transforms decide how long to wait.
 
 records ─ add ─► [ still open ] ─ a cap would be passed, or it is full ─► closed prompt batches
 """
@@ -24,20 +24,20 @@ cost accuracy: answers depend on the place in the list (BatchPrompt, ICLR 2024: 
 degrades from a few dozen on). A number in `batch_size` is not bounded."""
 
 UNKNOWN_WINDOW = 128_000
-"""Tokens of a model that no table knows. Too high costs a call that is refused and split; too low
-would refuse good records unasked."""
+"""The window of a model that no table has. If it is too high, a prompt is refused and split; if it
+were too low, good records would be refused without a call."""
 
 ANSWER_SHARE = 3
-"""Without `max_output_tokens` a third of the window is left to the answer: what published models
-with a common window reserve (gpt-5: 128,000 of 400,000), and at least what records and their
-answers of like length need."""
+"""Without `max_output_tokens`, a third of the window is left for the answer. Published models with
+a common window reserve about as much (gpt-5: 128,000 of 400,000), and it suffices for answers as
+long as their records."""
 
 T = TypeVar("T")
 
 
 def common_count(count: int) -> int:
-    """The largest of a few counts that is at most `count`: 1…16, then every fourth, sixteenth,
-    sixty-fourth.
+    """The largest of certain counts that is at most `count`: 1…16, then multiples of 4, of 16, of
+    64.
 
     A provider compiles every schema it has not seen, which costs the first call some seconds, and
     the schema of a keyed reply depends on how many records it answers. So a prompt that is full by
@@ -53,10 +53,10 @@ def common_count(count: int) -> int:
 def prompt_ends(
     token_sums: Sequence[int], byte_sums: Sequence[int] | None, caps: Caps
 ) -> list[int]:
-    """Where the prompts of a row of records end, one after the other: what a `Batcher` makes of
-    them that counts no text again.
+    """Where the prompts of a sequence of records end: as a `Batcher` would cut them that doesn't
+    count texts again.
 
-    Records are given by their running sums, so that each prompt takes a search and not a step per
+    Records are given by their running sums, so that each prompt takes one search, not a step per
     record.
 
     Args:
@@ -135,16 +135,16 @@ def _answer_room(settings: Settings, records: int, window: int) -> int:
 
 
 class Batcher(Generic[T]):
-    """Fills prompts greedily, in order, never beyond a cap. One per bundle or buffer; keeps at most
-    one open prompt.
+    """Fills prompts greedily and in order, never beyond a cap. One per bundle or buffer; has at
+    most one open prompt.
 
-    Token counts are the records' own, from above, until they pass the cap; only then are the open
-    prompt's texts counted, exactly where the extra `tokens` is installed, and it goes on being
-    filled up to the true limit.
+    It adds up the records' own token counts, which are upper estimates, until these exceed the cap.
+    Only then are the open prompt's texts counted (exactly, where the extra `tokens` is installed),
+    and the prompt is filled up to the real limit.
 
     Args:
-      model: whose vocabulary counts exactly; the plain model name.
-      count: how a text is counted then.
+      model: the plain model name, whose vocabulary is used to count exactly.
+      count: counts a text, given the model name.
     """
 
     __slots__ = (
@@ -177,10 +177,10 @@ class Batcher(Generic[T]):
         caps = self._caps
         size = caps.bytes_of(record)
         tokens = record.tokens + RECORD_OVERHEAD_TOKENS
-        # An exact sum stays exact: then all that joins the open prompt is counted exactly, too.
+        # An exact sum stays exact: whatever joins the open prompt is then counted exactly, too.
         if self._tokens + tokens > caps.tokens or self._exact:
             tokens = self._refined(record)
-        # Perhaps twice: what is above a common count stays open, and may leave no room either.
+        # Perhaps twice: records above a common count stay open, and may leave no room either.
         while self._members and not caps.hold(self._tokens + tokens, self._bytes + size):
             closed.append(self._close_at_common_count())
         self._tokens += tokens
@@ -219,8 +219,8 @@ class Batcher(Generic[T]):
         )
 
     def _refined(self, record: Record) -> int:
-        """The record's tokens counted exactly where possible, and the open prompt's with it,
-        once."""
+        """The record's tokens, counted exactly where possible. The first time, the open prompt's
+        are counted as well."""
         if not self._exact:
             self._tokens = sum(self._count(member) for member, _ in self._members)
             self._exact = True
@@ -238,12 +238,12 @@ class Batcher(Generic[T]):
         )
 
     def _close_at_common_count(self) -> list[tuple[Record, T]]:
-        """Closes the open prompt at a count that many prompts have; what is above it stays open."""
+        """Closes the open prompt at a common count; the records above it stay open."""
         kept = common_count(len(self._members))
         above = self._members[kept:]
         closed = self._close()[:kept]
         self._members = above
-        # What stays is added up by `_count`, and so the sum goes on as an exact one.
+        # The rest is added up by `_count`, so that the sum stays exact.
         self._exact = bool(above)
         self._tokens = sum(self._count(record) for record, _ in above)
         self._bytes = sum(self._caps.bytes_of(record) for record, _ in above)

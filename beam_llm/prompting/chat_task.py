@@ -47,11 +47,11 @@ from beam_llm.values import (
 )
 
 FINGERPRINT_VERSION = 2
-"""Changed only when the same settings must ask anew: every known answer becomes unknown by it."""
+"""Changed only when the same settings have to ask anew: it makes all known answers unknown."""
 
 
 class ChatTask:
-    """Settings, compiled: what every step of a pipeline knows of its question. Built once per
+    """Compiled settings: what every step of a pipeline knows about its question. Built once per
     process; not pickled.
 
         task = providers.compile_task(settings(
@@ -68,8 +68,8 @@ class ChatTask:
       output: the compiled type of an answer.
 
     Args:
-      enforced_schema: what the provider makes of a schema that it enforces; None where it enforces
-        none.
+      enforced_schema: adapts a schema to the provider that enforces it; None where the provider
+        enforces none.
       media_limits: which images the provider takes; None: none.
 
     Raises:
@@ -107,7 +107,8 @@ class ChatTask:
     def _build_reply_tools(self) -> None:
         settings, output, kind = self.settings, self.output, self._kind
         shape = shape_of(settings, output)
-        # Asked once: whether a schema goes beside the prompts, or words go into them.
+        # Called once, to decide whether a schema is sent beside the prompts, or words are put into
+        # them.
         enforced_answer = self._enforced_schema(output.schema)
         reader = reader_of(settings, kind, shape, enforced_answer or output.schema)
         self._reply_format = ReplyFormat(
@@ -159,8 +160,8 @@ class ChatTask:
         """
         name = self._quick_field
         if name is not None:
-            # Most prompts: one field's text. Jinja would take longer than all the rest of a
-            # record's way.
+            # Most prompts have one field's text. Jinja would take longer than everything else that
+            # is done for a record.
             value = element if name == ELEMENT else fields.get(name)
             if type(value) is str:
                 text = value if value.isascii() else clean(value)
@@ -178,7 +179,8 @@ class ChatTask:
             record_id = record_id_of(self.settings.record_id, fields)
             return Record(inputs, tokens, None, record_id, media)
         needed = self._batch_template.needed(fields)
-        # Tried out on this record alone, so that an error in the template stays its own.
+        # Rendered for this record alone first, so that an error in the template ends only this
+        # record.
         view = RecordView(1, self._template.fill(inputs), needed)
         written = estimate_tokens(self._batch_template.render([view], "")) - self._batchless_tokens
         return Record(
@@ -190,7 +192,7 @@ class ChatTask:
         batch size."""
         hasher = self._hasher.copy()
         if self._quick_field is not None and self._media is None:
-            # As below, for a record that has no more than its one text.
+            # The same as below, for a record that has nothing but one text.
             hasher.update(record.inputs[0].encode())
             return hasher.digest()[:RECORD_KEY_BYTES]
         parts = list(record.inputs)
@@ -200,7 +202,7 @@ class ChatTask:
             parts += ["id", record.record_id]
         for media in record.media:
             parts += ["media", *media]
-        # A text alone needs no frame: whether it has one, is the same for all records of a task.
+        # A single text needs no frame: whether there is one is the same for all records of a task.
         is_bare = len(parts) == 1 and self._media is None
         hasher.update(parts[0].encode() if is_bare else _framed(parts))
         return hasher.digest()[:RECORD_KEY_BYTES]
@@ -300,7 +302,7 @@ class ChatTask:
 
 
 def _enforces_nothing(schema: Schema) -> Schema | None:
-    """For a provider that holds replies to no schema."""
+    """For a provider that enforces no schema."""
     return None
 
 
@@ -313,7 +315,7 @@ def _batchless_tokens(template: BatchTemplate | None) -> int:
 
 
 def _framed(texts: Sequence[str]) -> bytes:
-    """The texts as bytes from which they can be told apart."""
+    """The texts as bytes that keep them apart."""
     encoded = [text.encode() for text in texts]
     return b"".join([b"%d:%b" % (len(text), text) for text in encoded])
 
@@ -321,10 +323,9 @@ def _framed(texts: Sequence[str]) -> bytes:
 def _fingerprint(settings: Settings, output: Output) -> bytes:
     """sha256 over all that shapes an answer except the record, its batch and the limits of calls.
 
-    The schema in it is the neutral one: answers stay known when a provider's dialect is written
-    otherwise.
+    It has the neutral schema: answers stay known when a provider's dialect changes.
     """
-    # A user's parser counts by its name, for its code has no stable form.
+    # A user's parser is identified by its name, since its code has no stable form.
     parser: Any = settings.response_format
     shaping = {
         "version": FINGERPRINT_VERSION,
@@ -348,7 +349,7 @@ def _fingerprint(settings: Settings, output: Output) -> bytes:
         ],
         "fresh": settings.fresh,
     }
-    # Not among the others, so that answers to texts alone stay known.
+    # Only added where there are media, so that known answers without media stay known.
     if settings.media:
         shaping["media"] = list(settings.media)
     try:

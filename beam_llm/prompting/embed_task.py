@@ -36,14 +36,14 @@ from beam_llm.values import (
 )
 
 FINGERPRINT_VERSION = 1
-"""Changed only when the same settings must ask anew: every known vector becomes unknown by it."""
+"""Changed only when the same settings have to ask anew: it makes all known vectors unknown."""
 
 LARGEST_VECTOR = 3_072
 """Numbers of a vector where nobody has chosen: text-embedding-3-large's and gemini-embedding-001's.
 Of the models in use only Qwen3's have more (4,096). Source: the models' cards, 2026-11."""
 
 REPLY_SHARE = 0.8
-"""How much of `max_reply_bytes` the vectors of one request are to take."""
+"""The fraction of `max_reply_bytes` that the vectors of one request may take."""
 
 LIVE_NUMBERS = 2**18
 """Numbers that the vectors of one live request have where nobody has chosen its size: 8 MB as
@@ -56,7 +56,7 @@ and a request that is refused is asked for again in pieces."""
 
 
 class EmbedTask:
-    """Settings, compiled: what every step of a pipeline knows of its vectors. Built once per
+    """Compiled settings: what every step of a pipeline knows about its vectors. Built once per
     process; not pickled.
 
         task = providers.compile_task(settings(
@@ -141,9 +141,9 @@ class EmbedTask:
     def read(self, count: int, completion: Completion) -> Reading:
         """What the reply says about the `count` texts of its request. Never raises.
 
-        A place is believed as it is written, or not at all: nothing is shifted, and order says
-        nothing. A vector of a place that was not asked about shows that the reply is to another
-        request, so none of it is taken. Two vectors of one text are none, unless they are equal.
+        A place is taken as written or not at all: nothing is shifted, and order means nothing. A
+        vector for a place that was not asked about shows that the reply belongs to another request,
+        so none of it is used. Of two different vectors for one text, neither is used.
         """
         vectors = completion.vectors
         if vectors is None:

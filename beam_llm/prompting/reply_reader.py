@@ -1,5 +1,4 @@
-"""Replies into readings: which records are answered with certainty, with what, and why the others
-are not.
+"""Reads replies: which records have a certain answer, what it is, and why the others have none.
 
 Completion ─ ended well? ─ a reader's (index, answer) pairs ─ match ─ validate ─► Reading
 """
@@ -54,7 +53,7 @@ class ReplyReader:
         try:
             return self._read(count, completion, is_single)
         except Exception as error:
-            # One reply's trouble is its own records' alone: others wait for theirs.
+            # An error in one reply concerns only its own records; other records must not suffer.
             failure = Failure(Kind.UNREADABLE, f"the reply can't be read: {type(error).__name__}")
             return _nothing(failure)
 
@@ -132,8 +131,8 @@ class ReplyReader:
         return self._reader.find(text, count, is_cut)
 
     def _bare(self, text: str, count: int, is_cut: bool) -> Reading | None:
-        """The answer to a single record without anything around it; of free text it can't be told
-        whether it is one."""
+        """The answer to a single record, without anything around it. Not for free text, which may
+        be an answer or not."""
         if count != 1 or is_cut or self._is_custom or self._output.is_text or may_be_deep(text):
             return None
         try:

@@ -25,7 +25,7 @@ from beam_llm.prompting.text import NotAValue, clean, is_missing, plain, show
 ELEMENT = "element"
 
 
-# Nothing that is written in a template can begin with it.
+# No name in a template can begin with this.
 _MARK = "\0"
 _SELF = "field_called_self"
 
@@ -52,8 +52,8 @@ def _or_none(value: Any) -> Any:
 
 
 def _environment() -> _FieldsFirst:
-    """Sandboxed, bounded and strict, without what gives another text each time: a prompt is a
-    function of its record."""
+    """A sandboxed, bounded and strict environment without random filters, so that a prompt depends
+    on its record only."""
     environment = _FieldsFirst(undefined=jinja2.StrictUndefined, finalize=show)
     environment.filters.pop("random")
     environment.globals.pop("lipsum")
@@ -71,7 +71,8 @@ _OF_TEXTS = (
 
 
 def _of_text(filter_: Callable[..., Any]) -> Callable[..., Any]:
-    """The filter, but None of None, as SQL's functions: Jinja's `trim` gives the text "None"."""
+    """The filter, but it returns None for None, as SQL's functions do: Jinja's `trim` would give
+    the text "None"."""
     place = value_place(filter_)
 
     @functools.wraps(filter_)
@@ -93,7 +94,7 @@ def parse(source: str, option: str) -> nodes.Template:
     """
     try:
         tree = _ENVIRONMENT.parse(source)
-        # Compiled as well: an unknown filter, for one, shows only then.
+        # Compiled as well, since only that finds an unknown filter, for example.
         _ENVIRONMENT.from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise _at(source, option, error.lineno, error.message or "not a template") from None
@@ -110,8 +111,8 @@ def parse(source: str, option: str) -> nodes.Template:
 
 
 def _compiled(tree: nodes.Template) -> jinja2.Template:
-    """The tree as a template in which names are the data's: `self` is a field, not Jinja's own, and
-    so is whatever is not called."""
+    """The tree as a template in which names belong to the data: `self` is a field, not Jinja's own,
+    and an attribute that isn't called is a field, not a method."""
     # A copy, for the names are changed in it; the caller's tree keeps those of the template.
     tree = copy.deepcopy(tree)
     called = {id(call.node) for call in tree.find_all(nodes.Call)}
@@ -127,7 +128,7 @@ def _compiled(tree: nodes.Template) -> jinja2.Template:
 
 
 def _variables(fields: Mapping[str, Any], element: Any) -> dict[str, Any]:
-    # Jinja takes none but strings for names; what has another is found in `element` alone.
+    # Jinja's names are strings; fields with other names can only be reached by `element`.
     named = {name: _or_none(value) for name, value in fields.items() if isinstance(name, str)}
     variables = {**named, ELEMENT: _or_none(element)}
     if "self" in named:
@@ -254,7 +255,7 @@ class PromptTemplate:
         ).strip()
 
     def inputs(self, fields: Mapping[str, Any], element: Any) -> tuple[str, ...]:
-        """The texts by which this element's prompt differs from others'.
+        """The texts in which this element's prompt differs from others.
 
         Raises:
           PromptError: for a missing field, or where the template fails on this element.
@@ -276,9 +277,9 @@ class PromptTemplate:
             _refuse(error, fields)
 
     def check_inputs(self, inputs: Sequence[str], fields: Mapping[str, Any], element: Any) -> None:
-        """Looks whether there is anything to ask about. As in SQL, where the answer about NULL is
-        NULL: a model that is asked about nothing makes something up. One missing field among others
-        is shown as nothing, and what a template computes is its own affair.
+        """Checks that there is anything to ask about. A model that is asked about nothing makes
+        something up; in SQL, too, the answer about NULL is NULL. A missing field among others is
+        shown as an empty text, and whatever a template computes is accepted.
 
         Raises:
           PromptError: each field that the prompt shows is None.

@@ -5,13 +5,13 @@ most once each.
     store.create("log/1", b"mine")        # True for one process in the world
     store.get("log/1")                    # b"mine"
 
-Only what every store can do atomically is used: create-if-absent, whole writes, reads of ranges,
-lists, and deletes of things nobody needs any more. No rename, no compare-and-swap, no append: GCS
-emulators ignore half of those, object stores lack them.
+Only operations that every store has are used: create-if-absent, whole writes, reads of ranges,
+lists, and deletes of objects that nobody needs any more. No rename, no compare-and-swap, no append:
+object stores lack some of these, and GCS emulators ignore others.
 
-A store is one file, with `protocols.Store`'s methods and a row in `STORES`. One of another package
-is named by an entry point of the group `beam_llm.stores`, whose name is the scheme.
-`testing.contracts.StoreContract` are the tests that it has to pass.
+Each store is one file with `protocols.Store`'s methods, and a row in `STORES`. Another package adds
+one by an entry point in the group `beam_llm.stores`, named like the scheme.
+`testing.contracts.StoreContract` has the tests that a store has to pass.
 
     local, gcs, s3, azure     the stores
     objects, names            what those of objects share; which names an object can have
@@ -34,8 +34,8 @@ from beam_llm.leftovers import scratch_folder
 from beam_llm.protocols import Store
 from beam_llm.stores.names import folder_of, is_name
 
-# Not Beam's FileSystems: their `create` and `rename` replace what is
-# there, so two creators of one name would both win.
+# Not Beam's FileSystems: their `create` and `rename` replace an existing object, so two creators of
+# one name would both win.
 STORES = {
     "": "beam_llm.stores.local:LocalStore",
     "file": "beam_llm.stores.local:LocalStore",
@@ -43,7 +43,7 @@ STORES = {
     "s3": "beam_llm.stores.s3:S3Store",
     "az": "beam_llm.stores.azure:AzureStore",
 }
-"""Scheme of a location → the class that is called with the location."""
+"""Scheme of a location → the store's class, which is called with the location."""
 
 ENTRY_POINTS = "beam_llm.stores"
 LOCATIONS = "a local folder, gs://bucket/path, s3://bucket/path or az://container/path"
@@ -56,15 +56,15 @@ def open_store(location: str, *, probe: bool = True) -> Store:
     """The store at `location`: a local folder (made if absent), `gs://bucket/path`,
     `s3://bucket/path` or `az://container/path`.
 
-    Any worker can call it; nothing has to be prepared elsewhere.
+    Any worker can call it, without preparation.
 
     Args:
-      probe: try once per process and location whether an exclusive create is one.
+      probe: test, once per process and location, that creates are exclusive.
 
     Raises:
       UsageError: there is no store for such a location.
-      LedgerError: the location can't be written, or has no atomic create (two creators of one name
-        would both win).
+      LedgerError: the location can't be written, or its create is not atomic (two creators of one
+        name would both win).
     """
     store = store_at(location)
     if probe and location not in _probed:
@@ -86,7 +86,7 @@ def store_at(location: str) -> Store:
 
 
 def absolute(location: str) -> str:
-    """The same location for a process with another working folder or another user's home."""
+    """The same location, independent of the process's working folder and home."""
     scheme, separator, _ = location.rpartition("://")
     return f"{scheme}{separator}{folder_of(location)}" if scheme in ("", "file") else location
 
@@ -103,10 +103,11 @@ def _store_class(scheme: str, location: str) -> Callable[[str], Any]:
 
 
 def probe_create(store: Store) -> None:
-    """Sees whether of two creates of one name the second is refused and the first one's bytes stay.
+    """Checks that, of two creates of one name, the second is refused and the first one's bytes
+    stay.
 
-    A store may pretend: some S3 and GCS look-alikes take the condition of a write and ignore it, so
-    that every creator wins.
+    Some S3 and GCS look-alikes accept a write's condition and ignore it, so that every creator
+    wins.
 
     Raises:
       LedgerError: the location can't be used, or its creates are not exclusive.
@@ -131,8 +132,8 @@ def probe_create(store: Store) -> None:
 
 
 def valid_names(store: Store, prefix: str) -> list[str]:
-    """The listed objects that this package may have put there: copies that others leave beside them
-    may be called anything."""
+    """The listed objects that this package may have written: foreign files beside them may have any
+    name."""
     return [name for name in store.list(prefix) if is_name(name)]
 
 
@@ -163,7 +164,7 @@ def temporary_file() -> Iterator[str]:
     try:
         yield path
     finally:
-        # A store's `get_file` has removed it where there was no such object.
+        # A store's `get_file` removes it where there is no such object.
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
 
@@ -171,11 +172,11 @@ def temporary_file() -> Iterator[str]:
 def holds(store: Store, name: str, path: str) -> bool:
     """Whether the object is there with the local file's bytes.
 
-    Of a remote one only whether it is there: it is named by its content.
+    For a remote object only checks that it exists, since it is named by its content.
     """
     stored = store.path_of(name)
     if stored is None:
-        # An empty range tells whether the object is there, without a byte of it.
+        # Reading an empty range tells whether the object exists, without transferring it.
         return store.read(name, 0, 0) is not None
     try:
         return filecmp.cmp(stored, path, shallow=False)
@@ -184,7 +185,7 @@ def holds(store: Store, name: str, path: str) -> bool:
 
 
 def missing(store: Store, name: str) -> LedgerError:
-    """The error of an object that has to be there and isn't."""
+    """The error for a required object that doesn't exist."""
     return LedgerError(
         f"staging location {store.location!r}: {name} is missing; "
         "it was deleted, or the location is another one"

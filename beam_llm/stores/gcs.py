@@ -41,7 +41,8 @@ class GcsStore:
 
     @property
     def _bucket(self) -> Any:
-        """One client per store object, made at first use: a store travels by its location only."""
+        """The bucket, with a client made at first use, since a store is pickled by its location
+        only."""
         with self._lock:
             if self._made is None:
                 self._made = _client().bucket(self._bucket_name)
@@ -53,9 +54,8 @@ class GcsStore:
     def create(self, name: str, data: bytes) -> bool:
         """Whether this call has created the object.
 
-        The library repeats an upload whose answer was lost, and then the true winner gets the 412.
-        So each create carries a nonce of its own in the object's metadata, which is read back to
-        see who won.
+        The library repeats an upload whose answer was lost, and then even the winner gets a 412. So
+        each create puts a nonce into the object's metadata, which is read back to see who won.
         """
         from google.api_core.exceptions import PreconditionFailed
         from google.cloud.storage.exceptions import InvalidResponse
@@ -97,7 +97,7 @@ class GcsStore:
         try:
             self._blob(name).download_to_filename(path)
         except NotFound:
-            # An empty or half file in its place would pass for the object.
+            # Otherwise an empty or partial file would be taken for the object.
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
             return False
@@ -134,7 +134,7 @@ class GcsStore:
         """Objects of a bucket are not local files."""
 
     def sweep(self, *, dry_run: bool = False) -> Sequence[str]:
-        """Nothing: an upload that broke off is no object; the bucket forgets it after a week."""
+        """Nothing: an interrupted upload is not an object, and the bucket drops it after a week."""
         return ()
 
 
@@ -147,7 +147,8 @@ def _client() -> Any:
         client = storage.Client(project="emulator", credentials=AnonymousCredentials())
     else:
         client = storage.Client()
-    # From 3.11 on each client asks about its bucket, in a thread, for what traces say of it, traced
-    # or not. That needs a permission (storage.buckets.get) that objects don't need.
+    # From 3.11 on, each client requests its bucket's metadata in a thread, for traces, even without
+    # tracing. That needs a permission (storage.buckets.get) that reading and writing objects does
+    # not.
     client._bucket_metadata_cache = None
     return client

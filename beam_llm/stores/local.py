@@ -15,10 +15,11 @@ from beam_llm.errors import LedgerError
 from beam_llm.leftovers import lock_file, unlocked
 from beam_llm.stores.names import folder_of, is_name, valid_name
 
-# A sweep may win against a new file now and then; to lose every time means there are no locks.
+# A sweep may remove a new file before it is locked. If that seems to happen every time, there are
+# no locks.
 _LOCK_TRIES = 3
 _NO_SUCH_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-"""A folder of objects is no object itself, and an object no folder."""
+"""A folder of objects is not an object itself, and an object is not a folder."""
 
 
 class LocalStore:
@@ -26,7 +27,8 @@ class LocalStore:
 
     Objects are written aside, synced, then linked (create) or renamed (put) into place.
 
-    What it makes there is the user's own (0700, 0600): it holds prompts and answers.
+    Its folders and files are accessible by the user only (0700, 0600), since they hold prompts and
+    answers.
 
     Args:
       location: the folder, with or without `file://`; made at the first write.
@@ -62,7 +64,7 @@ class LocalStore:
                 f"staging location {self.location!r} belongs to another user (uid {found.st_uid}), "
                 "who could forge answers in it: name a folder of your own"
             )
-        # The sticky bit of /tmp keeps others from our files, not from making our folders first.
+        # The sticky bit of /tmp protects our files, but others could make our folders first.
         if found.st_mode & stat.S_IWOTH:
             raise LedgerError(
                 f"staging location {self.location!r} can be written by anybody: "
@@ -84,7 +86,7 @@ class LocalStore:
         with self._written(data) as aside:
             _make_folder(os.path.dirname(target))
             try:
-                # Not O_EXCL on the name itself: readers would see an object that is not complete.
+                # Not O_EXCL on the name itself: readers would see an incomplete object.
                 os.link(aside, target)
             except FileExistsError:
                 return False
@@ -118,7 +120,8 @@ class LocalStore:
 
     @contextlib.contextmanager
     def _file_aside(self) -> Iterator[tuple[str, IO[bytes]]]:
-        """A new private file, locked while it is written: `sweep` sees that its writer lives.
+        """A new private file, locked while it is written, so that `sweep` sees that its writer is
+        alive.
 
         Raises:
           LedgerError: it can't be written, as on a full disk.
@@ -139,8 +142,8 @@ class LocalStore:
     def _new_aside(self) -> tuple[str, int]:
         """Path and descriptor of a new private file, locked where the file system has locks.
 
-        It is written through the descriptor alone: opened by its name, a file that was swept
-        between making and locking would be made a second time, readable by all.
+        Only written through the descriptor: opening it by name could make a second file, readable
+        by all, if it was swept before it was locked.
         """
         _make_folder(self._aside)
         for _ in range(_LOCK_TRIES):
@@ -148,7 +151,7 @@ class LocalStore:
             descriptor = lock_file(path)
             if descriptor is not None:
                 return path, descriptor
-        # A file system without locks: nothing is swept there either.
+        # The file system has no locks, and so no sweeps either.
         path = f"{self._aside}/{os.getpid()}-{uuid.uuid4().hex}"
         return path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
 
@@ -207,7 +210,7 @@ class LocalStore:
         found = []
         with contextlib.suppress(FileNotFoundError), os.scandir(self._aside) as entries:
             for entry in entries:
-                # Its writer may finish, or another sweep remove it, at any moment.
+                # Its writer may finish, or another sweep may remove it, at any moment.
                 with contextlib.suppress(OSError), unlocked(entry.path) as is_dead:
                     if is_dead:
                         found.append(entry.path)

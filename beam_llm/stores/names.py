@@ -1,5 +1,5 @@
-"""What an object may be called (a path in any store, and none that leads out of it), and the folder
-that a local location names.
+"""Which names an object may have (paths that are valid in any store and don't lead out of it), and
+the folder of a local location.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-# No segment begins with a dot: that rules out `..`, and keeps `.tmp` for the local store's own use.
+# No segment begins with a dot: that rules out `..`, and reserves `.tmp` for the local store.
 _SEGMENT = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9_\-.=]*")
 
 

@@ -1,8 +1,8 @@
-"""What a staging store in a bucket is like, whoever has the bucket: `s3.py` and `azure.py` say
-where it is, obstore speaks to it.
+"""The base of staging stores in buckets: `s3.py` and `azure.py` open the bucket, obstore talks to
+it.
 
-obstore's own errors are never raised: their texts hold whole addresses, and those of Azure may
-carry a token. What is raised names the object and what the server said, in its own word for it.
+obstore's own errors are never raised: their texts hold whole addresses, which on Azure may carry a
+token. The errors raised name the object, and the server's status and error code.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from beam_llm.errors import LLMError, UsageError
 from beam_llm.stores.names import is_name, valid_name
 
 PART_BYTES = 8 << 20
-"""Of an upload or a download: a few of these are in memory at once, whatever the object's size."""
+"""Size of a part of an upload or a download: a few parts are in memory at once, whatever the
+object's size."""
 PARTS_AT_ONCE = 4
-# A download begins anew that often when its object is replaced under it.
+# How often a download begins anew when its object is replaced meanwhile.
 _READ_TRIES = 5
 CLIENT = {"timeout": timedelta(seconds=300), "connect_timeout": timedelta(seconds=10)}
 """Of one request; a large object is several."""
@@ -77,7 +78,7 @@ class ObjectStore(ABC):
 
     @property
     def _store(self) -> Any:
-        """obstore's store, made at first use: this one travels by its location only."""
+        """obstore's store, made at first use, since this object is pickled by its location only."""
         with self._lock:
             if self._opened is None:
                 with self._told("opened", ""):
@@ -86,15 +87,15 @@ class ObjectStore(ABC):
 
     @contextlib.contextmanager
     def _told(self, verb: str, name: str) -> Iterator[None]:
-        """Translates obstore's errors, but for those that are answers (no such object, one exists
-        already)."""
+        """Translates obstore's errors, except those that are answers (no such object, object
+        exists)."""
         known = self._sdk.exceptions
         try:
             yield
         except (known.AlreadyExistsError, known.PreconditionError):
             raise
         except self._missing as error:
-            # Where the whole bucket is gone, nothing is known of the object.
+            # Where the whole bucket is gone, nothing is known about the object.
             if _code_of(error) in _NO_BUCKET:
                 raise self._error(verb, name, error) from None
             raise
@@ -108,9 +109,9 @@ class ObjectStore(ABC):
     def create(self, name: str, data: bytes) -> bool:
         """Whether this call has created the object.
 
-        obstore repeats a put whose answer was lost, and then the true winner is told that the
-        object exists. So each create carries a nonce of its own in the object's metadata, which is
-        read back to see who won.
+        obstore repeats a put whose answer was lost, and then even the winner is told that the
+        object exists. So each create puts a nonce into the object's metadata, which is read back to
+        see who won.
         """
         known, nonce = self._sdk.exceptions, uuid.uuid4().hex
         path = valid_name(name)
@@ -138,8 +139,8 @@ class ObjectStore(ABC):
     def put(self, name: str, data: bytes) -> None:
         path = valid_name(name)
         with self._told("written", name):
-            # In one request, which a kill can't leave half done; parts
-            # of an upload stay, and are billed.
+            # In one request, which a kill can't interrupt half-way; parts of an unfinished upload
+            # would stay, and be billed.
             self._sdk.put(self._store, path, data, use_multipart=False)
 
     def put_file(self, name: str, path: str) -> None:
@@ -166,14 +167,16 @@ class ObjectStore(ABC):
         try:
             self._download(source, path)
         except self._missing:
-            # Nobody may take for the object what was read before it vanished.
+            # Removes what was read before the object vanished, so that nobody takes it for the
+            # object.
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
             return False
         return True
 
     def _download(self, name: str, path: str) -> None:
-        """Part by part of one version of the object; anew where another has taken its place."""
+        """Downloads the parts of one version of the object; begins anew where another version has
+        replaced it."""
         for _ in range(_READ_TRIES):
             with self._told("read", name):
                 meta = self._sdk.head(self._store, name)
@@ -187,7 +190,7 @@ class ObjectStore(ABC):
     def _part(self, name: str, start: int, end: int, e_tag: str | None) -> bytes:
         options: dict[str, Any] = {"range": (start, end)}
         if e_tag is not None:
-            # Otherwise parts of two versions could make up one file.
+            # Otherwise one file could have parts of two versions.
             options["if_match"] = e_tag
         try:
             with self._told("read", name):
@@ -206,7 +209,7 @@ class ObjectStore(ABC):
                 raise self._error("read", name, error) from None
             return None
         except self._sdk.exceptions.BaseError as error:
-            # A range that begins behind the end has no error of its own in obstore: the size tells.
+            # obstore has no error of its own for a range that begins after the end: the size tells.
             size = self._size(path)
             if size is not None and size <= start:  # it begins behind the end
                 return b""
@@ -238,7 +241,7 @@ class ObjectStore(ABC):
                 self._store, folder or None, offset=start_after or None, chunk_size=1_000
             )
         while True:
-            # obstore asks for a page when it is read, so this is where errors come out.
+            # obstore requests a page when it is read, so errors are raised here.
             with self._told("listed", folder):
                 page = next(pages, None)
             if page is None:
@@ -259,15 +262,15 @@ class ObjectStore(ABC):
 
 
 class _Replaced(Exception):
-    """The object is not the one any more that was begun to be read."""
+    """The object was replaced while it was read."""
 
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w{1,80})</Code>")
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "ContainerBeingDeleted", "ResourceNotFound")
-# What S3 or obstore says where the region is wrong or not set.
+# Words of S3 or obstore where the region is wrong or not set.
 _OTHER_REGION = re.compile(r"configured region|PermanentRedirect|AuthorizationHeaderMalformed")
-# An error's text may quote a whole reply; no more than this of it is searched.
+# An error's text may quote a whole reply; only this much of it is searched.
 _MOST_READ = 20_000
 
 
@@ -277,7 +280,7 @@ def _code_of(error: BaseException) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """What the server said, by its number and its word for it, never a sentence or an address."""
+    """The server's status and error code, never a sentence or an address."""
     text = str(error)[:_MOST_READ]
     if _OTHER_REGION.search(text):
         return "the bucket is in another region, or none is set: export AWS_REGION"
@@ -300,8 +303,8 @@ def sdk(location: str) -> Any:
 
 
 def in_words(call: Callable[[], T], location: str) -> T:
-    """Calls a library that finds credentials. What it raises may hold one, so only its name is
-    told."""
+    """Calls a library that looks for credentials. Its errors may quote one, so only their class is
+    named."""
     try:
         return call()
     except Exception as error:

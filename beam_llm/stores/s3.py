@@ -11,7 +11,7 @@ from typing import Any
 from beam_llm.stores.objects import CLIENT, RETRIES, ObjectStore, in_words
 
 ABANDONED_AFTER = timedelta(days=1)
-"""An upload that was begun so long ago and not completed is of a process that was killed."""
+"""An upload that has not been completed after this time belongs to a process that was killed."""
 
 
 class S3Store(ObjectStore):
@@ -45,8 +45,8 @@ class S3Store(ObjectStore):
         )
 
     def sweep(self, *, dry_run: bool = False) -> Sequence[str]:
-        """Names of the objects whose upload was begun a day ago and never completed: their parts
-        are paid for until they are removed. Nothing without boto3: obstore doesn't list them.
+        """Objects whose upload was begun more than a day ago and never completed: their parts cost
+        money until they are removed. Empty without boto3, since obstore can't list them.
         """
         session = _session()
         if session is None:
