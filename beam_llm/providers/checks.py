@@ -72,12 +72,12 @@ def check_temperature(settings: Settings, most: float) -> None:
         )
 
 
-def check_extra_body(settings: Settings, ours: Collection[str]) -> None:
+def check_extra_body(settings: Settings, reserved: Collection[str]) -> None:
     """Raises UsageError where `extra_body` sets a field that is the package's own, or holds what
     JSON can't.
     """
     for field in settings.extra_body or {}:
-        if field in ours:
+        if field in reserved:
             raise UsageError(
                 f"extra_body sets {field!r}, which this package decides itself: leave it out"
             )

@@ -44,7 +44,7 @@ class ErrorBody(NamedTuple):
         Args:
           body: parsed, or as bytes.
         """
-        body = _parsed(body)
+        body = _parse_body(body)
         error = _error_in(body)
         return cls(*_parts_of(body, error), details_of(error))
 
@@ -53,7 +53,7 @@ class ErrorBody(NamedTuple):
         """Its names and reasons, in lower case."""
         return self.details.words | {self.code.lower(), self.kind.lower()}
 
-    def named(self, status: int) -> str:
+    def headline(self, status: int) -> str:
         """Status, name and parameter: `HTTP 400 invalid_value (temperature)`."""
         name = self.kind if self.code == str(status) else self.code or self.kind
         param = f"({self.param[:MOST_NAME]})" if self.param else ""
@@ -67,7 +67,7 @@ def status_in(error: Any) -> int | None:
     return status if status is not None and status >= 400 else None
 
 
-def _parsed(body: Any) -> Any:
+def _parse_body(body: Any) -> Any:
     """A body as JSON, or its text where it is none; of a list its first."""
     if isinstance(body, bytes):
         try:
@@ -156,5 +156,5 @@ def _sentence_behind(metadata: Any) -> str:
     """
     raw = metadata.get("raw") if isinstance(metadata, dict) else None
     if isinstance(raw, str):
-        raw = _parsed(raw.encode("utf-8", "replace"))
+        raw = _parse_body(raw.encode("utf-8", "replace"))
     return _sentence_of(raw)

@@ -51,7 +51,7 @@ NONE = Details()
 
 def details_of(error: Any) -> Details:
     """The details of an error object; `NONE` where it has none."""
-    found, types = _listed(field_of(error, "details")), _error_types(error)
+    found, types = _details_of_list(field_of(error, "details")), _error_types(error)
     return found._replace(words=found.words | types) if types else found
 
 
@@ -64,7 +64,7 @@ def _error_types(error: Any) -> frozenset[str]:
     return types | {"context_length_exceeded"} if is_too_long else types
 
 
-def _listed(listed: Any) -> Details:
+def _details_of_list(listed: Any) -> Details:
     if isinstance(listed, dict):  # Anthropic's: {"error_code": "enforced_spend_limit_reached"}
         return Details(frozenset({word(listed.get("error_code"))[:80].lower()} - {""}))
     if not isinstance(listed, list):

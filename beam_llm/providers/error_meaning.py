@@ -13,7 +13,7 @@ from typing import NamedTuple
 from beam_llm.providers.error_details import PER_DAY
 
 
-class Said(NamedTuple):
+class Refusal(NamedTuple):
     """What a server said in place of an answer: all that its meaning depends on.
 
     Attributes:
@@ -51,9 +51,9 @@ class Meaning(enum.Enum):
     MISSHAPEN = "the model's reply did not fit its schema"
 
 
-def meaning_of(said: Said) -> Meaning | None:
+def meaning_of(refusal: Refusal) -> Meaning | None:
     """What the first rule that applies says; None: what the status alone says."""
-    return next((meaning for meaning, applies in _RULES if applies(said)), None)
+    return next((meaning for meaning, applies in _RULES if applies(refusal)), None)
 
 
 _NOT_THERE = (404, 405, 410)
@@ -179,35 +179,41 @@ Inference; Groq, Moonshot; Poolside, GitHub. Source: errors in public code, read
 _MAY_BE_TOO_LONG = frozenset({400, 422, 429, 500, 502})
 """500: of servers that people run themselves. 502: also an error in place of a reply."""
 
-_RULES: tuple[tuple[Meaning, Callable[[Said], object]], ...] = (
+_RULES: tuple[tuple[Meaning, Callable[[Refusal], object]], ...] = (
     # These go before the look at the key: they are about one input, and must not end the pipeline.
     (
         Meaning.FILTERED,
-        lambda said: said.status in (400, 403) and _FLAGGED_WORDS.search(said.sentence),
+        lambda refusal: refusal.status in (400, 403) and _FLAGGED_WORDS.search(refusal.sentence),
     ),
-    (Meaning.BLOCKED, lambda said: said.status == 403 and said.is_page),
-    (Meaning.WRONG_KEY, lambda said: said.status in (401, 403) or said.words & _WRONG_KEY),
+    (Meaning.BLOCKED, lambda refusal: refusal.status == 403 and refusal.is_page),
+    (Meaning.WRONG_KEY, lambda refusal: refusal.status in (401, 403) or refusal.words & _WRONG_KEY),
     (
         Meaning.WRONG_KEY,
-        lambda said: said.status == 400 and _BAD_KEY_WORDS.match(said.sentence),
+        lambda refusal: refusal.status == 400 and _BAD_KEY_WORDS.match(refusal.sentence),
     ),
     # Words go before the status: a spent quota comes as 429, like a rate limit, but no wait mends
     # it.
-    (Meaning.HOPELESS, lambda said: said.words & _SPENT or said.status == 402 or said.is_redirect),
     (
         Meaning.HOPELESS,
-        lambda said: (
-            said.status < 500 and (said.words & _NO_MODEL or _ABORTING_WORDS.match(said.sentence))
+        lambda refusal: refusal.words & _SPENT or refusal.status == 402 or refusal.is_redirect,
+    ),
+    (
+        Meaning.HOPELESS,
+        lambda refusal: (
+            refusal.status < 500
+            and (refusal.words & _NO_MODEL or _ABORTING_WORDS.match(refusal.sentence))
         ),
     ),
     # These are about one input, too, though OpenRouter's may come with a 404.
-    (Meaning.TOO_LONG, lambda said: said.words & _TOO_LONG or said.status == 413),
-    (Meaning.NO_IMAGE, lambda said: "image_not_found" in said.words),
-    (Meaning.NOT_THERE, lambda said: said.status in _NOT_THERE),
+    (Meaning.TOO_LONG, lambda refusal: refusal.words & _TOO_LONG or refusal.status == 413),
+    (Meaning.NO_IMAGE, lambda refusal: "image_not_found" in refusal.words),
+    (Meaning.NOT_THERE, lambda refusal: refusal.status in _NOT_THERE),
     (
         Meaning.TOO_LONG,
-        lambda said: said.status in _MAY_BE_TOO_LONG and _TOO_LONG_WORDS.search(said.sentence),
+        lambda refusal: (
+            refusal.status in _MAY_BE_TOO_LONG and _TOO_LONG_WORDS.search(refusal.sentence)
+        ),
     ),
-    (Meaning.FILTERED, lambda said: said.words & _FILTERED),
-    (Meaning.MISSHAPEN, lambda said: said.words & _MISSHAPEN),
+    (Meaning.FILTERED, lambda refusal: refusal.words & _FILTERED),
+    (Meaning.MISSHAPEN, lambda refusal: refusal.words & _MISSHAPEN),
 )

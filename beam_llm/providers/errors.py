@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from beam_llm.errors import Aborted, CallError, Kind, Rejected, Retryable, printable
 from beam_llm.providers.error_body import ErrorBody
-from beam_llm.providers.error_meaning import Meaning, Said, meaning_of
+from beam_llm.providers.error_meaning import Meaning, Refusal, meaning_of
 from beam_llm.providers.pace import retry_after_seconds
 from beam_llm.redaction import redactor_of, without_access
 
@@ -57,13 +57,15 @@ def error_of(
         for a job that it is unknown (Rejected).
     """
     read = ErrorBody.read(body)
-    said = _said(status, headers, read)
-    meaning, named = meaning_of(said), read.named(status)
-    message = shown(
-        f"{named}: {said.sentence}" if said.sentence else named, context.secret, context.log_data
+    refusal = _read_refusal(status, headers, read)
+    meaning, headline = meaning_of(refusal), read.headline(status)
+    message = displayable(
+        f"{headline}: {refusal.sentence}" if refusal.sentence else headline,
+        context.secret,
+        context.log_data,
     )
     if meaning is None:
-        return _by_status(said, headers, message, read.details.retry_after_seconds)
+        return _by_status(refusal, headers, message, read.details.retry_after_seconds)
     if meaning is Meaning.WRONG_KEY and context.key_reference:
         message = f"{message} (api_key is {context.key_reference!r})"
     if meaning is Meaning.NOT_THERE:  # whether that ends all, only the caller knows
@@ -86,26 +88,26 @@ _ERRORS: dict[Meaning, tuple[type[CallError], str]] = {
 }
 
 
-def _said(status: int, headers: Mapping[str, str], read: ErrorBody) -> Said:
+def _read_refusal(status: int, headers: Mapping[str, str], read: ErrorBody) -> Refusal:
     """What was said, a redirect and a web page in our words."""
-    said = Said(status, read.words, read.sentence, _PAGE.match(read.sentence) is not None)
-    if said.is_redirect:
-        return said._replace(sentence=_redirected(headers.get("location")))
-    if said.is_page:
-        titled = _titled(read.sentence) + (_FIREWALL if status == 403 else "")
-        return said._replace(sentence=titled)
-    return said
+    refusal = Refusal(status, read.words, read.sentence, _PAGE.match(read.sentence) is not None)
+    if refusal.is_redirect:
+        return refusal._replace(sentence=_describe_redirect(headers.get("location")))
+    if refusal.is_page:
+        titled = _describe_page(read.sentence) + (_FIREWALL if status == 403 else "")
+        return refusal._replace(sentence=titled)
+    return refusal
 
 
 def _by_status(
-    said: Said, headers: Mapping[str, str], message: str, told_seconds: float | None
+    refusal: Refusal, headers: Mapping[str, str], message: str, stated_seconds: float | None
 ) -> CallError:
     """The error of a server that fails, is busy, or doesn't take this request.
 
     Args:
       told_seconds: when to come back, as the body says.
     """
-    status, is_queue_full = said.status, "token_limit_exceeded" in said.words
+    status, is_queue_full = refusal.status, "token_limit_exceeded" in refusal.words
     retryable = status in _RETRYABLE or status >= 500 or is_queue_full
     # The header overrules the status, as it does in OpenAI's own SDK.
     should_retry = headers.get("x-should-retry")
@@ -115,7 +117,7 @@ def _by_status(
         return Retryable(
             _RETRYABLE.get(status, fallback),
             message,
-            retry_after_seconds=told_seconds if wait is None else wait,
+            retry_after_seconds=stated_seconds if wait is None else wait,
             status=status,
             is_throttle=status in _BUSY or is_queue_full,
         )
@@ -140,7 +142,7 @@ _BUSY = frozenset({429, 498, 503, 529})
 """Statuses of a server that takes this request, only not now."""
 
 
-def _redirected(location: str | None) -> str:
+def _describe_redirect(location: str | None) -> str:
     """Host and path of the address, without what a query may carry."""
     try:
         parts = urlsplit(location or "")
@@ -179,8 +181,8 @@ def _what_came(body: bytes) -> str:
         )
     if start[:1] == b"<":
         return (
-            f"the reply is {_titled(start.decode('utf-8', 'replace'))}, not JSON: base_url may be "
-            "wrong, or a proxy asks to sign in"
+            f"the reply is {_describe_page(start.decode('utf-8', 'replace'))}, not JSON: base_url "
+            "may be wrong, or a proxy asks to sign in"
         )
     return f"the reply's body of {len(body):,} bytes is not JSON"
 
@@ -193,15 +195,15 @@ _FIREWALL = ": a firewall in front of the API may have taken the prompt for an a
 """
 
 
-def _titled(page: str) -> str:
+def _describe_page(page: str) -> str:
     """A web page in words: by its title, where it has one."""
     title = re.search(r"<title[^>]{0,100}>([^<]{1,80})", page, re.IGNORECASE)
     # Not in plain quotation marks: what is quoted at length is left out of messages.
-    named = shown(title[1].strip(), None, False) if title else ""
-    return f"a web page titled “{printable(named)}”" if named else "a web page"
+    headline = displayable(title[1].strip(), None, False) if title else ""
+    return f"a web page titled “{printable(headline)}”" if headline else "a web page"
 
 
-def left_for_live(error: CallError, *, is_for_its_form: bool) -> CallError:
+def leave_for_live_call(error: CallError, *, is_for_its_form: bool) -> CallError:
     """The error of a job's line. A line that is refused for its form is left over: a job can't
     learn another one, but a live call, which is what comes in the end, asks in it.
     """
@@ -225,7 +227,7 @@ _IMAGE = re.compile(r"[A-Za-z0-9+/]{120,}={0,2}")
 """Base64, as a server quotes a request that it doesn't understand; no word is so long."""
 
 
-def shown(sentence: str, secret: str | None, log_data: bool) -> str:
+def displayable(sentence: str, secret: str | None, log_data: bool) -> str:
     """A provider's message without keys, images and what gives access in addresses, on one line;
     and, unless data may be logged, short and without long quotations.
     """

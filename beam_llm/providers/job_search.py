@@ -81,14 +81,14 @@ def jobs_since(
     seen = _Seen(since, most_pages, slack_seconds)
     for page in pages:
         goes_on = seen.add(page)
-        found.update((job.job_id, job) for job in page if seen.may_be_ours(job))
+        found.update((job.job_id, job) for job in page if seen.is_recent_enough(job))
         if not goes_on or seen.is_past:
             break
     seen.prove_end()
     return sorted(found.values(), key=lambda job: (job.created_at, job.job_id))
 
 
-def read_listed(jobs: Any, read: Callable[[dict[str, Any]], RemoteJob]) -> list[RemoteJob]:
+def read_jobs(jobs: Any, read: Callable[[dict[str, Any]], RemoteJob]) -> list[RemoteJob]:
     """The jobs of a page; one that can't be read is passed over."""
     found = []
     for job in jobs if isinstance(jobs, list) else ():
@@ -187,12 +187,12 @@ class _Seen:
             self._is_newest_first &= 0.0 < job.created_at <= self._last
             self._last = job.created_at
             self._shows_names |= job.name is not None
-            is_candidate = self.may_be_ours(job)
+            is_candidate = self.is_recent_enough(job)
             self._candidates += is_candidate
             self._shows_inputs &= job.staged is not None or not is_candidate
         return not self._is_cut
 
-    def may_be_ours(self, job: RemoteJob) -> bool:
+    def is_recent_enough(self, job: RemoteJob) -> bool:
         """Whether it is young enough; one that doesn't tell its time may be."""
         return not 0.0 < job.created_at < self._oldest_possible
 

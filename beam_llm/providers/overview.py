@@ -88,9 +88,9 @@ def _vectors_of(name: str) -> str:
     if not isinstance(module, HasEmbeddings):
         return "–"
     limits_of = module.embedding_module().embed_limits
-    asked = {"task": "embed", "base_url": "http://127.0.0.1", "staging_location": "."}
+    options = {"task": "embed", "base_url": "http://127.0.0.1", "staging_location": "."}
     model = f"{name}:{_EMBEDDERS.get(name, 'm')}"
-    live, by_batch = (limits_of(settings(model, mode=mode, **asked)) for mode in MODES)
+    live, by_batch = (limits_of(settings(model, mode=mode, **options)) for mode in MODES)
     if live is None:
         return "–"
     return f"{live.inputs:,}" if by_batch is not None else f"{live.inputs:,}, live only"

@@ -75,8 +75,8 @@ def pace_of(headers: Mapping[str, str]) -> Pace | None:
     if requests is None and tokens is None:
         return None
     return Pace(
-        _whole(requests),
-        _whole(tokens),
+        _integer(requests),
+        _integer(tokens),
         duration_seconds(headers.get("x-ratelimit-reset-requests")),
         duration_seconds(headers.get("x-ratelimit-reset-tokens")),
     )
@@ -94,8 +94,8 @@ def anthropic_pace_of(headers: Mapping[str, str]) -> Pace | None:
         return None
     date = headers.get("date")
     return Pace(
-        _whole(requests),
-        _whole(tokens),
+        _integer(requests),
+        _integer(tokens),
         _seconds_between(date, headers.get("anthropic-ratelimit-requests-reset")),
         _seconds_between(date, headers.get("anthropic-ratelimit-tokens-reset")),
     )
@@ -113,7 +113,7 @@ def _seconds_between(date: str | None, moment: str | None) -> float | None:
     return min(max(0.0, seconds), _MOST_SECONDS)
 
 
-def _whole(value: str | None) -> int | None:
+def _integer(value: str | None) -> int | None:
     # What nearly all are, and there are two in every reply.
     if value is not None and len(value) <= _MOST_DIGITS and value.isascii() and value.isdigit():
         return int(value)

@@ -41,7 +41,7 @@ def fetch_files(
                 # Half a file would pass for a whole one with fewer lines.
                 file.truncate(start)
                 continue
-            cut += cut_line(file, start, control.reply_bytes)
+            cut += remove_cut_line(file, start, control.reply_bytes)
         file.seek(0, os.SEEK_END)
         file.write(cut)
     if failed is not None:
@@ -69,7 +69,7 @@ def _fetch_file(
     control.harmless(once, seconds)
 
 
-def cut_line(file: IO[bytes], start: int, most_bytes: int) -> bytes:
+def remove_cut_line(file: IO[bytes], start: int, most_bytes: int) -> bytes:
     """Takes what was cut of a line off a file's end: another file's lines may follow there. A whole
     line that only lacks its newline gets one.
 
@@ -87,14 +87,14 @@ def cut_line(file: IO[bytes], start: int, most_bytes: int) -> bytes:
     begin = at + newline + 1 if newline >= 0 else start
     file.seek(begin)
     line = file.read(min(end - begin, most_bytes))
-    if is_whole(line):
+    if is_complete_line(line):
         file.write(b"\n")
         return b""
     file.truncate(begin)
     return line[:_MOST_CUT_BYTES]
 
 
-def is_whole(line: bytes) -> bool:
+def is_complete_line(line: bytes) -> bool:
     """Whether a last line without its newline is an object to its end: nothing was cut of it."""
     try:
         return isinstance(loads(line), dict)

@@ -24,7 +24,7 @@ def once_per_schema(
     known: dict[int, tuple[Schema, Schema | None]] = {}
 
     @functools.wraps(make)
-    def made_once(schema: Schema) -> Schema | None:
+    def remembered(schema: Schema) -> Schema | None:
         found = known.get(id(schema))
         if found is not None and found[0] is schema:
             return found[1]
@@ -34,7 +34,7 @@ def once_per_schema(
         known[id(schema)] = schema, made
         return made
 
-    return made_once
+    return remembered
 
 
 class RefusedSchemas:

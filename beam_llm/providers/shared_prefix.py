@@ -8,7 +8,7 @@ CHARACTERS_A_TOKEN = 2
 """From below: a prefix that is marked and too short is read as usual, and costs nothing."""
 
 
-def parted(messages: tuple[Message, ...]) -> tuple[str, list[Message]]:
+def split_off_system(messages: tuple[Message, ...]) -> tuple[str, list[Message]]:
     """The system's text, which has a field of its own, and the other messages."""
     system = [message.content for message in messages if message.role == "system"]
     return "\n\n".join(system), [message for message in messages if message.role != "system"]
@@ -20,7 +20,7 @@ def can_be_split(text: str, at: int) -> bool:
     return bool(before and after) and not before.isspace() and not after.isspace()
 
 
-def marked_parts(message: Message) -> list[str | Media] | None:
+def split_at_mark(message: Message) -> list[str | Media] | None:
     """The message's texts and images, the first of them its shared prefix; None where no mark may
     stand behind that.
     """

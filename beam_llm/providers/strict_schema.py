@@ -29,7 +29,7 @@ _KEPT = (
 )  # fmt: skip
 """Keywords of strict mode that hold no schema."""
 
-_TOLD = ("minLength", "maxLength", "pattern", "format", "uniqueItems")
+_IN_WORDS = ("minLength", "maxLength", "pattern", "format", "uniqueItems")
 """What strict mode does not enforce goes to the model in words, as part of the description; the
 answer is held to it all the same, when it is read."""
 
@@ -84,10 +84,10 @@ def _node(node: Any) -> Schema:
         )
     if any(word in node for word in _BEYOND):
         raise _BeyondStrict
-    strict = {word: node[word] for word in _KEPT if word in node and _is_taken(word, node[word])}
-    told = [f"{word} {node[word]}" for word in _TOLD if word in node and word not in strict]
-    if told:
-        strict["description"] = "; ".join(filter(None, [node.get("description"), *told]))
+    strict = {word: node[word] for word in _KEPT if word in node and _is_allowed(word, node[word])}
+    in_words = [f"{word} {node[word]}" for word in _IN_WORDS if word in node and word not in strict]
+    if in_words:
+        strict["description"] = "; ".join(filter(None, [node.get("description"), *in_words]))
     if "anyOf" in node or "oneOf" in node:
         strict["anyOf"] = [
             _node(member) for member in (*node.get("anyOf", ()), *node.get("oneOf", ()))
@@ -124,7 +124,7 @@ def _object(node: Schema) -> Schema:
     }
 
 
-def _is_taken(word: str, value: Any) -> bool:
+def _is_allowed(word: str, value: Any) -> bool:
     if word == "format":
         return value in _FORMATS
     # `(?` begins look-arounds, among others, which no grammar holds.
@@ -146,7 +146,7 @@ def _is_small_enough(strict: Schema) -> bool:
             return False
         words += len(enum)
         properties += len(node.get("properties", ()))
-        for names in (node.get("properties", ()), node.get("$defs", ()), _fixed_words(node)):
+        for names in (node.get("properties", ()), node.get("$defs", ()), _literal_values(node)):
             characters += _characters(names)
     return properties <= MOST_PROPERTIES and characters <= MOST_CHARACTERS and words <= MOST_WORDS
 
@@ -167,5 +167,5 @@ def _nodes(node: Schema) -> Iterator[Schema]:
         yield from _nodes(child)
 
 
-def _fixed_words(node: Schema) -> list[Any]:
+def _literal_values(node: Schema) -> list[Any]:
     return [*node.get("enum", ()), *([node["const"]] if "const" in node else ())]

@@ -60,7 +60,7 @@ LINE_HEAD = b'{"custom_id":"'
 """What every line of a job begins with, before its `custom_id`."""
 
 
-def write_tagged(body: IO[bytes], lines: Path, tag: bytes, head: bytes) -> int:
+def write_tagged_lines(body: IO[bytes], lines: Path, tag: bytes, head: bytes) -> int:
     """Writes a create's JSON, each line's `custom_id` with the job's tag; returns its size.
 
     Args:

@@ -40,7 +40,7 @@ MOST_TEMPERATURE = 1.0
 SERVICE_TIERS = ("auto", "default")
 OPTIONS = ("prompt_cache",)
 
-OURS = ("model", "messages", "system", "stream", "tools", "tool_choice", "service_tier")
+RESERVED_FIELDS = ("model", "messages", "system", "stream", "tools", "tool_choice", "service_tier")
 """Request fields that `extra_body` may not set: a stream would not be read, tools of the user's
 would take the place of the one that a reply's schema may have to go through."""
 
@@ -75,7 +75,7 @@ def _check_options(settings: Settings) -> None:
 
 
 def _check_extra_body(settings: Settings) -> None:
-    check_extra_body(settings, OURS)
+    check_extra_body(settings, RESERVED_FIELDS)
     config = (settings.extra_body or {}).get("output_config")
     # Only the format is ours; `output_config.effort` is a fair thing to ask for.
     if config is not None and (not isinstance(config, dict) or "format" in config):

@@ -28,7 +28,7 @@ from beam_llm.providers.control import ControlCalls, steady
 from beam_llm.providers.errors import ErrorContext
 from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
 from beam_llm.providers.ids import in_path
-from beam_llm.providers.job_search import last_id, list_page, pending_in, read_listed
+from beam_llm.providers.job_search import last_id, list_page, pending_in, read_jobs
 from beam_llm.providers.result_files import fetch_files
 from beam_llm.providers.unnamed_jobs import (
     BYTES_A_SECOND,
@@ -36,7 +36,7 @@ from beam_llm.providers.unnamed_jobs import (
     MOST_CUSTOM_ID,
     UnnamedSearch,
     tag_of,
-    write_tagged,
+    write_tagged_lines,
 )
 from beam_llm.values import Request
 
@@ -139,7 +139,7 @@ class AnthropicBatches:
         assert lines is not None
         # On disk, not in memory: a body of 240 MB is more than a worker's share.
         with tempfile.TemporaryFile() as body:
-            size = write_tagged(body, lines, tag_of(name).encode(), b'{"requests":[')
+            size = write_tagged_lines(body, lines, tag_of(name).encode(), b'{"requests":[')
             seconds = self._control.seconds + size / BYTES_A_SECOND
             url = self._place.url(_PATH)
             created = self._control.create(url, body, reason_of, seconds=seconds)
@@ -215,7 +215,7 @@ class AnthropicBatches:
         after: str | None = None
         while True:
             page = self._page(after)
-            jobs = read_listed(page.get("data"), lambda job: remote_job(job, self._key))
+            jobs = read_jobs(page.get("data"), lambda job: remote_job(job, self._key))
             yield jobs
             if not page.get("has_more"):
                 return

@@ -47,7 +47,7 @@ def remote_job(job: Mapping[str, Any], key: str | None = None) -> RemoteJob:
         completed=completed,
         failed=failed,
         total=total,
-        errors=_archived(job) if is_over else (),
+        errors=_archive_note(job) if is_over else (),
     )
 
 
@@ -62,7 +62,7 @@ def _state(job: Mapping[str, Any], numbers: Mapping[str, int | None]) -> JobStat
     return JobState.EXPIRED if numbers["expired"] else JobState.COMPLETED
 
 
-def _archived(job: Mapping[str, Any]) -> tuple[tuple[str, str, int | None], ...]:
+def _archive_note(job: Mapping[str, Any]) -> tuple[tuple[str, str, int | None], ...]:
     """The note that results are gone, 29 days after the batch was created; empty before that."""
     if not job.get("archived_at"):
         return ()

@@ -9,7 +9,13 @@ from beam_llm.protocols import LineReply
 from beam_llm.providers.anthropic.dialect import refuses_form
 from beam_llm.providers.anthropic.plain import plain_line
 from beam_llm.providers.anthropic.replies import completion_of, error_in
-from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, left_for_live, shown, unreadable
+from beam_llm.providers.errors import (
+    NO_CONTEXT,
+    ErrorContext,
+    displayable,
+    leave_for_live_call,
+    unreadable,
+)
 from beam_llm.providers.typed import loads, word
 from beam_llm.providers.unnamed_jobs import untagged
 from beam_llm.redaction import redactor_of
@@ -61,10 +67,10 @@ def _message(result: Any, context: ErrorContext) -> Any:
     if kind == "errored":
         error = result.get("error")
         found = error_in(error if isinstance(error, dict) else {}, context)
-        raise left_for_live(found, is_for_its_form=refuses_form(found.message))
-    said = shown(kind[:80], context.secret, context.log_data)
+        raise leave_for_live_call(found, is_for_its_form=refuses_form(found.message))
+    shown_kind = displayable(kind[:80], context.secret, context.log_data)
     # Retryable: a fifth way to end may come with the next version of the API.
-    raise unreadable(f"the line ended in a way that is not documented: {said!r}")
+    raise unreadable(f"the line ended in a way that is not documented: {shown_kind!r}")
 
 
 def first_custom_id(line: bytes) -> str:

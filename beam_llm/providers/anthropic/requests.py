@@ -12,7 +12,7 @@ from beam_llm.prompting.text import request_json
 from beam_llm.providers.anthropic import models
 from beam_llm.providers.anthropic.dialect import SCHEMA, TOOL, TOOL_NAME, Dialect
 from beam_llm.providers.anthropic.schema import closed_schema
-from beam_llm.providers.shared_prefix import CHARACTERS_A_TOKEN, marked_parts, parted
+from beam_llm.providers.shared_prefix import CHARACTERS_A_TOKEN, split_at_mark, split_off_system
 from beam_llm.providers.strict_schema import schema_in_words
 from beam_llm.values import Media, Message, Request
 
@@ -29,7 +29,7 @@ def encode_body(
       service_tier: of live calls; a batch has a price and a pace of its own.
       cache: for how long what all prompts have in common is kept (`5m`, `1h`); None: not at all.
     """
-    system, messages = parted(request.messages)
+    system, messages = split_off_system(request.messages)
     return request_json(_body(request, system, messages, dialect, service_tier, cache))
 
 
@@ -88,7 +88,7 @@ def _put_texts(
     mark = {"type": "ephemeral"} if cache == "5m" else {"type": "ephemeral", "ttl": cache}
     # One mark of the four that are allowed: all before it is cached with it, the system's text
     # and the tools included.
-    parts = marked_parts(messages[0]) if shared else None
+    parts = split_at_mark(messages[0]) if shared else None
     if parts is not None:
         first, *others = map(_block, parts)
         body["messages"][0]["content"] = [{**first, "cache_control": mark}, *others]
@@ -129,8 +129,8 @@ def _ask_for_shape(body: dict[str, Any], request: Request, dialect: Dialect) -> 
         return
     words = schema_in_words(schema)
     # Behind the mark, so that the cached prefix is the same with and without these words.
-    told = body.get("system")
-    if isinstance(told, list):
-        body["system"] = [*told, {"type": "text", "text": words}]
+    system = body.get("system")
+    if isinstance(system, list):
+        body["system"] = [*system, {"type": "text", "text": words}]
     else:
-        body["system"] = f"{told}\n\n{words}" if told else words
+        body["system"] = f"{system}\n\n{words}" if system else words

@@ -43,7 +43,7 @@ def _node(node: Any) -> Any:
         return [_node(part) for part in node]
     if not isinstance(node, dict):
         return node
-    told = [f"{word} {node[word]}" for word in _IN_WORDS if word in node]
+    in_words = [f"{word} {node[word]}" for word in _IN_WORDS if word in node]
     found = {word: part for word, part in node.items() if word not in _IN_WORDS}
     # Names of properties are no words of a schema: one may be called `pattern`.
     for word in ("properties", "$defs"):
@@ -52,8 +52,8 @@ def _node(node: Any) -> Any:
     for word in ("items", "anyOf"):
         if word in found:
             found[word] = _node(found[word])
-    if told:
-        found["description"] = "; ".join(filter(None, [node.get("description"), *told]))
+    if in_words:
+        found["description"] = "; ".join(filter(None, [node.get("description"), *in_words]))
     return found
 
 

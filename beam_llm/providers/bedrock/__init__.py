@@ -52,7 +52,7 @@ elsewhere; `min_records`: of one job, by your quota; `invocation_type`: of a job
 `off`, of live calls.
 """
 
-OURS = ("modelId", "messages", "system", "outputConfig", "toolConfig", "serviceTier")
+RESERVED_FIELDS = ("modelId", "messages", "system", "outputConfig", "toolConfig", "serviceTier")
 """Request fields that `extra_body` may not set."""
 
 _ROLE = re.compile(r"arn:aws(-[^:]+)?:iam::\d{12}:role/.+")
@@ -68,7 +68,7 @@ def check(settings: Settings) -> None:
     _check_invocation(settings)
     if (cache := _options(settings).get("prompt_cache", "on")) not in ("on", "off"):
         raise UsageError(f"provider_options has prompt_cache {cache!r}: it has to be 'on' or 'off'")
-    check_extra_body(settings, OURS)
+    check_extra_body(settings, RESERVED_FIELDS)
     if settings.mode == "batch_api":
         check_jobs(settings)
 

@@ -58,7 +58,7 @@ class Clients:
 
     def put_file(self, uri: str, path: Path) -> None:
         """Uploads a file, streamed."""
-        bucket, key = _parted(uri)
+        bucket, key = _bucket_and_key(uri)
 
         def once() -> None:
             # Opened by each try: the one before may have sent half of it.
@@ -74,7 +74,7 @@ class Clients:
           CallError: it can't be read, is larger than its bound, or takes longer.
         """
         until = time.monotonic() + self._bounds.transfer_seconds
-        bucket, key = _parted(uri)
+        bucket, key = _bucket_and_key(uri)
         found = self._s3("get_object", Bucket=bucket, Key=key)
         file.seek(start)
         file.truncate()
@@ -84,8 +84,8 @@ class Clients:
             size, last = size + len(chunk), chunk[-1:]
             if size > most:
                 found["Body"].close()
-                said = f"the result file is larger than {most:,} bytes (max_file_bytes)"
-                raise Rejected(Kind.TOO_LARGE, said)
+                details = f"the result file is larger than {most:,} bytes (max_file_bytes)"
+                raise Rejected(Kind.TOO_LARGE, details)
             if time.monotonic() > until:
                 found["Body"].close()
                 raise Retryable(Kind.TIMED_OUT, "a result file does not come to its end in time")
@@ -99,7 +99,7 @@ class Clients:
         Raises:
           CallError: they can't be listed, or not to the end.
         """
-        bucket, prefix = _parted(folder)
+        bucket, prefix = _bucket_and_key(folder)
         found: list[str] = []
         query: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
         for _ in range(self._bounds.list_pages):
@@ -115,7 +115,7 @@ class Clients:
 
     def delete(self, uri: str) -> None:
         """Removes an object; harmless where it is gone."""
-        bucket, key = _parted(uri)
+        bucket, key = _bucket_and_key(uri)
         self._s3("delete_object", Bucket=bucket, Key=key)
 
     def _s3(self, verb: str, **parameters: Any) -> Any:
@@ -146,10 +146,10 @@ class Clients:
             raise
         except Exception as error:  # botocore's are many; what they hold is not shown
             failed = error
-        said = getattr(failed, "response", None)
-        said = said.get("Error") if isinstance(said, dict) else None
-        said = said if isinstance(said, dict) else {}
-        self.last_words = word(said.get("Code")), word(said.get("Message"))
+        details = getattr(failed, "response", None)
+        details = details.get("Error") if isinstance(details, dict) else None
+        details = details if isinstance(details, dict) else {}
+        self.last_words = word(details.get("Code")), word(details.get("Message"))
         translated = client_error(failed, self.context, missing)
         del failed  # it may hold what was sent, or what a server repeats
         raise translated
@@ -198,6 +198,6 @@ class Clients:
             self._made.clear()
 
 
-def _parted(uri: str) -> tuple[str, str]:
+def _bucket_and_key(uri: str) -> tuple[str, str]:
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     return bucket, key

@@ -45,7 +45,7 @@ from beam_llm.providers.bedrock.wire import encode_body
 from beam_llm.providers.control import ControlCalls, ignoring, is_certain_no, steady
 from beam_llm.providers.errors import ErrorContext
 from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
-from beam_llm.providers.job_search import find_jobs, no_list, pending_in, read_listed
+from beam_llm.providers.job_search import find_jobs, no_list, pending_in, read_jobs
 from beam_llm.values import JobState, Request
 
 MIN_RECORDS = 100
@@ -198,9 +198,9 @@ class BedrockBatches:
             refused = error
         else:
             return remote_job({**body, **made}, self._clients.context)
-        return self._not_created(name, staged, refused)
+        return self._resolve_refused_create(name, staged, refused)
 
-    def _not_created(self, name: str, staged: str | None, error: CallError) -> RemoteJob:
+    def _resolve_refused_create(self, name: str, staged: str | None, error: CallError) -> RemoteJob:
         """Raises what the error comes to; a conflict is about a job that there is."""
         if not is_certain_no(error.status) and error.status != 409:
             raise error
@@ -249,7 +249,7 @@ class BedrockBatches:
         query |= {"maxResults": 100} | ({"nameContains": part} if part else {})
         while True:
             page = self._page(query)
-            yield read_listed(
+            yield read_jobs(
                 page.get("invocationJobSummaries"),
                 lambda job: remote_job(job, self._clients.context),
             )
@@ -299,14 +299,14 @@ class BedrockBatches:
         """Removes a job's result files, and its input, where they are in the bucket's path that is
         ours; harmless where they are gone.
         """
-        ours = f"{self._options.bucket}/"
+        own_path = f"{self._options.bucket}/"
         for folder in job.result_files if job is not None else ():
             # A job says itself where its results are: it must not get others' objects removed.
-            if not folder.startswith(ours):
+            if not folder.startswith(own_path):
                 continue
             for uri in self._harmless(partial(self._clients.names, folder)):
                 self._harmless(partial(self._clients.delete, uri))
-        if staged is not None and staged.startswith(ours):
+        if staged is not None and staged.startswith(own_path):
             self._harmless(lambda: self._clients.delete(staged))
 
     def now(self) -> float | None:

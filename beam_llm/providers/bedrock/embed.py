@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from beam_llm.providers.bedrock.batches import BedrockBatches
     from beam_llm.providers.bedrock.embeddings import BedrockEmbeddings
 
-_OURS = (
+_RESERVED_FIELDS = (
     *("inputText", "dimensions", "normalize", "embeddingTypes", "texts", "images", "inputs"),
     *("input_type", "truncate", "embedding_types", "output_dimension"),
 )
@@ -39,7 +39,7 @@ def check(settings: Settings) -> None:
     """Raises UsageError where the settings ask for what Bedrock or the model does not have."""
     check_names(settings, (*PLACE_OPTIONS, *OPTIONS))
     check_place(settings)
-    check_extra_body(settings, _OURS)
+    check_extra_body(settings, _RESERVED_FIELDS)
     model = model_of(settings)
     _check_options(settings, model)
     _check_dimensions(settings, model)

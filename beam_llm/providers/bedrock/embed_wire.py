@@ -78,10 +78,10 @@ def encoder_of(settings: Settings) -> Callable[[Request], bytes]:
     """Makes a request's body; equal requests give equal bytes, live and in a job."""
     options = settings.provider_options or {}
     body = _cohere_body if model_of(settings).is_cohere else _titan_body
-    return functools.partial(_encoded, functools.partial(body, options))
+    return functools.partial(_encode_body, functools.partial(body, options))
 
 
-def _encoded(body: Callable[[str, int | None], dict[str, Any]], request: Request) -> bytes:
+def _encode_body(body: Callable[[str, int | None], dict[str, Any]], request: Request) -> bytes:
     [text] = request.inputs
     return request_json({**body(text, request.dimensions), **dict(sorted(request.extra.items()))})
 

@@ -34,10 +34,10 @@ class BedrockEmbeddings:
         answer = await self._calls.post(self._url, self._encode(request), timeout_seconds)
         if answer.status >= 300:
             raise self._calls.error_of(answer)
-        told = answer.headers.get("x-amzn-requestid"), answer.headers.get(TOKENS_HEADER)
+        reply_headers = answer.headers.get("x-amzn-requestid"), answer.headers.get(TOKENS_HEADER)
         return read_reply(
             answer.body,
-            lambda found: completion_of(found, request.model, self._calls.context, *told),
+            lambda found: completion_of(found, request.model, self._calls.context, *reply_headers),
             "an embedding",
             holds_answer=True,
         )

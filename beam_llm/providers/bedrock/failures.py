@@ -30,24 +30,24 @@ def reply_error(
     status: int, headers: Mapping[str, str], body: bytes, context: ErrorContext
 ) -> CallError:
     """The error that a call was answered with: its name stands in a header, or in `__type`."""
-    code, message = _said(headers, body)
-    return named_error(status, headers, code, message, context)
+    code, message = _code_and_message(headers, body)
+    return error_by_name(status, headers, code, message, context)
 
 
 def has_expired(headers: Mapping[str, str], body: bytes) -> bool:
     """Whether an error says that the credentials have expired."""
-    return _said(headers, body)[0].lower() in EXPIRED
+    return _code_and_message(headers, body)[0].lower() in EXPIRED
 
 
-def _said(headers: Mapping[str, str], body: bytes) -> tuple[str, str]:
+def _code_and_message(headers: Mapping[str, str], body: bytes) -> tuple[str, str]:
     """Code and sentence."""
     try:
         found = loads(body)
     except ValueError:
         found = body[:2_000].decode("utf-8", "replace")
-    said = found if isinstance(found, dict) else {"message": found}
-    name = headers.get("x-amzn-errortype") or word(said.get("__type"))
-    return code_of(name), word(said.get("message") or said.get("Message"))
+    fields = found if isinstance(found, dict) else {"message": found}
+    name = headers.get("x-amzn-errortype") or word(fields.get("__type"))
+    return code_of(name), word(fields.get("message") or fields.get("Message"))
 
 
 def code_of(name: str) -> str:
@@ -55,7 +55,7 @@ def code_of(name: str) -> str:
     return name.partition(":")[0].rpartition("#")[2][:80]
 
 
-def named_error(
+def error_by_name(
     status: int,
     headers: Mapping[str, str],
     code: str,
@@ -64,8 +64,8 @@ def named_error(
     missing: type[CallError] = Aborted,
 ) -> CallError:
     """An error by its name and sentence; see `providers.errors.error_of`."""
-    said = {"error": {"code": code, "message": message}}
-    found = error_of(status, headers, said, context, missing=missing)
+    body = {"error": {"code": code, "message": message}}
+    found = error_of(status, headers, body, context, missing=missing)
     if isinstance(found, Rejected):
         if code.lower() == _QUOTA:
             return Retryable(Kind.RATE_LIMITED, found.message, status=status)
@@ -83,7 +83,7 @@ def client_error(
     from botocore import exceptions as known
 
     if isinstance(error, known.ClientError):
-        return _answered(error.response, context, missing)
+        return _response_error(error.response, context, missing)
     name = type(error).__name__
     if isinstance(error, known.ReadTimeoutError | known.ConnectTimeoutError):
         return Retryable(Kind.TIMED_OUT, f"no whole answer in time ({name})")
@@ -96,13 +96,13 @@ def client_error(
     return unreadable(f"the answer is not what the API promises ({name})")
 
 
-def _answered(
+def _response_error(
     response: Mapping[str, Any], context: ErrorContext, missing: type[CallError]
 ) -> CallError:
-    meta, said = response.get("ResponseMetadata") or {}, response.get("Error") or {}
+    meta, error = response.get("ResponseMetadata") or {}, response.get("Error") or {}
     status, headers = meta.get("HTTPStatusCode"), meta.get("HTTPHeaders") or {}
-    code = code_of(word(said.get("Code")))
+    code = code_of(word(error.get("Code")))
     # An error without a status of its own is the service's failure, and may be tried again.
     if not isinstance(status, int) or status < 300:
         status = 500
-    return named_error(status, headers, code, word(said.get("Message")), context, missing)
+    return error_by_name(status, headers, code, word(error.get("Message")), context, missing)

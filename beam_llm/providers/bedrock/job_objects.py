@@ -13,7 +13,7 @@ from typing import Any
 
 from beam_llm.errors import Aborted, CallError, InputGone, Kind, QueueFull
 from beam_llm.protocols import RemoteJob
-from beam_llm.providers.errors import ErrorContext, shown, unreadable
+from beam_llm.providers.errors import ErrorContext, displayable, unreadable
 from beam_llm.providers.ids import identifier_of
 from beam_llm.providers.typed import count_of, field_of, seconds_of, word
 from beam_llm.redaction import redactor_of
@@ -74,7 +74,7 @@ def remote_job(job: Mapping[str, Any], context: ErrorContext) -> RemoteJob:
         raise unreadable("the answer has no usable job id")
     status = redactor_of(context.secret).identifier(word(job.get("status"))[:100]) or "Submitted"
     state = STATES.get(status.lower(), JobState.RUNNING)
-    message = shown(word(job.get("message")), context.secret, context.log_data)
+    message = displayable(word(job.get("message")), context.secret, context.log_data)
     is_failed = state is JobState.FAILED
     output = _uri(job, "outputDataConfig", "s3OutputDataConfig")
     folder = job_id.rpartition("/")[2]
@@ -111,12 +111,12 @@ def _seconds(moment: Any) -> float:
 
 def _cause(message: str) -> CallError | None:
     """Why a job failed as a whole, where there is something to be done about it."""
-    said = f"the provider's validation failed: {message}"
+    reason = f"the provider's validation failed: {message}"
     if _QUOTA_WORDS.search(message):
-        return QueueFull(said)
+        return QueueFull(reason)
     if _ABORT_WORDS.search(message):
-        return Aborted(Kind.ABORTED, said)
-    return InputGone(Kind.REJECTED, said) if _GONE_WORDS.search(message) else None
+        return Aborted(Kind.ABORTED, reason)
+    return InputGone(Kind.REJECTED, reason) if _GONE_WORDS.search(message) else None
 
 
 def reason_of(error: CallError, code: str, message: str) -> CallError:

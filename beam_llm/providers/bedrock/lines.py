@@ -10,11 +10,11 @@ from typing import Any
 
 from beam_llm.errors import CallError, Kind, Retryable
 from beam_llm.protocols import LineReply
-from beam_llm.providers.bedrock.failures import named_error
+from beam_llm.providers.bedrock.failures import error_by_name
 from beam_llm.providers.bedrock.forms import refuses_form
 from beam_llm.providers.bedrock.messages import is_message, read_message
 from beam_llm.providers.bedrock.wire import completion_of
-from beam_llm.providers.errors import ErrorContext, left_for_live, no_answer
+from beam_llm.providers.errors import ErrorContext, leave_for_live_call, no_answer
 from beam_llm.providers.reply_json import loads_answer
 from beam_llm.providers.typed import loads, status_of, word
 from beam_llm.values import Completion
@@ -56,10 +56,10 @@ def line_reply(
 
 
 def _line_error(error: Any, context: ErrorContext) -> CallError:
-    said = error if isinstance(error, dict) else {"errorMessage": error}
-    status = status_of(said.get("errorCode"))
-    message = word(said.get("errorMessage"))
-    found = named_error(status or 500, {}, "", message, context)
-    if said.get("expired") is True:
+    fields = error if isinstance(error, dict) else {"errorMessage": error}
+    status = status_of(fields.get("errorCode"))
+    message = word(fields.get("errorMessage"))
+    found = error_by_name(status or 500, {}, "", message, context)
+    if fields.get("expired") is True:
         return Retryable(Kind.EXPIRED, found.message, status=status)
-    return left_for_live(found, is_for_its_form=status == 400 and refuses_form(message))
+    return leave_for_live_call(found, is_for_its_form=status == 400 and refuses_form(message))

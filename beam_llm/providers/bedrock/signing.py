@@ -63,7 +63,7 @@ class Signature:
         }
         return {**named, "X-Amz-Security-Token": self._token} if self._token else named
 
-    def has_made(self, headers: Mapping[str, str]) -> bool:
+    def uses_same_credentials(self, headers: Mapping[str, str]) -> bool:
         """Whether these headers are by the same credentials."""
         is_of_key = f" Credential={self._key_id}/" in headers.get("Authorization", "")
         return is_of_key and headers.get("X-Amz-Security-Token") == (self._token or None)
@@ -116,7 +116,7 @@ class Signer:
             async with self._renewing:
                 # Another call may have renewed it while this one waited for the lock.
                 if self._signature is None or time.monotonic() >= self._until:
-                    self._signature = await asyncio.to_thread(self._renewed)
+                    self._signature = await asyncio.to_thread(self._renew)
         return self._signature.headers(url, body, time.time())
 
     def forget(self, sent: Mapping[str, str]) -> None:
@@ -125,11 +125,11 @@ class Signer:
         Args:
           sent: the headers of that call. Of many with one token, the first has it renewed.
         """
-        if self._signature is not None and self._signature.has_made(sent):
+        if self._signature is not None and self._signature.uses_same_credentials(sent):
             # Not only asked for again: by its own clock boto3 may think that they last.
             self._signature = self._source = None
 
-    def _renewed(self) -> Signature:
+    def _renew(self) -> Signature:
         failed: str | None = None
         try:
             if self._source is None:

@@ -17,7 +17,7 @@ from beam_llm.providers.bedrock.forms import SCHEMA, TOOL, Form
 from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, unreadable
 from beam_llm.providers.finishes import finish_of_message
 from beam_llm.providers.reply_json import read_reply
-from beam_llm.providers.shared_prefix import CHARACTERS_A_TOKEN, marked_parts, parted
+from beam_llm.providers.shared_prefix import CHARACTERS_A_TOKEN, split_at_mark, split_off_system
 from beam_llm.providers.strict_schema import schema_in_words
 from beam_llm.providers.typed import field_of, name_of, usage_beside_cache, word
 from beam_llm.redaction import redactor_of
@@ -40,7 +40,9 @@ def encode_body(
     """The request as JSON, its keys always in one order: equal requests give equal bytes, live and
     in a job's file. The model is in the address.
     """
-    return request_json(_body(request, *parted(request.messages), form, service_tier, is_cached))
+    return request_json(
+        _body(request, *split_off_system(request.messages), form, service_tier, is_cached)
+    )
 
 
 def _body(
@@ -82,7 +84,7 @@ def _mark_shared(body: dict[str, Any], system: str, messages: list[Message], lea
     shared = messages[0].shared if messages else 0
     if len(system) + shared < least:
         return
-    parts = marked_parts(messages[0]) if shared else None
+    parts = split_at_mark(messages[0]) if shared else None
     if parts is not None:
         first, *others = map(_block, parts)
         body["messages"][0]["content"] = [first, CACHE_POINT, *others]

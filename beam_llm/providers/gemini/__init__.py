@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 # Source: Gemini API reference (GenerationConfig), read 2026-11; Vertex AI has the same.
 MOST_TEMPERATURE = 2.0
 
-OURS = (
+RESERVED_FIELDS = (
     "model", "contents", "systemInstruction", "system_instruction", "serviceTier", "service_tier",
     "generation_config", "labels",
 )  # fmt: skip
@@ -70,7 +70,7 @@ def check_request(settings: Settings) -> None:
     # The field is an int32: Google's front end refuses a larger number in every single call.
     if settings.seed is not None and not -(2**31) <= settings.seed < 2**31:
         raise UsageError(f"seed is {settings.seed}: {settings.provider}: takes 32 bits; try seed=1")
-    check_extra_body(settings, OURS)
+    check_extra_body(settings, RESERVED_FIELDS)
     config = (settings.extra_body or {}).get(CONFIG, {})
     if not isinstance(config, Mapping):
         raise UsageError(

@@ -139,7 +139,7 @@ class GeminiBatches(GoogleBatches):
             self._fetch_files(files, path)
             return
         # Inline answers stand in the job itself, so it is looked at once more.
-        found = self._shown(job.job_id)
+        found = self._get_job(job.job_id)
         batch = object_in(found.get("metadata")) or found
         output = object_in(found.get("response")) or object_in(batch.get("output"))
         inline: Any = object_in(output.get("inlinedResponses")).get("inlinedResponses")

@@ -25,7 +25,7 @@ TASK_TYPES = (
     *("QUESTION_ANSWERING", "FACT_VERIFICATION", "CODE_RETRIEVAL_QUERY"),
 )
 
-_OURS = (
+_RESERVED_FIELDS = (
     *("model", "content", "contents", "requests", "instances", "parameters", "embedContentConfig"),
     *("embed_content_config", "outputDimensionality", "output_dimensionality", "taskType"),
     *("task_type", "title", "autoTruncate", "auto_truncate"),
@@ -54,7 +54,7 @@ def check(settings: Settings) -> None:
 def check_request(settings: Settings) -> None:
     """The same for what Google's models have, wherever they are."""
     refuse_api_version(settings)
-    check_extra_body(settings, _OURS)
+    check_extra_body(settings, _RESERVED_FIELDS)
     most = _of_model(_DIMENSIONS, settings.model_name)
     if most is not None and (settings.dimensions or 0) > most:
         raise UsageError(

@@ -79,7 +79,7 @@ def wire_of(settings: Settings) -> EmbedWire:
 
     def encode(request: Request) -> bytes:
         size = {} if request.dimensions is None else {"outputDimensionality": request.dimensions}
-        return encoded(
+        return encode_body(
             request, {"content": {"parts": [{"text": text_of(request)}]}, **fields, **size}
         )
 
@@ -92,7 +92,7 @@ def text_of(request: Request) -> str:
     return text
 
 
-def encoded(request: Request, fields: Mapping[str, Any]) -> bytes:
+def encode_body(request: Request, fields: Mapping[str, Any]) -> bytes:
     """The request as JSON, its keys always in one order: equal requests give equal bytes."""
     return request_json({**fields, **dict(sorted(request.extra.items()))})
 

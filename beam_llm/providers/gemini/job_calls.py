@@ -75,9 +75,9 @@ class GoogleBatches(ABC):
 
     def look(self, job_id: str) -> RemoteJob:
         """Raises UnknownJob where the API does not know the job."""
-        return self._job(self._shown(job_id))
+        return self._job(self._get_job(job_id))
 
-    def _shown(self, job_id: str) -> dict[str, Any]:
+    def _get_job(self, job_id: str) -> dict[str, Any]:
         url = self._job_url(job_id)
         return self._control.harmless(
             lambda seconds: self._control.object(

@@ -7,7 +7,7 @@ from typing import Any
 
 from beam_llm.protocols import RemoteJob
 from beam_llm.providers.control import ControlCalls
-from beam_llm.providers.job_search import list_page, next_token, read_listed
+from beam_llm.providers.job_search import list_page, next_token, read_jobs
 
 USUAL_PAGE_JOBS = 100
 
@@ -34,7 +34,7 @@ def job_pages(
         query = {"pageSize": str(page_jobs)} | ({"pageToken": token} if token else {})
         # A job that was given its requests inline is listed with all of its answers.
         page = list_page(control, url_of(**query), is_large=True)
-        yield read_listed(page.get(field), read)
+        yield read_jobs(page.get(field), read)
         # A list that never moves on is the reader's to notice: it must not be taken for its end.
         token = next_token(page, "nextPageToken")
         if not token:

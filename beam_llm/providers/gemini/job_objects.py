@@ -14,7 +14,7 @@ from typing import Any
 
 from beam_llm.errors import CallError, InputGone, Kind, QueueFull, Rejected, Retryable
 from beam_llm.protocols import RemoteJob
-from beam_llm.providers.errors import ErrorContext, error_of, shown, unreadable
+from beam_llm.providers.errors import ErrorContext, displayable, error_of, unreadable
 from beam_llm.providers.gemini.lines import status_of_error
 from beam_llm.providers.ids import identifier_of
 from beam_llm.providers.typed import count_of, seconds_of, word
@@ -74,15 +74,15 @@ def remote_job(found: Mapping[str, Any], context: ErrorContext) -> RemoteJob:
         created_at=seconds_of(batch.get("createTime")),
         result_files=() if file is None else (file,),
         name=name if isinstance(name, str) else None,
-        completed=_counted(stats, "successfulRequestCount"),
-        failed=_counted(stats, "failedRequestCount"),
-        total=_counted(stats, "requestCount"),
+        completed=_count_of(stats, "successfulRequestCount"),
+        failed=_count_of(stats, "failedRequestCount"),
+        total=_count_of(stats, "requestCount"),
         errors=errors,
         cause=cause if state is JobState.FAILED else None,
     )
 
 
-def _counted(stats: Mapping[str, Any], name: str) -> int | None:
+def _count_of(stats: Mapping[str, Any], name: str) -> int | None:
     """A count, which comes as text; none is left out like any zero."""
     return count_of(stats.get(name, 0)) if stats else None
 
@@ -104,7 +104,7 @@ def failure_in(
     code = redactor_of(context.secret).identifier(
         word(fields.get("status") or fields.get("code"))[:80]
     )
-    sentence = shown(word(fields.get("message") or error), context.secret, context.log_data)
+    sentence = displayable(word(fields.get("message") or error), context.secret, context.log_data)
     found = error_of(status_of_error(error), {}, {"error": error}, context)
     # A bare refusal has no remedy for the whole job: its lines are judged one by one.
     cause = reason_of(found)

@@ -14,7 +14,13 @@ from typing import Any, NamedTuple
 
 from beam_llm.errors import CallError, Kind, Retryable
 from beam_llm.protocols import LineReply
-from beam_llm.providers.errors import NO_CONTEXT, ErrorContext, error_of, left_for_live, no_answer
+from beam_llm.providers.errors import (
+    NO_CONTEXT,
+    ErrorContext,
+    error_of,
+    leave_for_live_call,
+    no_answer,
+)
 from beam_llm.providers.gemini.plain import plain_line
 from beam_llm.providers.gemini.wire import completion_of, encode_body, refuses_schema
 from beam_llm.providers.reply_json import loads_answer
@@ -119,7 +125,7 @@ def _line_error(error: Any, context: ErrorContext) -> CallError:
     if status == 499:
         return Retryable(Kind.CANCELLED, found.message)
     is_for_its_form = status == 400 and refuses_schema(found.message)
-    return left_for_live(found, is_for_its_form=is_for_its_form)
+    return leave_for_live_call(found, is_for_its_form=is_for_its_form)
 
 
 def _error_in_words(text: str) -> Any:

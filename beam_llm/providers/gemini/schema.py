@@ -24,7 +24,7 @@ MOST_WORDS = 1_000
 """Of all fixed words of a schema, counted alike."""
 
 _KEPT = ("type", "description")
-_TOLD = (
+_IN_WORDS = (
     "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minItems",
     "maxItems", "minLength", "maxLength", "pattern", "format", "uniqueItems",
 )  # fmt: skip
@@ -84,9 +84,9 @@ def _node(node: Any) -> Schema:
     made = {word: node[word] for word in _KEPT if word in node}
     if node.get("format") in _FORMATS:
         made["format"] = node["format"]
-    told = [f"{word} {node[word]}" for word in _TOLD if word in node and word not in made]
-    if told:
-        made["description"] = "; ".join(filter(None, [node.get("description"), *told]))
+    in_words = [f"{word} {node[word]}" for word in _IN_WORDS if word in node and word not in made]
+    if in_words:
+        made["description"] = "; ".join(filter(None, [node.get("description"), *in_words]))
     if "enum" in node or "const" in node:
         return _of_words(made, node.get("enum", [node.get("const")]))
     # `oneOf` as `anyOf`: a reply that fits two of them is found out when it is read.
@@ -121,8 +121,10 @@ def _of_words(made: Schema, words: Any) -> Schema:
     ]
     if bool in kinds:
         only = {True: "only true", False: "only false"}
-        said = [only[word] for word in (True, False) if any(known is word for known in words)]
-        groups.append({"type": "boolean", **({"description": said[0]} if len(said) == 1 else {})})
+        allowed = [only[word] for word in (True, False) if any(known is word for known in words)]
+        groups.append(
+            {"type": "boolean", **({"description": allowed[0]} if len(allowed) == 1 else {})}
+        )
     if type(None) in kinds:
         groups.append({"type": "null"})
     return {**groups[0], **made} if len(groups) == 1 else {**made, "anyOf": groups}
@@ -209,5 +211,5 @@ def _open_api_enum(made: Schema) -> Schema:
     """OpenAPI's enums here are of strings; numbers are told."""
     if made["type"] == "STRING":
         return {"format": "enum"}
-    told = f"one of {', '.join(map(str, made.pop('enum')))}"
-    return {"description": "; ".join(filter(None, [made.get("description"), told]))}
+    in_words = f"one of {', '.join(map(str, made.pop('enum')))}"
+    return {"description": "; ".join(filter(None, [made.get("description"), in_words]))}

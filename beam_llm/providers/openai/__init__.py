@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from beam_llm.protocols import BatchProvider
     from beam_llm.providers.openai.chat import OpenAIChat
 
-OURS = ("model", "messages", "input", "dimensions", "encoding_format", "stream", "n")
+RESERVED_FIELDS = ("model", "messages", "input", "dimensions", "encoding_format", "stream", "n")
 """Request fields that `extra_body` may not set."""
 
 
@@ -53,7 +53,7 @@ def check(settings: Settings) -> None:
     _check_server(settings, server)
     _check_options(settings, server)
     check_temperature(settings, server.most_temperature)
-    check_extra_body(settings, OURS)
+    check_extra_body(settings, RESERVED_FIELDS)
 
 
 def _check_server(settings: Settings, server: Server) -> None:

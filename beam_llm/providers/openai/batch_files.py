@@ -28,7 +28,7 @@ from beam_llm.providers.job_search import (
     list_page,
     next_token,
     pending_in,
-    read_listed,
+    read_jobs,
 )
 from beam_llm.providers.openai.dialect import Dialect
 from beam_llm.providers.openai.embed_wire import wire_of
@@ -227,7 +227,7 @@ class DialectBatches:
         while True:
             page = self._page(start)
             data = page.get("data")
-            jobs = self._listed(data)
+            jobs = self._read_jobs(data)
             yield jobs
             shown = len(data) if isinstance(data, list) else 0
             paging = page.get("paging")
@@ -243,8 +243,8 @@ class DialectBatches:
                 after = last_id(page, jobs, after)
                 start = {"after": after}
 
-    def _listed(self, jobs: Any) -> list[RemoteJob]:
-        return read_listed(jobs, self._job)
+    def _read_jobs(self, jobs: Any) -> list[RemoteJob]:
+        return read_jobs(jobs, self._job)
 
     def _page(self, start: Mapping[str, str]) -> dict[str, Any]:
         query = {"limit": str(_PAGE_JOBS), **start}
@@ -290,13 +290,13 @@ class DialectBatches:
         end, pause = self._clock() + self._bounds.transfer_seconds, _FIRST_PAUSE_SECONDS
         # Whoever says nothing of it, or nothing more, is asked for the job, and says what is wrong.
         with suppress(CallError):
-            while word(self._shown_at(url).get(field)).lower() in _UNPROCESSED:
+            while word(self._get_object(url).get(field)).lower() in _UNPROCESSED:
                 if self._clock() + pause > end:
                     return
                 self._sleep(pause)
                 pause = min(2 * pause, _MOST_PAUSE_SECONDS)
 
-    def _shown_at(self, url: str) -> dict[str, Any]:
+    def _get_object(self, url: str) -> dict[str, Any]:
         return self._control.harmless(
             lambda seconds: self._control.object("GET", url, seconds, id_field=None)
         )

@@ -62,7 +62,7 @@ class OpenAIChat:
             answer = await ask_in_form(self._dialect, request, send, self._error_of, self._announce)
         except CallError as error:
             answer = await self._in_simpler_form(request, timeout_seconds, error)
-        return self._decoded(answer)
+        return self._decode_reply(answer)
 
     async def _post(self, request: Request, dialect: Dialect, timeout_seconds: float) -> Answer:
         body = encode_body(request, dialect, self._service_tier)
@@ -71,7 +71,7 @@ class OpenAIChat:
     def _error_of(self, answer: Answer) -> CallError:
         return error_of(*answer, self._context)
 
-    def _decoded(self, answer: Answer) -> Completion:
+    def _decode_reply(self, answer: Answer) -> Completion:
         _, headers, reply = answer
         return decode_reply(reply, request_id_of(headers), pace_of(headers), self._context)
 

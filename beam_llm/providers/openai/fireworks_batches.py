@@ -137,8 +137,8 @@ class FireworksBatches(DialectBatches):
             has_tls = parts.scheme == "https" and bool(parts.hostname)
         except ValueError:
             return False
-        ours = urlsplit(self._place.base_url)
-        return has_tls or (parts.scheme, parts.netloc) == (ours.scheme, ours.netloc)
+        own_address = urlsplit(self._place.base_url)
+        return has_tls or (parts.scheme, parts.netloc) == (own_address.scheme, own_address.netloc)
 
     def cancel(self, job_id: str) -> None:
         """Nothing: no job can be cancelled."""
@@ -155,7 +155,7 @@ class FireworksBatches(DialectBatches):
         query = {"pageSize": _PAGE}
         while True:
             page = list_page(self._control, self._url("batchInferenceJobs", query=query))
-            yield self._listed(page.get("batchInferenceJobs"))
+            yield self._read_jobs(page.get("batchInferenceJobs"))
             # A page may be empty before the end; a list that never moves on is no end either.
             query["pageToken"] = next_token(page, "nextPageToken")
             if not query["pageToken"]:

@@ -11,7 +11,7 @@ from typing import Any
 from beam_llm.errors import Aborted, CallError, InputGone, Kind, QueueFull, Retryable
 from beam_llm.protocols import RemoteJob
 from beam_llm.providers.error_meaning import is_hopeless
-from beam_llm.providers.errors import shown, unreadable
+from beam_llm.providers.errors import displayable, unreadable
 from beam_llm.providers.ids import identifier_of
 from beam_llm.providers.typed import count_of, seconds_of, word
 from beam_llm.redaction import redactor_of
@@ -113,20 +113,20 @@ def _cause(errors: Sequence[tuple[str, str, int | None]]) -> CallError | None:
     """Why a job failed as a whole, where there is something to be done about it."""
     if not errors:
         return None
-    said = "; ".join(": ".join(filter(None, error[:2])) for error in errors)
+    reasons = "; ".join(": ".join(filter(None, error[:2])) for error in errors)
     # An error with a line's number is about a record, and may quote words like these from it.
     own = "; ".join(f"{code}: {message if line is None else ''}" for code, message, line in errors)
     if _says_queue_full(own):
-        return QueueFull(said, limit_tokens=stated_limit(own))
+        return QueueFull(reasons, limit_tokens=stated_limit(own))
     code, message, line = errors[0]
     code = code.lower()
     is_for_all = any(word in code for word in _SPENT_WORDS)
     if is_for_all or (line is None and is_hopeless(message)):
-        return Aborted(Kind.ABORTED, f"the provider's validation failed: {said}")
+        return Aborted(Kind.ABORTED, f"the provider's validation failed: {reasons}")
     if line is None and _says_input_gone(own, None):
-        return InputGone(Kind.REJECTED, f"the provider's validation failed: {said}")
+        return InputGone(Kind.REJECTED, f"the provider's validation failed: {reasons}")
     if line is None and any(word in code for word in _OWN_WORDS):
-        return Retryable(Kind.UNAVAILABLE, f"the provider failed: {said}")
+        return Retryable(Kind.UNAVAILABLE, f"the provider failed: {reasons}")
     return None
 
 
@@ -143,18 +143,18 @@ def _job_errors(
             code = redactor_of(key).identifier(word(error.get("code"))[:80])
             yield (
                 code,
-                shown(word(error.get("message")), key, log_data),
+                displayable(word(error.get("message")), key, log_data),
                 count_of(error.get("line")),
             )
         else:
-            yield "", shown(word(error), key, log_data), None
+            yield "", displayable(word(error), key, log_data), None
 
 
 def reason_of(error: CallError) -> CallError:
     """Why a create was refused, as an error that has a remedy."""
     # A 400 may quote a record of a create that holds them all, so only its code counts.
-    said = error.message if error.status == 429 else error.message.partition(":")[0]
-    if _says_queue_full(said):
+    reasons = error.message if error.status == 429 else error.message.partition(":")[0]
+    if _says_queue_full(reasons):
         wait = error.retry_after_seconds
         return QueueFull(
             error.message,

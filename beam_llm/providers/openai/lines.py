@@ -15,7 +15,7 @@ from beam_llm.providers.errors import (
     NO_CONTEXT,
     ErrorContext,
     error_of,
-    left_for_live,
+    leave_for_live_call,
     no_answer,
     unreadable,
 )
@@ -66,7 +66,7 @@ def _answer(response: dict[str, Any], context: ErrorContext, read: ReadReply) ->
     status = status_of(response.get("status_code")) or 200
     if status >= 400 or isinstance(body, str):
         found = error_of(status if status >= 400 else 502, {}, body, context)
-        raise _left_for_live(found, status)
+        raise _leave_for_live_call(found, status)
     return read(body, response.get("request_id"), None, context)
 
 
@@ -94,9 +94,9 @@ def _line_error(response: Any, error: Any, context: ErrorContext) -> CallError:
     for end, kind in ends.items():
         if end in code:
             return Retryable(kind, found.message.removeprefix("HTTP 502 "))
-    return _left_for_live(found, named)
+    return _leave_for_live_call(found, named)
 
 
-def _left_for_live(found: CallError, status: int) -> CallError:
+def _leave_for_live_call(found: CallError, status: int) -> CallError:
     is_for_its_form = status in (400, 422) and refuses_form(found.message)
-    return left_for_live(found, is_for_its_form=is_for_its_form)
+    return leave_for_live_call(found, is_for_its_form=is_for_its_form)

@@ -59,7 +59,7 @@ class MistralBatches(DialectBatches):
             page = list_page(self._control, self._place.url("/batch/jobs", **query))
             data = page.get("data")
             shown, number = shown + len(data) if isinstance(data, list) else shown, number + 1
-            yield self._listed(data)
+            yield self._read_jobs(data)
             total = count_of(page.get("total"))
             # A page may be empty before the end, which the total tells where there is one.
             if not data if total is None else shown >= total:

@@ -28,7 +28,7 @@ from beam_llm.providers.unnamed_jobs import (
     UnnamedSearch,
     tag_of,
     untagged,
-    write_tagged,
+    write_tagged_lines,
 )
 from beam_llm.values import Request
 
@@ -63,7 +63,7 @@ class OpenRouterBatches(DialectBatches):
         """Creates the job, in one try. Raises NotCreated where there is none for certain."""
         assert lines is not None
         with tempfile.TemporaryFile() as body:
-            size = write_tagged(body, lines, tag_of(name).encode(), self._head(lines))
+            size = write_tagged_lines(body, lines, tag_of(name).encode(), self._head(lines))
             seconds = self._control.seconds + size / BYTES_A_SECOND
             url = self._place.url("/batches")
             created = self._control.create(url, body, reason_of, seconds=seconds)
@@ -84,9 +84,9 @@ class OpenRouterBatches(DialectBatches):
 
     def look(self, job_id: str) -> RemoteJob:
         """Raises UnknownJob where the provider does not know the job."""
-        return self._job(self._shown(job_id))
+        return self._job(self._get_job(job_id))
 
-    def _shown(self, job_id: str) -> dict[str, Any]:
+    def _get_job(self, job_id: str) -> dict[str, Any]:
         """The job, with its results once it has ended."""
         return self._large_object(self._place.url(f"/batches/{in_path(job_id)}"))
 
@@ -104,7 +104,7 @@ class OpenRouterBatches(DialectBatches):
                     file.write(orjson.dumps(result) + b"\n")
 
     def _results(self, job_id: str) -> list[Any]:
-        results = self._shown(job_id).get("results")
+        results = self._get_job(job_id).get("results")
         return results if isinstance(results, list) else []
 
     def find(self, name: str, staged: str | None, since: float) -> Sequence[RemoteJob]:

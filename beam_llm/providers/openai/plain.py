@@ -121,7 +121,7 @@ def _plain_completion(
         pace,
         choice.finish_reason,
         tier,
-        billed_of(tokens.cost_in_usd_ticks, tokens.cost, tokens.estimated_cost),
+        billed_usd_of(tokens.cost_in_usd_ticks, tokens.cost, tokens.estimated_cost),
     )
 
 
@@ -129,7 +129,7 @@ TICKS_PER_USD = 10**10
 """xAI's. Source: recorded traffic of 2026-08, beside its price list."""
 
 
-def billed_of(ticks: Any, cost: Any, estimated: Any) -> float | None:
+def billed_usd_of(ticks: Any, cost: Any, estimated: Any) -> float | None:
     """Dollars that a reply has cost, by what its usage says; None where it says nothing."""
     if type(ticks) is int and 0 <= ticks < 2**63:
         return usd_of(ticks / TICKS_PER_USD)

@@ -20,7 +20,7 @@ from beam_llm.providers.errors import (
 )
 from beam_llm.providers.finishes import finish_of
 from beam_llm.providers.openai.dialect import Dialect
-from beam_llm.providers.openai.plain import billed_of, plain_reply
+from beam_llm.providers.openai.plain import billed_usd_of, plain_reply
 from beam_llm.providers.openai.servers import JSON_OBJECT, JSON_SCHEMA
 from beam_llm.providers.reply_json import read_reply
 from beam_llm.providers.strict_schema import schema_in_words, strict_schema
@@ -58,9 +58,9 @@ def encode_body(request: Request, dialect: Dialect, service_tier: str | None = N
         body["service_tier"] = service_tier
     for name, value in sorted(request.extra.items()):
         # OpenRouter's `provider` may hold the user's own routing, which joins ours.
-        ours = body.get(name) if name in dialect.beside_a_schema else None
-        if isinstance(ours, Mapping) and isinstance(value, Mapping):
-            value = {**ours, **value}
+        own_fields = body.get(name) if name in dialect.beside_a_schema else None
+        if isinstance(own_fields, Mapping) and isinstance(value, Mapping):
+            value = {**own_fields, **value}
         body[name] = value
     return request_json(body)
 
@@ -288,7 +288,7 @@ def billed_usd(usage: Any) -> float | None:
     """
     if not isinstance(usage, dict):
         return None
-    billed = billed_of(
+    billed = billed_usd_of(
         *(usage.get(name) for name in ("cost_in_usd_ticks", "cost", "estimated_cost"))
     )
     if usage.get("is_byok") is not True:

@@ -101,7 +101,7 @@ class XaiBatches(DialectBatches):
 
     def _pages(self) -> Iterator[Sequence[RemoteJob]]:
         for page, _ in self._walk("/batches", "batches"):
-            yield self._listed(page)
+            yield self._read_jobs(page)
 
     def cancel(self, job_id: str) -> None:
         """Asks for cancellation; harmless where the job has ended or is not known."""
@@ -183,8 +183,8 @@ def line_of(result: Any) -> bytes:
     result = result if isinstance(result, dict) else {}
     found = result.get("batch_result")
     found = found if isinstance(found, dict) else {}
-    held, error = found.get("response"), found.get("error")
-    body = next(iter(held.values()), None) if isinstance(held, dict) else None
+    response, error = found.get("response"), found.get("error")
+    body = next(iter(response.values()), None) if isinstance(response, dict) else None
     line: dict[str, Any] = {"custom_id": result.get("batch_request_id")}
     if body is not None:
         line["response"] = {"status_code": 200, "body": body}

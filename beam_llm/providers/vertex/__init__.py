@@ -87,9 +87,9 @@ def bucket_of(settings: Settings) -> str:
     location = str(named or settings.staging_location or "")
     if re.fullmatch(r"gs://[a-z0-9][a-z0-9._-]{1,221}(/[^?#\s]*)?", location):
         return location.rstrip("/")
-    said = f"provider_options has 'bucket': {named!r}" if named else "there is no bucket"
+    problem = f"provider_options has 'bucket': {named!r}" if named else "there is no bucket"
     raise UsageError(
-        f"{said}: vertex: keeps the input and the results of batch jobs in Cloud Storage; write "
+        f"{problem}: vertex: keeps the input and the results of batch jobs in Cloud Storage; write "
         "provider_options={'bucket': 'gs://bucket/path'}, or take a staging_location in gs://"
     )
 

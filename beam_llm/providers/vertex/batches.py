@@ -88,14 +88,14 @@ class _Control(ControlCalls):
 
     def call(self, method: str, url: str, seconds: float, **more: Any) -> Answer:
         # For each call: a job's transfers and polls outlast a token's hour.
-        token = self._tokens.renewed()
+        token = self._tokens.fresh_blocking()
         try:
             return self._call(token, method, url, seconds, **more)
         except Aborted as error:
             # A token may end before its time. Also of a create: what is refused so is not done.
             if error.status != 401 or not self._tokens.forget(token):
                 raise
-        return self._call(self._tokens.renewed(), method, url, seconds, **more)
+        return self._call(self._tokens.fresh_blocking(), method, url, seconds, **more)
 
     def _call(self, token: Token, method: str, url: str, seconds: float, **more: Any) -> Answer:
         self._context = self._context._replace(secret=token.value)

@@ -56,7 +56,7 @@ class GivenToken:
         """The token that was given."""
         return self._token
 
-    def renewed(self) -> Token:
+    def fresh_blocking(self) -> Token:
         """The token that was given: there is no other."""
         return self._token
 
@@ -134,9 +134,9 @@ class Tokens:
           CallError: there are no credentials (Aborted), or they can't be renewed now.
         """
         known = self._lasting()
-        return known if known is not None else await asyncio.to_thread(self.renewed)
+        return known if known is not None else await asyncio.to_thread(self.fresh_blocking)
 
-    def renewed(self) -> Token:
+    def fresh_blocking(self) -> Token:
         """The same, blocking."""
         with self._lock:
             known: Token | None = self._lasting()  # another thread's, meanwhile

@@ -17,7 +17,7 @@ from beam_llm.providers.errors import ErrorContext, unreadable
 from beam_llm.providers.gemini.embed_wire import (
     EmbedWire,
     completion_of,
-    encoded,
+    encode_body,
     read_embedding,
     shared_fields,
     text_of,
@@ -47,7 +47,7 @@ def _predict_wire(settings: Settings) -> EmbedWire:
     def encode(request: Request) -> bytes:
         instance = {"content": text_of(request), **fields}
         shared = parameters_of(request.dimensions)
-        return encoded(request, {"instances": [instance], "parameters": shared})
+        return encode_body(request, {"instances": [instance], "parameters": shared})
 
     return EmbedWire("predict", encode, read_prediction)
 
@@ -56,7 +56,7 @@ def _content_wire() -> EmbedWire:
     def encode(request: Request) -> bytes:
         content = {"role": "user", "parts": [{"text": text_of(request)}]}
         config = parameters_of(request.dimensions)
-        return encoded(request, {"content": content, "embedContentConfig": config})
+        return encode_body(request, {"content": content, "embedContentConfig": config})
 
     return EmbedWire("embedContent", encode, read_embedding)
 
@@ -77,7 +77,7 @@ def job_wire_of(settings: Settings) -> JobWire:
     fields = shared_fields(settings, "task_type", "title")
 
     def encode(request: Request) -> bytes:
-        return encoded(request, {"content": text_of(request), **fields})
+        return encode_body(request, {"content": text_of(request), **fields})
 
     def read(payload: Any, context: ErrorContext) -> Completion:
         return read_prediction(payload, settings.model_name, context)
@@ -99,6 +99,6 @@ def read_prediction(payload: Any, model: str, context: ErrorContext) -> Completi
     values = found.get("values")
     if not isinstance(values, list):
         raise unreadable("the reply holds no embedding")
-    told = object_in(found.get("statistics"))
-    is_cut = told.get("truncated") is True
-    return completion_of(values, token_count(told.get("token_count")), model, is_cut=is_cut)
+    statistics = object_in(found.get("statistics"))
+    is_cut = statistics.get("truncated") is True
+    return completion_of(values, token_count(statistics.get("token_count")), model, is_cut=is_cut)

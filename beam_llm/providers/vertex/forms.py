@@ -33,9 +33,9 @@ def digest_of(request: Any) -> str:
     # Only texts: a server adds defaults to the rest, and writes it in another case.
     system = request.get("systemInstruction") or request.get("system_instruction")
     contents = request.get("contents")
-    asked = [_texts(content) for content in (contents if isinstance(contents, list) else [])]
+    texts = [_texts(content) for content in (contents if isinstance(contents, list) else [])]
     try:
-        data = orjson.dumps([_texts(system), asked])
+        data = orjson.dumps([_texts(system), texts])
     except TypeError:
         data = b""
     return hashlib.sha256(data).hexdigest()[:32]

@@ -26,7 +26,7 @@ from beam_llm.errors import Aborted, CallError, Kind, Rejected, Retryable
 from beam_llm.protocols import Store
 from beam_llm.providers.gemini.job_objects import object_in
 from beam_llm.providers.reply_json import loads_answer
-from beam_llm.providers.result_files import is_whole
+from beam_llm.providers.result_files import is_complete_line
 from beam_llm.providers.typed import loads
 from beam_llm.providers.vertex.credentials import error_of
 from beam_llm.providers.vertex.forms import LABEL, REQUESTS, TEXTS, Form
@@ -172,18 +172,18 @@ def _pieces(store: Store, name: str) -> Iterator[bytes]:
         if newline:
             yield whole + newline
     if rest:
-        yield rest + b"\n" if is_whole(rest) else rest
+        yield rest + b"\n" if is_complete_line(rest) else rest
 
 
 def _write(data: bytes, ids: Ids, file: IO[bytes], form: Form) -> bytes:
     """Writes the lines; gives back what was cut of one, as another object's lines may follow."""
     *lines, cut = data.split(b"\n")
     for line in lines:
-        file.write(_keyed(line, ids, form))
+        file.write(_with_its_id(line, ids, form))
     return cut
 
 
-def _keyed(line: bytes, ids: Ids, form: Form) -> bytes:
+def _with_its_id(line: bytes, ids: Ids, form: Form) -> bytes:
     """The line under the id of its request; unchanged where that can't be told."""
     try:
         # A vector is read of what is written here, and that has each key once.
