@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pydantic
 import pytest
 
-from beam_llm.cli.definitions import definition_of, rechecker, written_schema
+from beam_llm.cli.definitions import definition_of, output_schema, rechecker
 from beam_llm.cli.files.records import Answer, digest_of
 from beam_llm.cli.files.sources import find_sources
 from beam_llm.cli.files.survey import Survey, survey
@@ -95,7 +95,7 @@ def test_parquet_has_all_that_json_lines_have(
             found.columns,
             found.digests,
             "answer",
-            written_schema(output),
+            output_schema(output),
             lambda: iter(answers),
         )
     assert json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])["answer"] == written
@@ -105,7 +105,7 @@ def test_parquet_has_all_that_json_lines_have(
 
 
 def test_a_model_with_aliases_is_a_struct_of_its_written_names(tmp_path: Path) -> None:
-    schema = written_schema(Output(Order))
+    schema = output_schema(Output(Order))
     assert set(schema["properties"]) == {"color", "howMany", "parts", "many"}
     assert isinstance(pa.array([{"color": "red"}]).type, pa.StructType)
 

@@ -28,7 +28,7 @@ from beam_llm.cli.flags import output_type
 from beam_llm.cli.main import main
 from beam_llm.cli.progress import Meter, ProgressLine
 from beam_llm.cli.running import LIVE_CALLS, Interrupted, Measured, reason_of, watched
-from beam_llm.cli.stored import StoredAnswer, stored_line
+from beam_llm.cli.stored import StoredAnswer, encode_answer
 from beam_llm.cli.words import dollars, duration, shortened, table
 from beam_llm.config import EACH, options_of, settings_from_options
 from beam_llm.errors import UsageError
@@ -777,7 +777,7 @@ def test_attach_counts_what_workers_elsewhere_stored(
         ended = {"a": ("positive", None), "b": (None, "missing")}
         for number, (text, (value, kind)) in enumerate(ended.items()):
             answer = StoredAnswer(number, value, kind, kind)
-            Path(folder, f"{number}.jsonl").write_bytes(stored_line(answer, {"text": text}))
+            Path(folder, f"{number}.jsonl").write_bytes(encode_answer(answer, {"text": text}))
         return Measured({}, None)
 
     monkeypatch.setattr("beam_llm.cli.pipeline.collect", collect)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_llm.cli.comparing.advice import Candidate, advise
-from beam_llm.cli.comparing.population import Population, stratified
+from beam_llm.cli.comparing.population import Population, draw_stratified
 from beam_llm.cli.files.records import Source
 from beam_llm.cli.main import main
 from beam_llm.config import settings
@@ -439,7 +439,7 @@ def test_of_the_whole_input_a_few_bytes_a_record_are_held(tmp_path: Path) -> Non
 @given(st.lists(st.integers(0, 500), min_size=1, max_size=200), st.integers(1, 50))
 def test_a_sample_is_spread_over_the_lengths(lengths: list[int], count: int) -> None:
     digests = [str(place).encode() for place in range(len(lengths))]
-    chosen = stratified(lengths, digests, count, 0)
+    chosen = draw_stratified(lengths, digests, count, 0)
     assert len(chosen) == len(set(chosen)) == min(count, len(lengths))
     in_order, among = sorted(lengths), sorted(lengths[place] for place in chosen)
     for number, length in enumerate(among):

@@ -113,12 +113,12 @@ def until_ended(client: Any, job_id: str) -> RemoteJob:
 
 def test_of_many_calls_with_one_token_the_first_has_it_renewed(vertex: Any) -> None:
     tokens = Tokens()
-    first = tokens.renewed()
+    first = tokens.fresh_blocking()
     assert tokens.forget(first)
-    second = tokens.renewed()
+    second = tokens.fresh_blocking()
     assert second.value != first.value
     assert tokens.forget(first)
-    assert tokens.renewed() is second
+    assert tokens.fresh_blocking() is second
 
 
 def test_credentials_that_are_refused_again_are_an_error(cloud: Any) -> None:

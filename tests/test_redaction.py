@@ -12,7 +12,7 @@ from urllib.parse import quote
 import pytest
 
 from beam_llm import LLMPredict, providers
-from beam_llm.cli.reporting.shared import settings_shown
+from beam_llm.cli.reporting.shared import display_settings
 from beam_llm.cli.words import options_in_words
 from beam_llm.config import settings
 from beam_llm.errors import CallError, Kind
@@ -59,7 +59,7 @@ def test_a_token_in_the_path_of_a_base_url_is_in_nothing_that_is_shown():
         .display_data()["base.url"]
         .value,
         "a dry run": "".join(options_in_words(known)),
-        "a page": dict(settings_shown(known, redacted=False))["base.url"],
+        "a page": dict(display_settings(known, redacted=False))["base.url"],
         "an exception of others": redact(f"no route to {url}"),
         "a redirect": error_of(307, {"location": url}, b"").message,
     }

@@ -210,7 +210,7 @@ def test_a_token_is_fetched_once_and_renewed_before_it_ends_and_never_on_the_loo
     assert asyncio.run(many()) == {"ya29.token-number-1"}
     clock.sleep(2)
     assert asyncio.run(many()) == {"ya29.token-number-2"}
-    headers = tokens.renewed().headers
+    headers = tokens.fresh_blocking().headers
     assert headers["Authorization"] == "Bearer ya29.token-number-2"
     assert headers["x-goog-user-project"] == "billed"
 
@@ -228,7 +228,7 @@ def test_a_token_is_fetched_once_and_renewed_before_it_ends_and_never_on_the_loo
 def test_credentials_that_fail_are_an_error_without_their_words(fails, kind):
     tokens = Tokens(lambda: Credentials(FakeClock(), fails))
     with pytest.raises(CallError) as caught:
-        tokens.renewed()
+        tokens.fresh_blocking()
     assert caught.value.kind == kind
     assert "secret" not in caught.value.message
 
@@ -239,7 +239,7 @@ def test_without_credentials_it_is_said_how_to_get_some(monkeypatch):
 
     monkeypatch.setattr("google.auth.default", none)
     with pytest.raises(Aborted, match="gcloud auth application-default login"):
-        Tokens().renewed()
+        Tokens().fresh_blocking()
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{}"], ids=["a folder", "empty", "list", "{}"])
@@ -248,7 +248,7 @@ def test_a_file_without_credentials_is_named(tmp_path, monkeypatch, content):
     path.mkdir() if content is None else path.write_text(content)
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
     with pytest.raises(Aborted, match=r"account\.json"):
-        Tokens().renewed()
+        Tokens().fresh_blocking()
 
 
 def test_a_service_account_gets_its_token_and_the_call_goes_with_it(

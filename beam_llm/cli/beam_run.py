@@ -44,7 +44,7 @@ def pipeline_options(beam_options: list[str], place: str = "after --") -> Pipeli
     """
     # Of an option given twice the last one counts.
     options = PipelineOptions([_DEFAULT_RUNNER, *beam_options])
-    with _refused_in_one_line(place):
+    with _usage_error_in_one_line(place):
         runner = options.view_as(StandardOptions).runner
         _check_runner(options, place)
         if runner.rpartition(".")[2] in _KNOWN_BY_A_SERVER:
@@ -69,7 +69,7 @@ def _check_runner(options: PipelineOptions, place: str) -> None:
 
 
 @contextmanager
-def _refused_in_one_line(place: str) -> Iterator[None]:
+def _usage_error_in_one_line(place: str) -> Iterator[None]:
     """Beam answers a value that it can't read with its 150 options and the end of the process."""
     printed = io.StringIO()
     try:

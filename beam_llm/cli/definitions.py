@@ -98,7 +98,7 @@ def rechecker(output: Output) -> Callable[[Any], Any]:
     return check
 
 
-def written_schema(output: Output) -> dict[str, Any]:
+def output_schema(output: Output) -> dict[str, Any]:
     """JSON schema of answers as they are written: with aliases for writing, and computed fields,
     which the model isn't asked for.
     """

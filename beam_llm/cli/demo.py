@@ -317,17 +317,17 @@ def _comparison(single: Way, live: Way, staged: Way, differing: int) -> str:
         else f"{differing:,} differ between the two ways, and should not."
     )
     is_cheaper = staged.cost_usd < live.cost_usd
-    again = f"{_saved(staged, live)} less again" if is_cheaper else "no cheaper than live here"
+    again = f"{_savings(staged, live)} less again" if is_cheaper else "no cheaper than live here"
     return (
         f"\nLive:      {fewer:.0f}x fewer calls than one by one, {faster:.0f}x faster, "
-        f"{_saved(live, single)} less to pay.\n"
-        f"Batch API: {again}, {_saved(staged, single)} less than one by one. (A real job takes "
+        f"{_savings(live, single)} less to pay.\n"
+        f"Batch API: {again}, {_savings(staged, single)} less than one by one. (A real job takes "
         "minutes to a day.)\n"
         f"Answers:   {same}\n"
     )
 
 
-def _saved(way: Way, before: Way) -> str:
+def _savings(way: Way, before: Way) -> str:
     return f"{1 - way.cost_usd / before.cost_usd:.0%}" if before.cost_usd else "nothing"
 
 

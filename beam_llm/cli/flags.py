@@ -217,7 +217,7 @@ def add_cells(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_unused(parser: argparse.ArgumentParser, *switches: str) -> None:
+def add_ignored_flags(parser: argparse.ArgumentParser, *switches: str) -> None:
     """Adds what predict has besides, so that a command of it becomes another by its first word.
 
     Args:

@@ -68,7 +68,7 @@ def inputs_of(
         if writes:
             # Whether it is there already is asked below, where it can be told what is in it.
             refuse_overwriting(command.target._replace(replaces=True), sources)
-            _refuse_finished(command)
+            _refuse_finished_output(command)
             # Bytes that are not text have a place in parquet alone, and only where it is parquet
             # all the way.
             keeps_bytes = format_of(
@@ -81,7 +81,7 @@ def inputs_of(
             os.unlink(path)
 
 
-def _refuse_finished(command: PredictCommand) -> None:
+def _refuse_finished_output(command: PredictCommand) -> None:
     if command.target.replaces or command.output == "-" or not is_there(command.output):
         return
     ends = count_ends(command.target, command.answer_field)

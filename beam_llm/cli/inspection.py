@@ -60,7 +60,7 @@ def inspect_answers(
         if ordinal in wanted:
             found[ordinal] = (f"{source}:{row.line:,}", row.fields)
         if truth is not None:
-            share += _judged(truth_of(row.fields.get(truth), output), answer)
+            share += _judge(truth_of(row.fields.get(truth), output), answer)
         elif ordinal >= last:
             break
     return Inspection(None if truth is None else share, found)
@@ -70,7 +70,7 @@ def _rows(sources: Sequence[Source]) -> Iterator[tuple[Source, Row]]:
     return ((source, row) for source in sources for row in read_rows(source))
 
 
-def _judged(right: Any, answer: StoredAnswer) -> Share:
+def _judge(right: Any, answer: StoredAnswer) -> Share:
     if right is NO_ANSWER:
         return Share(0, 0)
     return Share(int(answer.error is None and same_answer(right, answer.value, FLOAT_TOLERANCE)), 1)

@@ -21,7 +21,7 @@ from beam_llm.cli.files.target import Target, refuse_overwriting
 from beam_llm.cli.files.writers import write_json_lines
 from beam_llm.cli.flags import chosen_settings
 from beam_llm.cli.progress import Meter, write_line
-from beam_llm.cli.running import Measured, runs_here, watched
+from beam_llm.cli.running import Measured, run_watched, runs_here
 from beam_llm.cli.spool import Spool, records_in
 from beam_llm.cli.summary import exit_code_of
 from beam_llm.cli.tally import Tally
@@ -130,7 +130,7 @@ def attach(chosen: argparse.Namespace) -> int:
     # Answers go by the disk: a job's may be more than fits into memory.
     spool = Spool(_new_folder(chosen))
     try:
-        tally = _collected(chosen, settings, ids, spool.folder)
+        tally = _collect(chosen, settings, ids, spool.folder)
     finally:
         spool.remove()
     if not chosen.quiet:
@@ -152,15 +152,13 @@ def _target(chosen: argparse.Namespace) -> Target:
     return Target(chosen.output, "jsonl", replaces=chosen.force)
 
 
-def _collected(
-    chosen: argparse.Namespace, settings: Settings, ids: list[str], folder: str
-) -> Tally:
+def _collect(chosen: argparse.Namespace, settings: Settings, ids: list[str], folder: str) -> Tally:
     def run() -> Measured:
         from beam_llm.cli import pipeline
 
         return pipeline.collect(settings, ids, folder, list(chosen.beam_options))
 
-    watched(
+    run_watched(
         run,
         Meter(0),
         go_on="the jobs stay in the ledger, and the same command again collects them",
@@ -248,10 +246,10 @@ def cleanup(chosen: argparse.Namespace) -> int:
                     raise
                 place = " at ".join(filter(None, whose))
                 write_line(f"{chosen.name}: what is kept by {place} is left: {error}")
-        return _cleaned_up(chosen, store, providers)
+        return _clean_up(chosen, store, providers)
 
 
-def _cleaned_up(
+def _clean_up(
     chosen: argparse.Namespace, store: Store, providers: Mapping[tidy.Whose, BatchProvider]
 ) -> int:
     # What is shown is found by the same code that removes it.
@@ -259,7 +257,7 @@ def _cleaned_up(
     print(_removal(would))
     if not would.names and not would.provider_files and not would.leftovers:
         return ALL_ANSWERED
-    if not chosen.yes and not _agreed():
+    if not chosen.yes and not _ask_for_consent():
         print("nothing was removed")
         return ALL_ANSWERED
     done = tidy.cleanup(store, providers, dry_run=False)
@@ -286,7 +284,7 @@ def _removal(would: Cleanup) -> str:
     return f"{head}Of {plural(len(would.jobs), 'finished job')} this removes {would.texts}.{kept}"
 
 
-def _agreed() -> bool:
+def _ask_for_consent() -> bool:
     """Asks on the terminal.
 
     Raises:

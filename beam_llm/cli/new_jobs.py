@@ -42,9 +42,9 @@ class NewJobs:
     @cached_property
     def numbers(self) -> dict[str, frozenset[int]]:
         """Numbers of the jobs that were added, by their ledger's location."""
-        return {location: self._added(location) for location in self._newest}
+        return {location: self._new_numbers(location) for location in self._newest}
 
-    def _added(self, location: str) -> frozenset[int]:
+    def _new_numbers(self, location: str) -> frozenset[int]:
         ledger = Ledger(open_store(location))
         roots = ledger.intents(self._newest[location])
         return frozenset(
@@ -55,7 +55,7 @@ class NewJobs:
         """Requests in the jobs that were added."""
         return sum(_requests_of(location, numbers) for location, numbers in self.numbers.items())
 
-    def waited_for(self, meter: Meter) -> dict[str, frozenset[int]]:
+    def awaited_jobs(self, meter: Meter) -> dict[str, frozenset[int]]:
         """The jobs whose answers the run waited for, by their ledger's location.
 
         Args:

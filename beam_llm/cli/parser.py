@@ -79,12 +79,12 @@ def add_command(
         description=kwargs.pop("description", text),
         epilog=kwargs.pop("epilog", IN_WORDS),
     )
-    parser.set_defaults(run=_imported_when_called(run), name=parser.prog)
+    parser.set_defaults(run=_import_when_called(run), name=parser.prog)
     parser.add_argument("--debug", action="store_true", help="tracebacks and Beam's own messages")
     return parser
 
 
-def _imported_when_called(name: str) -> Callable[[Any], int]:
+def _import_when_called(name: str) -> Callable[[Any], int]:
     module, _, function = name.partition(":")
 
     def run(chosen: Any) -> int:

@@ -16,7 +16,7 @@ from beam_llm.cli.definitions import definition_of
 from beam_llm.cli.files.records import Row, Source, digest_of
 from beam_llm.cli.files.sources import read_rows
 from beam_llm.cli.running import Measured, stopping
-from beam_llm.cli.stored import StoredAnswer, stored_line
+from beam_llm.cli.stored import StoredAnswer, encode_answer
 from beam_llm.cli.storing import StoreInSpool, place_of, write_once
 from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind
@@ -74,8 +74,8 @@ class StoreAnswers(StoreInSpool):
         self._output = Output(self._settings.output)
         self.definition = definition_of(self._settings.output)
 
-    def stored(self, element: Prediction) -> StoredAnswer:
-        return to_stored(element, *place_of(element.element[0]), self._output)
+    def to_stored_answer(self, element: Prediction) -> StoredAnswer:
+        return stored_answer_of(element, *place_of(element.element[0]), self._output)
 
 
 class LinesOfRecords(beam.DoFn):
@@ -91,12 +91,14 @@ class LinesOfRecords(beam.DoFn):
 
     def process(self, element: Prediction) -> tuple[bytes]:
         key, value = element.element if is_keyed(element.element) else (None, element.element)
-        answer = to_stored(element, *place_of(key), self._output)
+        answer = stored_answer_of(element, *place_of(key), self._output)
         events.tell("stored", answer=answer)
-        return (stored_line(answer, dict(fields_of(value)) or {"element": value}),)
+        return (encode_answer(answer, dict(fields_of(value)) or {"element": value}),)
 
 
-def to_stored(prediction: Prediction, ordinal: int, digest: str, output: Output) -> StoredAnswer:
+def stored_answer_of(
+    prediction: Prediction, ordinal: int, digest: str, output: Output
+) -> StoredAnswer:
     """How a record ended, in the form that files keep; an answer that its own class can't write is
     an error.
     """

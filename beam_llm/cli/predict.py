@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from time import time
 
-from beam_llm.cli.definitions import definition_of, rechecker, written_schema
+from beam_llm.cli.definitions import definition_of, output_schema, rechecker
 from beam_llm.cli.files.records import Answer, Source
 from beam_llm.cli.files.survey import Survey, changes_between, survey
 from beam_llm.cli.files.target import is_there
@@ -32,8 +32,8 @@ from beam_llm.cli.running import (
     Measured,
     RunError,
     check_key,
+    run_watched,
     runs_here,
-    watched,
 )
 from beam_llm.cli.spool import Spool, folder_for
 from beam_llm.cli.spool_index import SpoolIndex
@@ -139,7 +139,7 @@ class _Run:
             new = NewJobs([command.settings], here=runs_here(command.beam_options))
             measured = self.ask(done, meter)
             lines = new.requests()
-            new.waited_for(meter)
+            new.awaited_jobs(meter)
         tally, inspection = self.write()
         # Only now: a kill before the output has its name has to find the answers again.
         self.spool.remove()
@@ -216,7 +216,7 @@ class _Run:
             )
 
         waits = command.settings.mode == "batch_api"
-        return watched(
+        return run_watched(
             work,
             meter,
             go_on=WAITING_JOBS if waits else LIVE_CALLS,
@@ -258,11 +258,11 @@ class _Run:
 
         with self.answers() as index:
             if index.missing():
-                self.refuse_lost(index.missing())
+                self.raise_for_lost_records(index.missing())
             # Read once for the sums and once for the file: in memory are only their places.
             for answer in index.answers():
                 tally.add(answer)
-            schema = written_schema(self.output)
+            schema = output_schema(self.output)
             write_rows(
                 command.target,
                 self.sources,
@@ -277,7 +277,7 @@ class _Run:
             )
         return tally, inspection
 
-    def refuse_lost(self, missing: int) -> None:
+    def raise_for_lost_records(self, missing: int) -> None:
         """Raises for records that came back without an end.
 
         Raises:

@@ -120,7 +120,7 @@ class Report:
         return self.counters.get("requests", 0) + self.lines
 
 
-def combined(reports: Sequence[Report]) -> Report:
+def combine_reports(reports: Sequence[Report]) -> Report:
     """Several runs, one after another, as one."""
     tally, counters = Tally(), Counter[str]()
     for report in reports:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from typing import IO, Any
 
 from beam_llm.cli.tally import Tally
-from beam_llm.cli.words import dollars, duration, shortened, tried_again
+from beam_llm.cli.words import describe_retries, dollars, duration, shortened
 from beam_llm.errors import plural, printable
 from beam_llm.events import ACTIVITY
 
@@ -95,7 +95,7 @@ class Meter:
         """
         now, before = ACTIVITY.snapshot(), self._before
         parts = [f"{now.in_flight:,} in flight"] if now.in_flight else []
-        return parts + tried_again(
+        return parts + describe_retries(
             now.retries - before.retries, now.waits - before.waits, now.timeouts - before.timeouts
         )
 

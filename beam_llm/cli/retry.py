@@ -29,7 +29,7 @@ from beam_llm.cli.files.sources import format_of, read_all, read_rows
 from beam_llm.cli.files.survey import Column, Survey
 from beam_llm.cli.files.target import Target
 from beam_llm.cli.spool_index import SpoolIndex
-from beam_llm.cli.stored import Check, StoredAnswer, stored_line
+from beam_llm.cli.stored import Check, StoredAnswer, encode_answer
 from beam_llm.config import Settings, replaced
 from beam_llm.errors import Kind, UsageError, plural
 
@@ -115,14 +115,14 @@ def version_of(target: Target) -> str:
     Records that fail again leave the very same content: without the time the next retry would find
     their errors in the ledger, and ask nobody.
     """
-    hasher = hashlib.sha256(str(_written_at(target.path)).encode())
+    hasher = hashlib.sha256(str(_modification_time(target.path)).encode())
     with open_bytes(target.path) as file:
         while part := file.read(1 << 20):
             hasher.update(part)
     return hasher.hexdigest()[:12]
 
 
-def _written_at(path: str) -> float:
+def _modification_time(path: str) -> float:
     if not is_remote(path):
         return os.stat(path).st_mtime_ns
     from apache_beam.io.filesystems import FileSystems
@@ -165,12 +165,12 @@ def prior_answers(
         ordinal = ordinals.popleft()
         digest = found.digest(ordinal).hex()
         if row.error is None:
-            value = _typed(row.value, check)
-            lines.write(stored_line(StoredAnswer(ordinal, value, None, None, digest=digest)))
+            value = _parse_cell(row.value, check)
+            lines.write(encode_answer(StoredAnswer(ordinal, value, None, None, digest=digest)))
         elif holds_doubtful and row.error.startswith(_DOUBTFUL):
             held.append(ordinal)
             doubtful = StoredAnswer(ordinal, None, Kind.DOUBTFUL, row.error, digest=digest)
-            lines.write(stored_line(doubtful))
+            lines.write(encode_answer(doubtful))
     if count and gone == count:
         lines.close()
         raise UsageError(
@@ -180,7 +180,7 @@ def prior_answers(
     return PriorAnswers(lines, held, gone, sum(map(len, places.values())))
 
 
-def _typed(value: Any, check: Check) -> Any:
+def _parse_cell(value: Any, check: Check) -> Any:
     """The answer that a cell's text was made of: the text where it can be one, else what it spells
     as JSON.
     """

@@ -71,7 +71,7 @@ def check_key(settings: Settings) -> None:
     resolve_key(settings.api_key)
 
 
-def watched(
+def run_watched(
     run: Callable[[], Measured], meter: Meter, *, go_on: str, quiet: bool, at_once: bool
 ) -> Measured:
     """Runs a pipeline.
@@ -88,16 +88,16 @@ def watched(
     with (
         events.listening(meter.hear),
         ProgressLine(meter.line, quiet=quiet),
-        _stopped_by_ctrl_c(at_once),
+        _stop_on_ctrl_c(at_once),
     ):
         try:
             measured = run()
         except KeyboardInterrupt:
-            raise Interrupted(_kept(meter, go_on)) from None
+            raise Interrupted(_describe_stop(meter, go_on)) from None
         except Exception as error:
             # Beam makes a RuntimeError of a KeyboardInterrupt that meets a DoFn.
             if stopping.is_set():
-                raise Interrupted(_kept(meter, go_on)) from error
+                raise Interrupted(_describe_stop(meter, go_on)) from error
             if isinstance(error, LLMError):
                 raise
             so_far = (
@@ -108,11 +108,11 @@ def watched(
             raise RunError(reason_of(error) + so_far) from error
         # The pipeline has ended by itself, but early: records were left unread.
         if stopping.is_set():
-            raise Interrupted(_kept(meter, go_on))
+            raise Interrupted(_describe_stop(meter, go_on))
     return measured
 
 
-def _kept(meter: Meter, go_on: str) -> str:
+def _describe_stop(meter: Meter, go_on: str) -> str:
     if elsewhere.is_set():
         return LEFT_RUNNING
     answers = meter.tally.records - meter.tally.failed
@@ -125,7 +125,7 @@ def _kept(meter: Meter, go_on: str) -> str:
 
 
 @contextmanager
-def _stopped_by_ctrl_c(at_once: bool) -> Iterator[None]:
+def _stop_on_ctrl_c(at_once: bool) -> Iterator[None]:
     """A live run's first Ctrl-C lets calls in flight finish, for they are paid; the next one ends
     at once.
     """

@@ -35,11 +35,11 @@ def show(command: PredictCommand, most: int) -> int:
         elements = (row.fields for row in read_all(sources))
         for request in preview(command.settings, elements, most):
             unusable += request.error is not None
-            print(without_images(in_json(_shown(request)), command.settings))
+            print(without_images(in_json(_describe_request(request)), command.settings))
     return unusable
 
 
-def _shown(request: RequestPreview) -> dict[str, Any]:
+def _describe_request(request: RequestPreview) -> dict[str, Any]:
     if request.error is not None:
         return {"error": str(request.error), "record": request.elements[0]}
     return {
@@ -58,7 +58,7 @@ def first_request(settings: Settings, elements: Iterable[Any]) -> Iterator[str]:
     none.
     """
     elements = list(elements)
-    found = _previewed(settings, elements)
+    found = _preview_one(settings, elements)
     if not found:
         yield "(no record is asked)"
         return
@@ -72,7 +72,7 @@ def first_request(settings: Settings, elements: Iterable[Any]) -> Iterator[str]:
     yield cost_in_words(settings, elements) + more
 
 
-def _previewed(settings: Settings, elements: Iterable[Any]) -> Sequence[RequestPreview]:
+def _preview_one(settings: Settings, elements: Iterable[Any]) -> Sequence[RequestPreview]:
     if settings.task == "reduce":
         return list(islice(previews(settings, elements), 1))
     # Which model reads a record is told by the record, so each has a reader of its own.
@@ -90,7 +90,7 @@ def in_json(value: Any) -> str:
 
 def without_images(text: str, settings: Settings) -> str:
     """A request's JSON with the data of its images shortened, where it may have any."""
-    return _DATA.sub(_shortened, text) if settings.media else text
+    return _DATA.sub(_shorten_image, text) if settings.media else text
 
 
 def _as_text(value: Any) -> str:
@@ -101,7 +101,7 @@ _DATA = re.compile(r"(?<=[,\"])([A-Za-z0-9+/]{40})[A-Za-z0-9+/]{60,}={0,2}(?=\")
 """An image in base64; the first characters of it tell its kind."""
 
 
-def _shortened(found: re.Match[str]) -> str:
+def _shorten_image(found: re.Match[str]) -> str:
     return f"{found[1]}… ({len(found[0]):,} characters)"
 
 

@@ -33,7 +33,7 @@ from beam_llm.cli.files.records import is_remote, open_bytes
 from beam_llm.cli.files.sources import is_special
 from beam_llm.cli.files.survey import changes_between
 from beam_llm.cli.spool_index import SpoolIndex
-from beam_llm.cli.stored import Check, StoredAnswer, parse_line, stored_line
+from beam_llm.cli.stored import Check, StoredAnswer, encode_answer, parse_line
 from beam_llm.errors import LLMError
 
 _log = logging.getLogger("beam_llm")
@@ -80,7 +80,7 @@ class SpoolFile:
 
     def add(self, answer: StoredAnswer) -> None:
         """Writes how a record ended."""
-        self._file.write(stored_line(answer))
+        self._file.write(encode_answer(answer))
         if (now := time.monotonic()) - self._flushed > _FLUSH_SECONDS:
             self._flushed = now
             self._file.flush()
@@ -109,7 +109,7 @@ class Spool:
         """Remembers what the records are now; returns what became of those of an earlier run, in
         words: nothing where they are the same, or there was none.
         """
-        names = sorted(_files_named(self.folder, ".digests", self._owner))
+        names = sorted(_files_ending_in(self.folder, ".digests", self._owner))
         before = None
         if names:
             with open_bytes(names[-1]) as file:
@@ -138,7 +138,7 @@ class Spool:
             `check`.
         """
         index = SpoolIndex(digests)
-        for path in sorted(_files_named(self.folder, ".jsonl", self._owner)):
+        for path in sorted(_files_ending_in(self.folder, ".jsonl", self._owner)):
             is_present = os.path.basename(path).split("-")[1] == definition
             with open_bytes(path) as file:
                 index.add_lines(file, None if is_present else check)
@@ -148,11 +148,11 @@ class Spool:
         """Removes all answers: those of records without a place are nobody's in another run."""
         from apache_beam.io.filesystems import FileSystems
 
-        FileSystems.delete(_files_named(self.folder, ".jsonl", self._owner))
+        FileSystems.delete(_files_ending_in(self.folder, ".jsonl", self._owner))
 
     def lines(self) -> Iterator[StoredAnswer]:
         """All answers of records that had no place in an input, as `write_once` stored them."""
-        for path in sorted(_files_named(self.folder, ".jsonl", self._owner)):
+        for path in sorted(_files_ending_in(self.folder, ".jsonl", self._owner)):
             with open_bytes(path) as file:
                 for line in file:
                     if (answer := parse_line(line)) is not None:
@@ -162,7 +162,7 @@ class Spool:
         """Marks its answers as those of an output that is written with errors among them: they stay
         for `--retry-errors`.
         """
-        if not was_kept(self.folder):
+        if not is_marked_kept(self.folder):
             _create(self.folder, _KEPT).close()
 
     def remove(self) -> None:
@@ -184,15 +184,15 @@ class Spool:
         if self._lock is None:
             return
         if os.path.isdir(self.folder) and not (
-            was_kept(self.folder)
-            or any(os.path.getsize(path) for path in _files_named(self.folder, ".jsonl"))
+            is_marked_kept(self.folder)
+            or any(os.path.getsize(path) for path in _files_ending_in(self.folder, ".jsonl"))
         ):
             shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.close()
         self._lock = None
 
 
-def was_kept(folder: str) -> bool:
+def is_marked_kept(folder: str) -> bool:
     """Whether the folder has the answers of an output that is written, with errors among them."""
     path = f"{folder}/{_KEPT}"
     if not is_remote(folder):
@@ -204,7 +204,7 @@ def holds_answers(folder: str) -> bool:
     """Whether there is such a folder with answers in it, or marked to have all there can be."""
     if not is_remote(folder) and not os.path.isdir(folder):
         return False
-    return was_kept(folder) or bool(_files_named(folder, ".jsonl"))
+    return is_marked_kept(folder) or bool(_files_ending_in(folder, ".jsonl"))
 
 
 def records_in(folder: str) -> Iterator[tuple[StoredAnswer, dict[str, Any]]]:
@@ -213,7 +213,7 @@ def records_in(folder: str) -> Iterator[tuple[StoredAnswer, dict[str, Any]]]:
     """
     places: list[tuple[int, int]] = []
     with tempfile.TemporaryFile(prefix="beam-llm-") as together:
-        for path in sorted(_files_named(folder, ".jsonl")):
+        for path in sorted(_files_ending_in(folder, ".jsonl")):
             with open_bytes(path) as lines:
                 for line in lines:
                     places.append((orjson.loads(line)[0], together.tell()))
@@ -290,7 +290,7 @@ def _create(folder: str, name: str) -> IO[bytes]:
     )
 
 
-def _files_named(folder: str, suffix: str, owner: int | None = None) -> list[str]:
+def _files_ending_in(folder: str, suffix: str, owner: int | None = None) -> list[str]:
     """Files in the folder whose names end so.
 
     Args:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 from beam_llm.cli.files.records import DIGEST_BYTES
 from beam_llm.cli.files.survey import each_digest
-from beam_llm.cli.stored import Check, StoredAnswer, answer_of, parse_line, stored_line
+from beam_llm.cli.stored import Check, StoredAnswer, answer_of, encode_answer, parse_line
 
 _NOWHERE = -1
 
@@ -53,7 +53,7 @@ class SpoolIndex:
                 continue
             if check is not None and answer.error is None:
                 try:
-                    line = stored_line(answer._replace(value=check(answer.value)))
+                    line = encode_answer(answer._replace(value=check(answer.value)))
                 except ValueError:
                     self.unfit += 1
                     continue

@@ -46,7 +46,7 @@ class StoredAnswer(NamedTuple):
     model: str = ""
 
 
-def stored_line(answer: StoredAnswer, fields: Mapping[str, Any] | None = None) -> bytes:
+def encode_answer(answer: StoredAnswer, fields: Mapping[str, Any] | None = None) -> bytes:
     """The answer's line, with its newline.
 
     Args:

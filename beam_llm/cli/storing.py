@@ -32,7 +32,7 @@ def place_of(key: Any) -> tuple[int, str]:
 class StoreInSpool(beam.DoFn, ABC):
     """How elements ended into the spool, one file per bundle. Emits nothing.
 
-    Subclasses say what is kept of an element (`stored`), and who made it (`definition`).
+    Subclasses say what is kept of an element (`to_stored_answer`), and who made it (`definition`).
 
     Args:
       folder: of the spool.
@@ -44,7 +44,7 @@ class StoreInSpool(beam.DoFn, ABC):
         self._folder = absolute(folder)  # a worker may stand in another
 
     @abstractmethod
-    def stored(self, element: Any) -> StoredAnswer:
+    def to_stored_answer(self, element: Any) -> StoredAnswer:
         """How it ended."""
 
     def is_an_end(self, answer: StoredAnswer) -> bool:
@@ -61,7 +61,7 @@ class StoreInSpool(beam.DoFn, ABC):
         # At the first element: a bundle without any leaves no empty file behind.
         if self._file is None:
             self._file = SpoolFile(self._folder, self.definition)
-        answer = self.stored(element)
+        answer = self.to_stored_answer(element)
         self._file.add(answer)
         if self.is_an_end(answer):
             events.tell("stored", answer=answer)

@@ -11,7 +11,7 @@ from beam_llm.cli.exit_codes import ALL_ANSWERED, SOME_ERRORS
 from beam_llm.cli.predict_command import PredictCommand, Report
 from beam_llm.cli.progress import write_line
 from beam_llm.cli.tally import Tally
-from beam_llm.cli.words import duration, percent, shortened, tried_again
+from beam_llm.cli.words import describe_retries, duration, percent, shortened
 from beam_llm.errors import plural, printable
 from beam_llm.events import warning_in_words
 from beam_llm.prompting.agreement import Share
@@ -155,7 +155,9 @@ def calls_of(report: Report) -> str:
     if jobs and live:
         jobs += f" and {live:,} live"
     further = ", ".join(
-        tried_again(*(report.counters.get(name, 0) for name in ("retries", "waits", "timeouts")))
+        describe_retries(
+            *(report.counters.get(name, 0) for name in ("retries", "waits", "timeouts"))
+        )
     )
     return f"{report.lines if jobs else report.requests:,}{jobs}" + (
         f" ({further})" if further else ""

@@ -33,7 +33,7 @@ def percent(part: float) -> str:
     return f"{value:.0f} %" if abs(value) >= 10 or value == round(value) else f"{value:.1f} %"
 
 
-def tried_again(retries: int, waits: int, timeouts: int) -> list[str]:
+def describe_retries(retries: int, waits: int, timeouts: int) -> list[str]:
     """`2 retries`, `3 waits`, `1 timeout`: those that there are. Waits for a busy server are among
     the retries as counted.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from beam_llm.cli.flags import add_inputs, add_options, add_unused
+from beam_llm.cli.flags import add_ignored_flags, add_inputs, add_options
 from beam_llm.cli.parser import add_command, positive
 
 _DESCRIPTION = """\
@@ -34,7 +34,7 @@ def add_parser(commands: Any) -> None:
     _add_measuring(parser)
     parser.add_argument("--json", action="store_true", help="the tables as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    add_unused(parser)
+    add_ignored_flags(parser)
     add_options(parser)
 
 

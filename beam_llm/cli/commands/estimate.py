@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from beam_llm.cli.flags import add_inputs, add_options, add_unused
+from beam_llm.cli.flags import add_ignored_flags, add_inputs, add_options
 from beam_llm.cli.parser import add_command, positive, positive_number
 
 _DESCRIPTION = """\
@@ -31,7 +31,7 @@ def add_parser(commands: Any) -> None:
     )
     add_inputs(parser)
     parser.add_argument("--json", action="store_true", help="the table as JSON")
-    add_unused(parser, "--quiet")
+    add_ignored_flags(parser, "--quiet")
     tokens = "tokens of one answer (default: by --output-type)"
     parser.add_argument("--output-tokens", type=positive, metavar="N", help=tokens)
     latency = "of one call (default: 0.5 and 1 per 60 output tokens)"

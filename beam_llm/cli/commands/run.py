@@ -56,19 +56,19 @@ def add_parser(commands: Any) -> None:
 def run(chosen: argparse.Namespace) -> int:
     name = chosen.file.lower()
     if name.endswith((".yaml", ".yml")):
-        _need("YAML", "apache-beam[yaml]", "apache_beam.yaml.yaml_transform")
+        _require("YAML", "apache-beam[yaml]", "apache_beam.yaml.yaml_transform")
         from beam_llm.cli.yaml import command as yaml_command
 
         return yaml_command.run(chosen)
     if not name.endswith(".sql"):
         raise UsageError(f"{chosen.file!r} is neither SQL nor YAML: name it FILE.sql or FILE.yaml")
-    _need("SQL", "beam-llm[sql]", "duckdb", "sqlglot")
+    _require("SQL", "beam-llm[sql]", "duckdb", "sqlglot")
     from beam_llm.cli.sql import command
 
     return command.run(chosen)
 
 
-def _need(language: str, package: str, *modules: str) -> None:
+def _require(language: str, package: str, *modules: str) -> None:
     """Raises UsageError where a module is missing that files of this language need."""
     for module in modules:
         try:

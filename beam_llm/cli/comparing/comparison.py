@@ -102,7 +102,7 @@ class Comparison:
         """Whether the price is known, so that sizes are held against one another by cost."""
         return self.alone.projection is not None and bool(self.alone.projection.cost_usd)
 
-    def saved(self, figures: SizeFigures) -> float:
+    def savings(self, figures: SizeFigures) -> float:
         """Part of what asking alone costs for the whole input; of its calls where that has no
         price.
         """
@@ -114,7 +114,7 @@ class Comparison:
         return 1 - after.calls / before.calls if before.calls else 0.0
 
     @property
-    def compared(self) -> int:
+    def comparable_records(self) -> int:
         """Records that could be compared."""
         share = self.alone.agreement if self.truth is None else self.alone.truth
         return 0 if share is None else share.total
@@ -123,9 +123,9 @@ class Comparison:
         """Which size to take."""
         # A size that the sample can't fill was not measured.
         candidates = [
-            Candidate(figures.batch_size, self.loss(figures), self.saved(figures))
+            Candidate(figures.batch_size, self.loss(figures), self.savings(figures))
             for figures in self.packed
             if figures.batch_size <= self.sample
         ]
         what = "the cost" if self.is_priced else "the calls"
-        return advise(candidates, self.compared, self.max_loss, what)
+        return advise(candidates, self.comparable_records, self.max_loss, what)

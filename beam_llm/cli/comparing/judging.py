@@ -112,7 +112,7 @@ class Estimator:
         whole = forecast(settings, records, tokens)
         if not part.requests or not part.input_tokens:
             return None
-        cost, cost_batch = _whole_costs(cost_usd, part, whole)
+        cost, cost_batch = _scale_costs(cost_usd, part, whole)
         outputs = usage.output_tokens * whole.output_tokens / max(part.output_tokens, 1)
         return Projection(
             calls=round(asking.tally.requests * whole.requests / part.requests),
@@ -123,7 +123,7 @@ class Estimator:
         )
 
 
-def _whole_costs(
+def _scale_costs(
     cost_usd: float | None, part: Forecast, whole: Forecast
 ) -> tuple[float | None, float | None]:
     """What the whole input costs by live calls, and by the batch API."""

@@ -66,7 +66,7 @@ class Population:
         lengths = np.array(self._lengths)
         usable = np.flatnonzero(lengths >= 0)
         digests = zip(each_digest(bytes(self._digests)), self._lengths, strict=True)
-        chosen = stratified(
+        chosen = draw_stratified(
             lengths[usable], (digest for digest, length in digests if length >= 0), count, seed
         )
         places = set(usable[chosen].tolist())
@@ -79,7 +79,7 @@ class Population:
         return (record for record in found if record is not None)
 
 
-def stratified(
+def draw_stratified(
     lengths: Sequence[int] | np.ndarray[Any, Any], digests: Iterable[bytes], count: int, seed: int
 ) -> list[int]:
     """Which records are the sample: one out of each of `count` groups of records of like length.

@@ -97,7 +97,7 @@ def _projected_row(comparison: Comparison, figures: SizeFigures) -> tuple[str, .
         f"{projection.input_tokens:,}",
         f"{projection.output_tokens:,}",
         price(projection.cost_usd),
-        "" if is_alone else percent(comparison.saved(figures)),
+        "" if is_alone else percent(comparison.savings(figures)),
         price(projection.cost_batch_usd),
     )
 
@@ -184,5 +184,5 @@ def _figures_json(comparison: Comparison, figures: SizeFigures) -> dict[str, Any
         **figures.usage._asdict(),
         "cost_usd": figures.cost_usd,
         "whole_input": None if figures.projection is None else asdict(figures.projection),
-        "saved": 0.0 if is_alone else comparison.saved(figures),
+        "saved": 0.0 if is_alone else comparison.savings(figures),
     }

@@ -33,7 +33,7 @@ def python_values(column: Any) -> list[Any]:
     if kinds.is_map(kind):
         return [_text_within(value) for value in column.to_pylist()]
     if hasattr(kind, "value_type"):  # a list of any kind
-        return _nested(column, python_values(column.flatten()))
+        return _cut_into_lists(column, python_values(column.flatten()))
     if _is_binary(kind):
         return [None if value is None else text_of(value) for value in column.to_pylist()]
     return _times(column)
@@ -83,7 +83,7 @@ def _structs(column: Any) -> list[Any]:
     ]
 
 
-def _nested(column: Any, flat: list[Any]) -> list[Any]:
+def _cut_into_lists(column: Any, flat: list[Any]) -> list[Any]:
     """The lists of a list column, cut from all their members in a row; a null list has none."""
     valid = column.is_valid().to_pylist()
     lists: list[Any] = []

@@ -59,7 +59,7 @@ def _csv_text(source: Source) -> Iterator[IO[str]]:
     csv.field_size_limit(text_files.LINE_BYTES)
     errors = "surrogateescape" if source.skips_bad_lines else "strict"
     with (
-        text_files.opened(source) as file,
+        text_files.open_text(source) as file,
         io.TextIOWrapper(file, encoding="utf-8-sig", errors=errors, newline="") as text,
     ):
         yield text
@@ -88,7 +88,7 @@ def _csv_records(
         except UnicodeDecodeError:
             raise _bad_byte(source) from None
         except text_files.DAMAGED as error:
-            raise text_files.damaged(source, lines.before + len(lines.taken), error) from None
+            raise text_files.damage_error(source, lines.before + len(lines.taken), error) from None
         line = lines.before + 1
         if source.skips_bad_lines and (bad := _BAD_BYTE.search("".join(lines.taken))):
             on_bad(partial(_not_utf8, source, line, bad[0]))

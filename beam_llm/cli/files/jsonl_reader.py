@@ -37,7 +37,7 @@ _MOST_LEVELS = 200
 def read_jsonl(source: Source, on_bad: OnBadLine) -> Iterator[Row]:
     """The records of a file of JSON lines; see `read_rows`."""
     number, is_rest = 0, False
-    with text_files.opened(source) as file:
+    with text_files.open_text(source) as file:
         try:
             # Split at \n only; a line longer than LINE_BYTES comes in pieces.
             for line in iter(functools.partial(file.readline, text_files.LINE_BYTES), b""):
@@ -57,7 +57,7 @@ def read_jsonl(source: Source, on_bad: OnBadLine) -> Iterator[Row]:
                 except _Unreadable as error:
                     on_bad(functools.partial(_unreadable, source, number, error))
         except text_files.DAMAGED as error:
-            raise text_files.damaged(source, number, error) from None
+            raise text_files.damage_error(source, number, error) from None
 
 
 def _too_long(source: Source, number: int) -> DataError:

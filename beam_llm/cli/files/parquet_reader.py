@@ -25,7 +25,7 @@ def parquet_schema(source: Source) -> Any:
     Raises:
       DataError: not a parquet file, or two columns of one name.
     """
-    with _opened(source) as file:
+    with _open_parquet(source) as file:
         return file.schema_arrow
 
 
@@ -106,7 +106,7 @@ def rows_of(source: Source, batch: Any, before: int = 0) -> list[dict[str, Any]]
 def _batches(source: Source) -> Iterator[Any]:
     import pyarrow as pa
 
-    with _opened(source) as file:
+    with _open_parquet(source) as file:
         count = 0
         try:
             for batch in file.iter_batches(PARQUET_ROWS):
@@ -119,14 +119,14 @@ def _batches(source: Source) -> Iterator[Any]:
 
 
 @contextmanager
-def _opened(source: Source) -> Iterator[Any]:
+def _open_parquet(source: Source) -> Iterator[Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     with open_bytes(source.path) as file:
         try:
-            opened = pq.ParquetFile(file)
-            names: Sequence[str] = opened.schema_arrow.names
+            parquet = pq.ParquetFile(file)
+            names: Sequence[str] = parquet.schema_arrow.names
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{source}: not a parquet file: {error}") from None
         # Arrow takes such a file, and a dict of its row would lose a value.
@@ -135,7 +135,7 @@ def _opened(source: Source) -> Iterator[Any]:
             raise DataError(
                 f"{source}: {', '.join(map(repr, twice))} is the name of two columns: rename one"
             )
-        yield opened
+        yield parquet
 
 
 def _name_of_bytes(fields: dict[str, Any]) -> str | None:

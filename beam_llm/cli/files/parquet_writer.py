@@ -132,23 +132,23 @@ def _answer_type(schema: Mapping[str, Any] | None, answers: Callable[[], Iterato
     try:
         # All of them before the first is written: a file's schema can't change any more then.
         for part in chunks((answer.value for answer in answers()), PARQUET_ROWS):
-            if not all(map(_is_kept, part, pa.array(part, declared).to_pylist())):
+            if not all(map(_is_unaltered, part, pa.array(part, declared).to_pylist())):
                 return pa.string()
     except (pa.ArrowException, OverflowError, TypeError, ValueError):
         return pa.string()
     return declared
 
 
-def _is_kept(value: Any, back: Any) -> bool:
+def _is_unaltered(value: Any, back: Any) -> bool:
     """Whether a value came back whole: Arrow leaves out fields that its type doesn't have, without
     a word.
     """
     if isinstance(value, dict) and isinstance(back, dict):
         return value.keys() <= back.keys() and all(
-            _is_kept(value.get(name), member) for name, member in back.items()
+            _is_unaltered(value.get(name), member) for name, member in back.items()
         )
     if isinstance(value, list) and isinstance(back, list):
-        return len(value) == len(back) and all(map(_is_kept, value, back))
+        return len(value) == len(back) and all(map(_is_unaltered, value, back))
     return bool(value == back)
 
 

@@ -116,15 +116,15 @@ def digest_of(fields: Any) -> bytes:
         )
         # orjson writes NaN and the infinities as null: different records would have one digest.
         if b"null" in data and has_non_finite(fields):
-            data = _spelled_out(fields)
+            data = _dump_canonical(fields)
     except TypeError:
-        data = _spelled_out(fields)
+        data = _dump_canonical(fields)
     # Sixteen bytes: millions of records are held against one another, and none may pass for
     # another.
     return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
 
 
-def _spelled_out(fields: Any) -> bytes:
+def _dump_canonical(fields: Any) -> bytes:
     return json.dumps(fields, default=plain_value, sort_keys=True).encode()
 
 
@@ -143,7 +143,7 @@ def json_bytes(value: Any) -> bytes:
 
 
 def _slow_json(value: Any) -> bytes:
-    return json.dumps(_named_non_finite(value), default=plain_value, separators=(",", ":")).encode()
+    return json.dumps(_spell_non_finite(value), default=plain_value, separators=(",", ":")).encode()
 
 
 def plain_value(value: Any) -> Any:
@@ -175,11 +175,11 @@ def has_non_finite(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and any(map(has_non_finite, value))
 
 
-def _named_non_finite(value: Any) -> Any:
+def _spell_non_finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, dict):
-        return {key: _named_non_finite(member) for key, member in value.items()}
+        return {key: _spell_non_finite(member) for key, member in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_named_non_finite(member) for member in value]
+        return [_spell_non_finite(member) for member in value]
     return value

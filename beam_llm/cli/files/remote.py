@@ -41,19 +41,21 @@ def matches(pattern: str) -> list[str]:
     Raises:
       LLMError: the file system doesn't answer, or refuses; says what to look at.
     """
-    return _told(pattern, lambda systems: sorted(one.path for one in _matched(systems, pattern)))
+    return _ask_file_systems(
+        pattern, lambda systems: sorted(one.path for one in _match(systems, pattern))
+    )
 
 
 def exists(path: str) -> bool:
     """Whether there is a file of that name; raises as `matches` does."""
-    return _told(path, lambda systems: bool(systems.exists(path)))
+    return _ask_file_systems(path, lambda systems: bool(systems.exists(path)))
 
 
-def _matched(systems: Any, pattern: str) -> list[Any]:
+def _match(systems: Any, pattern: str) -> list[Any]:
     return systems.match([pattern])[0].metadata_list
 
 
-def _told(path: str, ask: Callable[[Any], T]) -> T:
+def _ask_file_systems(path: str, ask: Callable[[Any], T]) -> T:
     scheme = path.partition("://")[0]
     try:
         systems = _file_systems()

@@ -119,7 +119,7 @@ def survey(sources: Sequence[Source], taken: Sequence[str] = ()) -> Survey:
         count = 0
         # A file without a record has columns all the same, which its output keeps.
         for name in header_of(source):
-            _refuse_taken(f"{source}: the file", name, taken)
+            _refuse_taken_name(f"{source}: the file", name, taken)
             columns.setdefault(name, Column())
         for row in read_rows(source, bad.handler(source)):
             count += 1
@@ -129,14 +129,14 @@ def survey(sources: Sequence[Source], taken: Sequence[str] = ()) -> Survey:
             for name, value in row.fields.items():
                 # A name is held against `taken` once, when it is met first: not in every row.
                 if (column := columns.get(name)) is None:
-                    _refuse_taken(f"{source}:{row.line}: the record", name, taken)
+                    _refuse_taken_name(f"{source}:{row.line}: the record", name, taken)
                     column = columns[name] = Column()
                 column.add(value)
         counts.append(count)
     return Survey(tuple(counts), columns, bytes(digests), bad.count, bad.first)
 
 
-def _refuse_taken(place: str, name: str, taken: Sequence[str]) -> None:
+def _refuse_taken_name(place: str, name: str, taken: Sequence[str]) -> None:
     if name in taken:
         raise DataError(f"{place} has a field {name!r} already: choose another --output-field")
 

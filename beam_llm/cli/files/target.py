@@ -79,7 +79,7 @@ def is_there(output: str) -> bool:
 
 
 @contextmanager
-def finished_file(target: Target) -> Iterator[IO[bytes]]:
+def open_target(target: Target) -> Iterator[IO[bytes]]:
     """A file to write; appears under its name when the block ends well, and not at all otherwise.
     `.gz` is packed on the way.
 

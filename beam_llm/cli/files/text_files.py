@@ -38,7 +38,7 @@ DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error)
 
 
 @contextmanager
-def opened(source: Source) -> Iterator[IO[bytes]]:
+def open_text(source: Source) -> Iterator[IO[bytes]]:
     """The file's bytes, unpacked where they are gzip, whatever the file's name says."""
     with open_bytes(source.path) as raw:
         # By content: a name may lie, and a pipe has none.
@@ -56,7 +56,7 @@ def opened(source: Source) -> Iterator[IO[bytes]]:
         )
 
 
-def damaged(source: Source, line: int, error: Exception) -> DataError:
+def damage_error(source: Source, line: int, error: Exception) -> DataError:
     """The error of a gzip file that is damaged or cut."""
     return DataError(
         f"{source}:{line}: the gzip data is damaged or cut in or after this line: {error}"

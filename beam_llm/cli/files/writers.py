@@ -20,7 +20,7 @@ from beam_llm.cli.files.parquet_writer import write_parquet
 from beam_llm.cli.files.records import DIGEST_BYTES, Answer, Row, Source, digest_of, json_bytes
 from beam_llm.cli.files.sources import format_of, read_rows
 from beam_llm.cli.files.survey import Column
-from beam_llm.cli.files.target import Target, finished_file
+from beam_llm.cli.files.target import Target, open_target
 from beam_llm.errors import LLMError
 
 
@@ -51,8 +51,8 @@ def write_rows(
       InputChanged: an input no longer holds the records of `digests` in that order.
     """
     kind = format_of(target.path, target.format)
-    with finished_file(target) as file:
-        rows = _joined(same_rows(sources, digests), answers())
+    with open_target(target) as file:
+        rows = _join(same_rows(sources, digests), answers())
         if kind == "parquet":
             write_parquet(file, rows, field, parquet_fields(sources), columns, schema, answers)
         elif kind == "csv":
@@ -63,7 +63,7 @@ def write_rows(
 
 def write_json_lines(target: Target, rows: Iterable[tuple[Row, Answer]], field: str) -> None:
     """Writes records that come from no file as JSON lines, in the order of `rows`."""
-    with finished_file(target) as file:
+    with open_target(target) as file:
         _write_jsonl(file, rows, field)
 
 
@@ -84,7 +84,7 @@ def same_rows(sources: Sequence[Source], digests: bytes) -> Iterator[Row]:
         raise InputChanged("the input has lost records while the run was on")
 
 
-def _joined(rows: Iterator[Row], answers: Iterator[Answer]) -> Iterator[tuple[Row, Answer]]:
+def _join(rows: Iterator[Row], answers: Iterator[Answer]) -> Iterator[tuple[Row, Answer]]:
     """Rows end first: theirs is the better message where they are too few or too many."""
     for row in rows:
         yield row, next(answers)
@@ -142,8 +142,8 @@ def _write_csv(
     names: Sequence[str],
     csv_safe: str,
 ) -> None:
-    of_input: Callable[[Any], Any] = safe_cell if csv_safe == ALL_CELLS else _unchanged
-    of_answer: Callable[[Any], Any] = safe_cell if csv_safe != NO_CELLS else _unchanged
+    of_input: Callable[[Any], Any] = safe_cell if csv_safe == ALL_CELLS else _identity
+    of_answer: Callable[[Any], Any] = safe_cell if csv_safe != NO_CELLS else _identity
     with csv_lines(file) as lines:
         lines.writerow([*map(of_input, names), field, f"{field}_error"])
         for row, answer in rows:
@@ -151,5 +151,5 @@ def _write_csv(
             lines.writerow([*cells, of_answer(cell(answer.value)), of_answer(answer.error)])
 
 
-def _unchanged(value: Any) -> Any:
+def _identity(value: Any) -> Any:
     return value

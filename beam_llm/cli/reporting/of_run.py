@@ -23,16 +23,16 @@ from beam_llm.cli.reporting.page import (
 from beam_llm.cli.reporting.shared import (
     ADVICE,
     TEXT_WIDTH,
+    display_message,
+    display_settings,
     job_table,
-    message_shown,
-    settings_shown,
     spans,
     versions,
 )
 from beam_llm.cli.reporting.subject import Subject
 from beam_llm.cli.summary import calls_of, guard_of, warnings_of
 from beam_llm.cli.tally import Tally
-from beam_llm.cli.words import dollars, duration, percent, price, shortened, tried_again
+from beam_llm.cli.words import describe_retries, dollars, duration, percent, price, shortened
 from beam_llm.errors import plural
 
 _MOST_BARS = 60
@@ -73,7 +73,7 @@ def _settings(subject: Subject, redacted: bool) -> Iterator[tuple[str, str]]:
     """The options of the first use, and of each further one those that differ from it."""
     first: dict[str, str] = {}
     for use, known in subject.uses.items():
-        own = dict(settings_shown(known, redacted))
+        own = dict(display_settings(known, redacted))
         # Only options that differ from their defaults are shown, so what a use lacks is a default
         # there.
         left_out = dict.fromkeys(first.keys() - own.keys(), "default")
@@ -162,7 +162,7 @@ def _calls_chart(seconds: int, slots: Sequence[Slot]) -> Chart:
     for number, group in enumerate(groups):
         calls = sum(slot.calls for slot in group)
         retries = sum(slot.retries for slot in group)
-        label = f"after {_whole_seconds(number * per_group)}: {plural(calls, 'call')}"
+        label = f"after {_in_whole_seconds(number * per_group)}: {plural(calls, 'call')}"
         bars.append(Bar(calls, f"{label}, {retries:,} of them again", retries))
     total = sum(slot.calls for slot in slots)
     most = max(bar.height for bar in bars)
@@ -170,13 +170,13 @@ def _calls_chart(seconds: int, slots: Sequence[Slot]) -> Chart:
     return Chart(
         "Calls over time",
         bars,
-        ("0 s", duration(end / 2), _whole_seconds(end)),
-        f"{most:,.0f} per {_whole_seconds(per_group)}",
-        f"{plural(total, 'call')} in {_whole_seconds(end)}; red: sent again.",
+        ("0 s", duration(end / 2), _in_whole_seconds(end)),
+        f"{most:,.0f} per {_in_whole_seconds(per_group)}",
+        f"{plural(total, 'call')} in {_in_whole_seconds(end)}; red: sent again.",
     )
 
 
-def _whole_seconds(seconds: int) -> str:
+def _in_whole_seconds(seconds: int) -> str:
     return f"{seconds} s" if seconds < 100 else duration(seconds)
 
 
@@ -247,7 +247,9 @@ def _tables(subject: Subject, report: Report) -> Iterator[Table]:
 
 def _oddities(report: Report) -> Iterator[str]:
     counters = report.counters
-    yield from tried_again(*(counters.get(name, 0) for name in ("retries", "waits", "timeouts")))
+    yield from describe_retries(
+        *(counters.get(name, 0) for name in ("retries", "waits", "timeouts"))
+    )
     for name, words in _COUNTED.items():
         if count := counters.get(name, 0):
             yield f"{plural(count, words[0])} {words[1]}"
@@ -268,12 +270,12 @@ def _errors(report: Report, redacted: bool) -> Iterator[ErrorKind]:
         examples = []
         for ordinal, message in tally.examples.get(kind, ()):
             place, fields = report.examples.get(ordinal, (f"record {ordinal + 1:,}", {}))
-            text = "" if redacted or not fields else _record_shown(fields)
-            examples.append(Example(place, message_shown(message, redacted), text))
+            text = "" if redacted or not fields else _record_text(fields)
+            examples.append(Example(place, display_message(message, redacted), text))
         yield ErrorKind(kind, count, ADVICE.get(kind, ""), examples)
 
 
-def _record_shown(fields: object) -> str:
+def _record_text(fields: object) -> str:
     data = orjson.dumps(fields, default=plain_value, option=orjson.OPT_NON_STR_KEYS)
     return shortened(data.decode(), TEXT_WIDTH)
 

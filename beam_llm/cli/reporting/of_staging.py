@@ -16,8 +16,8 @@ from beam_llm.cli.reporting.page import ErrorKind, Example, Figure, Page, Table
 from beam_llm.cli.reporting.render import check_report_path, write_report
 from beam_llm.cli.reporting.shared import (
     ADVICE,
+    display_message,
     job_table,
-    message_shown,
     spans,
     versions,
 )
@@ -58,7 +58,7 @@ def page_of_staging(store: Store, *, redacted: bool) -> Page:
         headline=list(_headline(jobs, errors)),
         tables=[_model_table(jobs), job_table(jobs)],
         warnings=list(_oddities(jobs)),
-        errors=list(errors.shown(redacted)),
+        errors=list(errors.error_kinds(redacted)),
         jobs=spans(jobs),
         versions=versions(),
         now=time.time(),
@@ -195,10 +195,10 @@ class _Errors:
             if outcome.failure is not None:
                 examples.append(Example(place, outcome.failure.message, ""))
 
-    def shown(self, redacted: bool) -> Iterator[ErrorKind]:
+    def error_kinds(self, redacted: bool) -> Iterator[ErrorKind]:
         for kind, count in self.counts.most_common():
             examples = [
-                example._replace(message=message_shown(example.message, redacted))
+                example._replace(message=display_message(example.message, redacted))
                 for example in self._examples.get(kind, ())
             ]
             yield ErrorKind(kind, count, ADVICE.get(kind, ""), examples)

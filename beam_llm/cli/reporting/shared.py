@@ -40,7 +40,7 @@ ADVICE = {
 }
 
 
-def message_shown(message: str, redacted: bool) -> str:
+def display_message(message: str, redacted: bool) -> str:
     """The message of an error on one line; where redacted without quotations and numbers, which may
     be of a record.
     """
@@ -52,17 +52,17 @@ _TEXTS = ("prompt", "system_prompt", "batch_prompt_template")
 _KEYS_ONLY = ("extra_body", "provider_options")
 
 
-def settings_shown(settings: Settings, redacted: bool) -> list[tuple[str, str]]:
+def display_settings(settings: Settings, redacted: bool) -> list[tuple[str, str]]:
     """Options that differ from their defaults, by key: references to secrets as they are, mappings
     that may hold one by their keys, addresses without what gives access.
     """
     return [
-        (key_of(name), redact(_value_shown(name, value, redacted)))
+        (key_of(name), redact(_display_value(name, value, redacted)))
         for name, value in given_options(settings)
     ]
 
 
-def _value_shown(name: str, value: Any, redacted: bool) -> str:
+def _display_value(name: str, value: Any, redacted: bool) -> str:
     if name in _TEXTS and redacted:
         return f"{len(str(value)):,} characters"
     if name in _KEYS_ONLY and isinstance(value, Mapping):

@@ -6,7 +6,7 @@ import argparse
 import os
 
 from beam_llm.cli.exit_codes import ALL_ANSWERED
-from beam_llm.cli.predict_command import combined
+from beam_llm.cli.predict_command import combine_reports
 from beam_llm.cli.progress import write_line
 from beam_llm.cli.run_files import RunFiles, text_of
 from beam_llm.cli.sql.dry_run import dry_run
@@ -40,7 +40,7 @@ def run(chosen: argparse.Namespace) -> int:
     with files.listening():
         ended = _run_all(chosen, script)
     files.write_summary(summary_of_file(ended))
-    code = exit_code_of(chosen.name, combined([one.report for one in ended]).tally)
+    code = exit_code_of(chosen.name, combine_reports([one.report for one in ended]).tally)
     files.write_page(lambda: (subject_of_file(ended, chosen.beam_options), report_of_file(ended)))
     return code
 
@@ -55,7 +55,7 @@ def _run_all(chosen: argparse.Namespace, script: Script) -> list[Ended]:
         for step in script.steps:
             # In the file's order: what SHOW tells is of the moment at which it stands there.
             if isinstance(step, Printed):
-                print(_printed(step))
+                print(_format_printed(step))
             elif (one := runner.run(step)) is not None:
                 ended.append(one)
                 if not chosen.quiet:
@@ -67,7 +67,7 @@ def _run_all(chosen: argparse.Namespace, script: Script) -> list[Ended]:
     return ended
 
 
-def _printed(step: Printed) -> str:
+def _format_printed(step: Printed) -> str:
     if not step.header:
         return "\n".join(row[0] for row in step.rows)
     return table(step.header, step.rows, range(len(step.header)))

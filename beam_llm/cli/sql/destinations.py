@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from beam_llm.cli.files.target import Target, is_there, refuse_overwriting
 from beam_llm.cli.retry import retry_settings, version_of
-from beam_llm.cli.spool import Spool, folder_for, holds_answers, was_kept
+from beam_llm.cli.spool import Spool, folder_for, holds_answers, is_marked_kept
 from beam_llm.cli.sql.looking import question_of
 from beam_llm.cli.sql.outputs import file_of, make_folder
 from beam_llm.errors import LLMError, UsageError
@@ -50,11 +50,11 @@ class Destination:
 
     def spool(self, *, force: bool) -> Spool:
         """Where its answers are kept; empty where all is asked anew."""
-        if force and was_kept(self.folder):
+        if force and is_marked_kept(self.folder):
             Spool(self.folder).remove()
         return Spool(self.folder)
 
-    def retried(self) -> Plan:
+    def plan_of_retry(self) -> Plan:
         """The plan with a name of its own for answers of batch runs: the ledger knows the old ones,
         errors among them.
         """
@@ -123,7 +123,7 @@ def look_at_outputs(
     if retries:
         yield from _look_at_errors(destinations, paths)
     elif files and len(files) == len(destinations) and all(one.finished for one in files):
-        errors = any(was_kept(one.folder) for one in files)
+        errors = any(is_marked_kept(one.folder) for one in files)
         raise UsageError(
             f"all of it is finished: {paths}. Nothing was asked: "
             + ("--retry-errors asks only the records that ended as errors, " if errors else "")
@@ -153,7 +153,7 @@ def _look_at_errors(destinations: Sequence[Destination], paths: str) -> Iterator
     for one in destinations:
         if one.finished and one.path not in lost:
             one.finished = False
-            one.plan = one.retried()
+            one.plan = one.plan_of_retry()
         elif not one.is_file:
             # Its rows are nowhere to be found again, and would all be asked.
             one.finished = True

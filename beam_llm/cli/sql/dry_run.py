@@ -28,12 +28,12 @@ def dry_run(script: Script) -> None:
     """Prints what a file would do, statement by statement."""
     for plan in (plan for step in script.steps if isinstance(step, Job) for plan in step.plans):
         print(printable(f"{plan.place}: {plan.text}"))
-        for line in _described(plan):
+        for line in _describe_plan(plan):
             print(indent(line, "  "))
         print()
 
 
-def _described(plan: Plan) -> Iterator[str]:
+def _describe_plan(plan: Plan) -> Iterator[str]:
     sources = [] if is_beam(plan.source) else sources_of(plan)
     noun = "record" if plan.grouping is None else "group"
     count = "" if is_beam(plan.source) else f", {plural(look(plan, sources).rows, noun)}"
@@ -41,14 +41,14 @@ def _described(plan: Plan) -> Iterator[str]:
     rows = count if plan.grouping is None else ""
     yield printable(f"Read {_source_name(plan)}{'' if plan.reading.filters else rows}")
     if plan.grouping is not None:
-        yield from _described_stage(plan.reading)
+        yield from _describe_stage(plan.reading)
         keys = ", ".join(plan.grouping.keys)
         yield printable(f"Group by {keys}{count}" if keys else "All rows are one group")
-        yield from _described_stage(plan.grouping.aggregates)
+        yield from _describe_stage(plan.grouping.aggregates)
     for number, stage in enumerate(plan.stages):
-        yield from _described_stage(stage, "" if number else rows)
+        yield from _describe_stage(stage, "" if number else rows)
         if number < len(plan.asks):
-            yield from _described_ask(plan, plan.asks[number], number, sources)
+            yield from _describe_ask(plan, plan.asks[number], number, sources)
     if plan.order:
         by = (f"{key.column}{' DESC' * key.descending}" for key in plan.order)
         most = "" if plan.limit is None else f", the first {plan.limit:,}"
@@ -57,7 +57,7 @@ def _described(plan: Plan) -> Iterator[str]:
     yield printable(f"Write {_sink_name(plan)} ({outputs})")
 
 
-def _described_stage(stage: Compute, rows: str = "") -> Iterator[str]:
+def _describe_stage(stage: Compute, rows: str = "") -> Iterator[str]:
     """Its steps, with the number of rows behind the last condition."""
     for place, condition in enumerate(stage.filters, 1):
         yield printable(f"Filter {condition}{rows if place == len(stage.filters) else ''}")
@@ -65,7 +65,7 @@ def _described_stage(stage: Compute, rows: str = "") -> Iterator[str]:
         yield printable(f"Compute {name} {kind} = {sql}")
 
 
-def _described_ask(plan: Plan, ask: Ask, number: int, sources: list[Any]) -> Iterator[str]:
+def _describe_ask(plan: Plan, ask: Ask, number: int, sources: list[Any]) -> Iterator[str]:
     inputs = ", ".join(f"{name} = {column}" for name, column, _ in ask.inputs)
     yield printable(f"{ask.label}: {inputs}{f', where {ask.when}' if ask.when else ''}")
     for branch in ask.branches:

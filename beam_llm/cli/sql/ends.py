@@ -52,7 +52,7 @@ class PlanRun:
         """The plan as it is asked."""
         return self.destination.plan
 
-    def seed(self) -> str | None:
+    def empty_group(self) -> str | None:
         """The place of the one group of all rows, which is there also without a row; None where
         there is none, or it is done.
         """
@@ -88,7 +88,7 @@ class PlanRun:
         """
         tally = Tally()
         if is_beam(self.plan.source):
-            for number, answer in enumerate(self._unplaced()):
+            for number, answer in enumerate(self._rows_as_they_came()):
                 tally.add(answer._replace(ordinal=self.first + number))
             return tally
         with self.index() as index:
@@ -107,7 +107,7 @@ class PlanRun:
     def rows(self) -> Iterator[list[Any]]:
         """What comes out, in the order of the input, or sorted."""
         if is_beam(self.plan.source):
-            yield from (one.value for one in self._unplaced() if one.value is not None)
+            yield from (one.value for one in self._rows_as_they_came() if one.value is not None)
             return
         with self.index() as index:
             rows = ((one.ordinal, one.value) for one in index.answers() if one.value is not None)
@@ -119,12 +119,12 @@ class PlanRun:
             for _, ordinal in first_rows(self.plan.order, keyed, self.plan.limit):
                 yield index.answer(ordinal).value[:width]
 
-    def _unplaced(self) -> Iterator[StoredAnswer]:
+    def _rows_as_they_came(self) -> Iterator[StoredAnswer]:
         """Rows of a Beam source, as they came."""
         assert self.spool is not None
         return self.spool.lines()
 
-    def asked(self) -> Iterator[Mapping[str, Any]]:
+    def first_model_inputs(self) -> Iterator[Mapping[str, Any]]:
         """What its first model is asked about, row by row, read anew."""
         for source in self.sources:
             for row in read_input(self.plan, source, Evaluator(self.plan.reading)):

@@ -12,7 +12,7 @@ from beam_llm.cli.files.survey import with_done
 from beam_llm.cli.inputs import any_task
 from beam_llm.cli.sql.groups import LookedGroups, look_at_groups
 from beam_llm.cli.sql.rows import read_input
-from beam_llm.cli.sql.sorting import look_at_sorted
+from beam_llm.cli.sql.sorting import look_at_sorted_rows
 from beam_llm.config import Settings
 from beam_llm.fronts.sql.compute import Evaluator
 from beam_llm.fronts.sql.plan import Grouping, Plan, Rows
@@ -51,7 +51,7 @@ def look(plan: Plan, sources: Sequence[Source]) -> Looked | LookedGroups:
     if plan.grouping is not None:
         return look_at_groups(plan, sources)
     if plan.sorts_input:
-        return look_at_sorted(plan, sources)
+        return look_at_sorted_rows(plan, sources)
     evaluator = Evaluator(plan.reading)
     digests = bytearray()
     counts = []

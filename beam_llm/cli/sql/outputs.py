@@ -10,7 +10,7 @@ from typing import IO, Any
 from beam_llm.cli.files.csv_cells import ALL_CELLS, NO_CELLS, cell, safe_cell
 from beam_llm.cli.files.parquet_writer import chunks
 from beam_llm.cli.files.records import is_remote, json_bytes
-from beam_llm.cli.files.target import Target, finished_file
+from beam_llm.cli.files.target import Target, open_target
 from beam_llm.cli.files.writers import csv_lines
 from beam_llm.cli.words import shortened, table
 from beam_llm.errors import printable
@@ -48,7 +48,7 @@ def write_file(
     Args:
       answers: columns that a model's words may be in, for the cells of a CSV file.
     """
-    with finished_file(target) as file:
+    with open_target(target) as file:
         if target.format == "csv":
             guarded = [_is_guarded(target.csv_safe, name in answers) for name, _ in columns]
             _write_csv(file, columns, rows, guarded)
@@ -130,7 +130,7 @@ def print_rows(plan: Plan, rows: Iterator[Values]) -> None:
     columns = [(name, kind) for name, _, kind in plan.outputs]
     if plan.target is None:
         shown = [
-            [shortened(_printed(kind, value), _CELL_WIDTH)
+            [shortened(_format_value(kind, value), _CELL_WIDTH)
              for (_, kind), value in zip(columns, row, strict=True)]
             for row in rows
         ]  # fmt: skip
@@ -139,10 +139,10 @@ def print_rows(plan: Plan, rows: Iterator[Values]) -> None:
         return
     head = f"{plan.target.identifier}> " if plan.target.identifier else ""
     for row in rows:
-        values = (_printed(kind, value) for (_, kind), value in zip(columns, row, strict=True))
+        values = (_format_value(kind, value) for (_, kind), value in zip(columns, row, strict=True))
         print(printable(f"{head}+I[{', '.join(values)}]"))
 
 
-def _printed(kind: SqlType, value: Any) -> str:
+def _format_value(kind: SqlType, value: Any) -> str:
     plain = to_json(kind, value)
     return "NULL" if plain is None else str(cell(plain))

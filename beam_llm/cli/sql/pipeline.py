@@ -19,7 +19,7 @@ from beam_llm.cli.running import Measured, stopping
 from beam_llm.cli.sql.ends import is_beam
 from beam_llm.cli.sql.groups import NUMBER
 from beam_llm.cli.sql.rows import read_input, typed_fields
-from beam_llm.cli.stored import StoredAnswer, stored_line
+from beam_llm.cli.stored import StoredAnswer, encode_answer
 from beam_llm.cli.storing import StoreInSpool, place_of, write_once
 from beam_llm.errors import Kind, UsageError
 from beam_llm.fronts.sql.compute import Evaluator
@@ -39,14 +39,14 @@ class Branch(NamedTuple):
     Attributes:
       files: per source its first ordinal, what it is, and which of its rows are done: one byte for
         each that is to come out of it; of groups what `LookedGroups.files` gives.
-      seed: the place of the one group of all rows, which is there also without a row.
+      empty_group: the place of the one group of all rows, which exists even without rows.
       spool: folder for what comes out; None where a Beam sink takes it.
     """
 
     plan: Plan
     files: Sequence[tuple[Any, ...]]
     spool: str | None
-    seed: str | None = None
+    empty_group: str | None = None
 
 
 class ReadTable(beam.DoFn):
@@ -113,8 +113,8 @@ class StoreRows(StoreInSpool):
         super().__init__(folder)
         self._plan = plan
 
-    def stored(self, element: tuple[str, dict[str, Any]]) -> StoredAnswer:
-        return stored_row(self._plan, *element)
+    def to_stored_answer(self, element: tuple[str, dict[str, Any]]) -> StoredAnswer:
+        return stored_answer_of(self._plan, *element)
 
     def is_an_end(self, answer: StoredAnswer) -> bool:
         """Whether it is a record of the output: a row that a condition left out is not."""
@@ -128,14 +128,14 @@ class LinesOfRows(beam.DoFn):
         self._plan = plan
 
     def process(self, element: tuple[str, dict[str, Any]]) -> tuple[bytes, ...]:
-        answer = stored_row(self._plan, *element)
+        answer = stored_answer_of(self._plan, *element)
         if answer.value is None and answer.error is None:
             return ()
         events.tell("stored", answer=answer)
-        return (stored_line(answer),)
+        return (encode_answer(answer),)
 
 
-def stored_row(plan: Plan, place: str, row: dict[str, Any]) -> StoredAnswer:
+def stored_answer_of(plan: Plan, place: str, row: dict[str, Any]) -> StoredAnswer:
     """How a row ended; its value is what comes out, None where a condition left it out.
 
     An error is kept also of a row that is left out: the condition could not know the answer.
@@ -209,9 +209,9 @@ def _read(pipeline: beam.Pipeline, branch: Branch, head: str) -> pvalue.PCollect
             | f"{head}Name files" >> beam.Create(files, reshuffle=False)
             | f"{head}Read rows" >> beam.ParDo(dofn).with_output_types(InFlight)
         )
-    if branch.seed is None:
+    if branch.empty_group is None:
         return rows
-    seed = beam.Create([no_row(branch.seed)], reshuffle=False).with_output_types(InFlight)
+    seed = beam.Create([no_row(branch.empty_group)], reshuffle=False).with_output_types(InFlight)
     return (rows, pipeline | f"{head}Name the group" >> seed) | f"{head}All of it" >> beam.Flatten()
 
 

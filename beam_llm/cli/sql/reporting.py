@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from beam_llm.cli.new_jobs import locations_of
-from beam_llm.cli.predict_command import PredictCommand, Report, combined
+from beam_llm.cli.predict_command import PredictCommand, Report, combine_reports
 from beam_llm.cli.reporting.savings import OtherWays, other_ways
 from beam_llm.cli.reporting.subject import Subject, jobs_in, named_uses
 from beam_llm.cli.sql.ends import PlanRun, is_beam, settings_of
@@ -37,7 +37,7 @@ def as_predict(one: Ended) -> PredictCommand:
 
 def report_of_file(ended: Sequence[Ended]) -> Report:
     """All of a file's jobs as one run, with examples of errors where they can be read again."""
-    report = combined([one.report for one in ended])
+    report = combine_reports([one.report for one in ended])
     examples: dict[int, Any] = {}
     for run, tally in _runs(ended):
         try:
@@ -103,7 +103,7 @@ def _other_ways(ended: Sequence[Ended]) -> OtherWays | None:
         if len(settings) != 1 or is_beam(run.plan.source):
             return None
         try:
-            found = other_ways(settings[0], run.asked, tally)
+            found = other_ways(settings[0], run.first_model_inputs, tally)
         except (LLMError, OSError):
             found = None
         if found is None:

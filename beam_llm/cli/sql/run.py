@@ -22,8 +22,8 @@ from beam_llm.cli.running import (
     WAITING_JOBS,
     Measured,
     check_key,
+    run_watched,
     runs_here,
-    watched,
 )
 from beam_llm.cli.sql.destinations import Destination, destinations_of, look_at_outputs
 from beam_llm.cli.sql.ends import PlanRun, is_beam, settings_of
@@ -135,7 +135,7 @@ class SqlRunner:
         began_at, tally = time(), Tally()
         with ExitStack() as stack:
             runs = tuple(self._begun(one, stack) for one in destinations)
-            asked = self._asked(runs)
+            asked = self._ask_unanswered(runs)
             tallies = tuple(run.count() if run.spool is not None else Tally() for run in runs)
             for run, counted in zip(runs, tallies, strict=True):
                 tally.merge(counted)
@@ -204,7 +204,7 @@ class SqlRunner:
                 "last INSERT into it: read it after that, or make it a folder ('path' = 'out/')"
             )
 
-    def _asked(self, runs: Sequence[PlanRun]) -> _Asked:
+    def _ask_unanswered(self, runs: Sequence[PlanRun]) -> _Asked:
         """Asks what has no answer yet."""
         total = sum(run.looked.rows for run in runs)
         already = sum(run.done.count(1) for run in runs)
@@ -214,14 +214,14 @@ class SqlRunner:
             return _Asked(Measured({}, None), meter)
         uses = [settings for run in runs for settings in settings_of(run.plan)]
         new = NewJobs(uses, here=self.command.here)
-        measured = watched(
+        measured = run_watched(
             lambda: self._pipeline(runs),
             meter,
             go_on=WAITING_JOBS if new.has_ledger else LIVE_CALLS,
             quiet=self.command.quiet,
             at_once=new.has_ledger,
         )
-        return _Asked(measured, meter, new.requests(), new.waited_for(meter))
+        return _Asked(measured, meter, new.requests(), new.awaited_jobs(meter))
 
     def _pipeline(self, runs: Sequence[PlanRun]) -> Measured:
         from beam_llm.cli.sql import pipeline
@@ -231,7 +231,7 @@ class SqlRunner:
                 run.plan,
                 list(run.looked.files(run.sources, run.done)),
                 None if run.spool is None else run.spool.folder,
-                run.seed(),
+                run.empty_group(),
             )
             for run in runs
         ]

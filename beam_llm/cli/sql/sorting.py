@@ -69,7 +69,7 @@ class _Descending:
     __hash__ = None  # type: ignore[assignment]
 
 
-def look_at_sorted(plan: Plan, sources: Sequence[Source]) -> LookedGroups:
+def look_at_sorted_rows(plan: Plan, sources: Sequence[Source]) -> LookedGroups:
     """Reads everything once: each row is numbered by its place in the order.
 
     Raises:

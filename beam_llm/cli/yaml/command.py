@@ -17,7 +17,7 @@ from beam_llm.cli.predict_command import PredictCommand, Report
 from beam_llm.cli.progress import Meter
 from beam_llm.cli.reporting.subject import Subject, jobs_in, named_uses
 from beam_llm.cli.run_files import RunFiles, text_of
-from beam_llm.cli.running import Measured, watched
+from beam_llm.cli.running import Measured, run_watched
 from beam_llm.cli.summary import as_json, exit_code_of, print_summary
 from beam_llm.cli.tally import Tally
 from beam_llm.config import Settings
@@ -49,7 +49,7 @@ def run(chosen: argparse.Namespace) -> int:
         return ALL_ANSWERED
     steps, meter, began_at = llm_steps(pipeline), Meter(0), time()
     with files.listening():
-        measured = watched(
+        measured = run_watched(
             lambda: run_to_end(pipeline),
             meter,
             go_on="in batch-API mode the same command again goes on",

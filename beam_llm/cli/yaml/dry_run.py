@@ -50,7 +50,7 @@ def dry_run(pipeline: beam.Pipeline) -> None:
     for label, step in zip(shown, steps, strict=True):
         print(printable(label))
         if label in asking:
-            for text in _described(step.transform.settings, rows[label]):
+            for text in _describe_settings(step.transform.settings, rows[label]):
                 print(indent(text, "  "))
 
 
@@ -60,7 +60,7 @@ def _is_shown(step: Any) -> bool:
     return is_own or isinstance(step.transform, Predict)
 
 
-def _described(settings: Settings, rows: list[dict[str, Any]] | str) -> Iterator[str]:
+def _describe_settings(settings: Settings, rows: list[dict[str, Any]] | str) -> Iterator[str]:
     yield printable(", ".join(options_in_words(settings)))
     if isinstance(rows, str):
         yield printable(rows)
@@ -97,7 +97,7 @@ def _rows_of(pipeline: beam.Pipeline, asking: dict[str, Any]) -> dict[str, Any]:
     name = uuid.uuid4().hex
     kept = [
         *producers_of(looks.values()),
-        *(_looked_at(f"{name} {label}", rows) for label, rows in looks.items()),
+        *(_peeking_step(f"{name} {label}", rows) for label, rows in looks.items()),
     ]
     if not kept:
         return found
@@ -114,7 +114,7 @@ def _rows_of(pipeline: beam.Pipeline, asking: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _looked_at(name: str, rows: Any) -> Any:
+def _peeking_step(name: str, rows: Any) -> Any:
     """A step that remembers rows."""
     _SEEN[name] = []
     look = rows | f"Look at {name}" >> beam.ParDo(_Look(name)).with_output_types(None)
