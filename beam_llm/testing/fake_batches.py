@@ -280,14 +280,14 @@ class FakeBatches:
         if self.rung in (Recovery.TOKEN, Recovery.NONE):
             raise CannotTell(f"a job can't be found again on the rung {self.rung.name}")
         return find_jobs(
-            [self._listed()], name, staged, since, keeps_names=self.rung is not Recovery.LABEL
+            [self._list()], name, staged, since, keeps_names=self.rung is not Recovery.LABEL
         )
 
     def pending(self) -> list[RemoteJob]:
         """Jobs that are listed and have not ended."""
-        return [job for job in self._listed() if not job.state.has_ended]
+        return [job for job in self._list() if not job.state.has_ended]
 
-    def _listed(self) -> list[RemoteJob]:
+    def _list(self) -> list[RemoteJob]:
         self.calls["list"] += 1
         if self.can_list is False:
             raise CannotTell("method not allowed", status=405)
@@ -316,14 +316,14 @@ class FakeBatches:
         for file_id in job.result_files:
             if self.denies_files or file_id not in self.files:
                 raise Rejected(Kind.REJECTED, f"No such File object: {file_id}", status=404)
-            lines += self._shown(file_id)
+            lines += self._readable_lines(file_id)
         if self.download_cuts:
             self.download_cuts -= 1
         lines.sort(key=lambda line: not line.endswith(b"\n"))  # what was cut comes last
         with open(path, "wb") as file:
             file.writelines(lines)
 
-    def _shown(self, file_id: str) -> list[bytes]:
+    def _readable_lines(self, file_id: str) -> list[bytes]:
         """What there is to be read of a result file now."""
         lines = self.files[file_id].splitlines(keepends=True)[: self.shows_lines]
         data = b"".join(lines * 2 if self.repeats_lines else lines)

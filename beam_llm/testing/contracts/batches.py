@@ -125,7 +125,7 @@ def _request_with(image: Media) -> Request:
     return Request("contract-model", (message,), input_tokens=5)
 
 
-class _Made(NamedTuple):
+class _Input(NamedTuple):
     """A job's input as it was written and staged."""
 
     staged: str | None
@@ -249,7 +249,7 @@ class BatchProviderContract:
     def test_a_job_goes_its_way_and_each_line_has_its_answer(self) -> None:
         self._arrange()
         provider = self.provider()
-        job = self._created(provider)
+        job = self._create(provider)
         assert list(self.jobs_made()) == [job.job_id]
         ended = self._end(provider, job)
         assert ended.state is JobState.COMPLETED
@@ -274,7 +274,7 @@ class BatchProviderContract:
         provider = self.provider()
         if not isinstance(provider, HasLineForms):
             pytest.skip("it knows of no forms")
-        provider.fetch(self._end(provider, self._created(provider)), self.tmp_path / "results")
+        provider.fetch(self._end(provider, self._create(provider)), self.tmp_path / "results")
         found = [
             provider.line_form(line)
             for line in (self.tmp_path / "results").read_bytes().splitlines(keepends=True)
@@ -290,8 +290,8 @@ class BatchProviderContract:
                 Slot.TEXT: "no",
                 Slot.COUNT: "3",
             }
-            first = provider.decode_line(_filled(form, one | {Slot.NAME: "n-1", Slot.NUMBER: "1"}))
-            second = provider.decode_line(_filled(form, other | {Slot.NAME: "m", Slot.NUMBER: "0"}))
+            first = provider.decode_line(_fill(form, one | {Slot.NAME: "n-1", Slot.NUMBER: "1"}))
+            second = provider.decode_line(_fill(form, other | {Slot.NAME: "m", Slot.NUMBER: "0"}))
             assert first.completion is not None
             assert second.completion is not None
             assert (first.custom_id, second.custom_id) == ("r-1", "r-2")
@@ -300,7 +300,7 @@ class BatchProviderContract:
     def test_a_job_is_shown_with_the_right_types(self) -> None:
         self._arrange()
         provider, since = self.provider(), self.now()
-        created = self._created(provider)
+        created = self._create(provider)
         for job in (created, provider.look(created.job_id), self._end(provider, created)):
             assert type(job) is RemoteJob
             assert job.job_id == created.job_id != ""
@@ -315,7 +315,7 @@ class BatchProviderContract:
 
     def test_another_client_fetches_the_same_lines_over_whatever_is_there(self) -> None:
         self._arrange()
-        ended = self._end(self.provider(), self._created(self.provider()))
+        ended = self._end(self.provider(), self._create(self.provider()))
         replies = self._replies(self.provider(), ended)
         # What a killed worker left there must neither stay behind the lines nor be gone on with.
         (self.tmp_path / "results").write_bytes(b"older, and longer" * 10_000)
@@ -323,7 +323,7 @@ class BatchProviderContract:
 
     def test_what_was_forgotten_is_gone_and_forgetting_again_is_harmless(self) -> None:
         self._arrange()
-        provider, made = self.provider(), self._staged(self.provider())
+        provider, made = self.provider(), self._stage(self.provider())
         ended = self._end(provider, provider.create("ours-0", *made))
         # Cleaning up is done again after a kill, and by two workers at once.
         for _ in range(2):
@@ -336,8 +336,8 @@ class BatchProviderContract:
     def test_staging_again_is_harmless(self) -> None:
         self._arrange()
         provider = self.provider()
-        self._staged(provider)
-        job = provider.create("ours-0", *self._staged(provider))
+        self._stage(provider)
+        job = provider.create("ours-0", *self._stage(provider))
         assert self._end(provider, job).state is JobState.COMPLETED
         assert list(self.jobs_made()) == [job.job_id]
 
@@ -354,7 +354,7 @@ class BatchProviderContract:
     def test_pending_jobs_are_those_that_have_not_ended(self) -> None:
         self._arrange(Mishap.STUCK)
         provider = self.provider()
-        job = self._created(provider)
+        job = self._create(provider)
         self.pass_time(1.0)
         # An overview for people: a server without lists takes it away, and no promise with it.
         try:
@@ -371,7 +371,7 @@ class BatchProviderContract:
     def test_closing_twice_is_harmless(self) -> None:
         self._arrange()
         provider = self.provider()
-        self._created(provider)
+        self._create(provider)
         provider.close()
         provider.close()
 
@@ -380,7 +380,7 @@ class BatchProviderContract:
     def test_a_refused_create_has_made_no_job_for_certain(self) -> None:
         self._arrange(Mishap.CREATE_REFUSED)
         with pytest.raises(NotCreated) as caught:
-            self._created(self.provider())
+            self._create(self.provider())
         assert isinstance(caught.value.reason, Rejected)
         assert list(self.jobs_made()) == []
 
@@ -389,7 +389,7 @@ class BatchProviderContract:
         provider = self.provider()
         # Some say so at once, others take the job and fail it: both are the same to the driver.
         try:
-            cause: CallError | None = self._end(provider, self._created(provider)).cause
+            cause: CallError | None = self._end(provider, self._create(provider)).cause
         except NotCreated as no:
             assert list(self.jobs_made()) == []
             cause = no.reason
@@ -399,7 +399,7 @@ class BatchProviderContract:
     def test_a_staged_input_that_is_gone_is_said_to_be(self) -> None:
         self._arrange()
         provider = self.provider()
-        made = self._staged(provider)
+        made = self._stage(provider)
         if made.staged is None:
             pytest.skip("this provider's create sends the lines itself")
         provider.forget(None, made.staged)
@@ -415,7 +415,7 @@ class BatchProviderContract:
     def test_a_create_without_a_clear_answer_is_a_doubt(self, mishap: Mishap) -> None:
         self._arrange(mishap)
         assert not isinstance(
-            self._lost(self.provider(), self._staged(self.provider())), NotCreated
+            self._lose_create(self.provider(), self._stage(self.provider())), NotCreated
         )
 
     # How a job ends
@@ -423,7 +423,7 @@ class BatchProviderContract:
     def test_an_expired_job_gives_what_was_done(self) -> None:
         self._arrange(Mishap.EXPIRE)
         provider = self.provider()
-        ended = self._end(provider, self._created(provider))
+        ended = self._end(provider, self._create(provider))
         assert ended.state is JobState.EXPIRED
         replies = self._replies(provider, ended)
         assert set(replies) <= {"r-0", "r-1", "r-2"}
@@ -439,7 +439,7 @@ class BatchProviderContract:
             pytest.skip("jobs of this provider can't be cancelled")
         self._arrange(Mishap.STUCK)
         provider = self.provider()
-        job = self._created(provider)
+        job = self._create(provider)
         self.pass_time(1.0)
         # Twice while it runs and once after, as two workers and a late one would.
         provider.cancel(job.job_id)
@@ -455,14 +455,14 @@ class BatchProviderContract:
     def test_cancelling_a_job_that_has_ended_changes_nothing(self) -> None:
         self._arrange()
         provider = self.provider()
-        ended = self._end(provider, self._created(provider))
+        ended = self._end(provider, self._create(provider))
         provider.cancel(ended.job_id)
         assert provider.look(ended.job_id).state is JobState.COMPLETED
 
     def test_a_refused_line_ends_by_itself_and_not_the_job(self) -> None:
         self._arrange(Mishap.REFUSE_LINE)
         provider = self.provider()
-        ended = self._end(provider, self._created(provider))
+        ended = self._end(provider, self._create(provider))
         assert ended.state is JobState.COMPLETED
         replies = self._replies(provider, ended)
         assert isinstance(replies["r-0"].error, CallError)
@@ -473,20 +473,20 @@ class BatchProviderContract:
     def test_a_line_that_got_no_answer_is_not_made_up(self) -> None:
         self._arrange(Mishap.LOSE_LINE)
         provider = self.provider()
-        ended = self._end(provider, self._created(provider))
+        ended = self._end(provider, self._create(provider))
         assert sorted(self._replies(provider, ended)) == ["r-1", "r-2"]
 
     def test_counts_that_are_not_told_are_none(self) -> None:
         self._arrange(Mishap.NO_COUNTS)
         provider = self.provider()
-        ended = self._end(provider, self._created(provider))
+        ended = self._end(provider, self._create(provider))
         assert (ended.completed, ended.failed) == (None, None)
         assert len(self._replies(provider, ended)) == 3
 
     def test_a_status_that_nobody_has_heard_of_is_a_job_still_running(self) -> None:
         self._arrange(Mishap.STRANGE_WORD)
         provider = self.provider()
-        job = self._created(provider)
+        job = self._create(provider)
         # Of a provider of tomorrow: to take an unknown word for an end would lose a paid job.
         states = set()
         for _ in range(200):
@@ -500,7 +500,7 @@ class BatchProviderContract:
     def test_a_young_job_may_be_unknown_and_is_known_later(self) -> None:
         self._arrange(Mishap.YOUNG_UNKNOWN)
         provider = self.provider()
-        job = self._created(provider)
+        job = self._create(provider)
         with pytest.raises(UnknownJob):
             provider.look(job.job_id)
         self.pass_time(_LAG_SECONDS + 1)
@@ -530,8 +530,8 @@ class BatchProviderContract:
     def test_token_a_repeated_create_makes_one_job(self) -> None:
         self._arrange(Mishap.CREATE_LOST)
         provider = self._provider_on(Recovery.TOKEN)
-        made = self._staged(provider)
-        self._lost(provider, made)
+        made = self._stage(provider)
+        self._lose_create(provider, made)
         again = provider.create("ours-0", *made)
         assert [again.job_id] == list(self.jobs_made())
         assert self.provider().create("ours-0", *made).job_id == again.job_id
@@ -540,8 +540,8 @@ class BatchProviderContract:
     def test_token_a_create_repeated_before_the_slow_one_has_come_makes_one_job(self) -> None:
         self._arrange(Mishap.CREATE_LATE)
         provider = self._provider_on(Recovery.TOKEN)
-        made = self._staged(provider)
-        self._lost(provider, made)
+        made = self._stage(provider)
+        self._lose_create(provider, made)
         again = provider.create("ours-0", *made)
         self.pass_time(_LAG_SECONDS + 1)
         assert [again.job_id] == list(self.jobs_made())
@@ -551,7 +551,7 @@ class BatchProviderContract:
         provider = self._provider_on(Recovery.TOKEN)
         # Another attempt is another job on purpose: the one before is known to have failed.
         jobs = {
-            provider.create(name, *self._staged(provider)).job_id
+            provider.create(name, *self._stage(provider)).job_id
             for name in ("ours-0", "ours-1", "ours2-0")
         }
         assert jobs == set(self.jobs_made())
@@ -566,14 +566,14 @@ class BatchProviderContract:
     ) -> None:
         self._arrange(mishap, listed)
         provider = self._provider_on(*_LISTING)
-        since, made = self.now(), self._staged(provider)
-        self._lost(provider, made)
+        since, made = self.now(), self._stage(provider)
+        self._lose_create(provider, made)
         # Other input as well as another name: LABEL providers may go by either.
         others = {
-            provider.create(f"theirs-{number}", *self._staged(provider, number + 1)).job_id
+            provider.create(f"theirs-{number}", *self._stage(provider, number + 1)).job_id
             for number in range(3)
         }
-        found = self._found(provider, made.staged, since)
+        found = self._find(provider, made.staged, since)
         assert len(found) == 1
         assert {found[0].job_id} == set(self.jobs_made()) - others
         assert found[0].name in ("ours-0", None)
@@ -584,11 +584,11 @@ class BatchProviderContract:
         provider = self._provider_on(*_LISTING)
         # A list that is oldest first can't be left at the first job that is too old.
         for number in range(3):
-            provider.create(f"theirs-{number}", *self._staged(provider, number + 1))
+            provider.create(f"theirs-{number}", *self._stage(provider, number + 1))
         self.pass_time(_LONG_AGO_SECONDS)
-        since, made = self.now(), self._staged(provider)
+        since, made = self.now(), self._stage(provider)
         job = provider.create("ours-0", *made)
-        assert [found.job_id for found in self._found(provider, made.staged, since)] == [job.job_id]
+        assert [found.job_id for found in self._find(provider, made.staged, since)] == [job.job_id]
 
     def test_every_attempt_is_found_in_any_state_and_no_other_name(self) -> None:
         if not self.shows_names:
@@ -597,15 +597,15 @@ class BatchProviderContract:
         provider = self._provider_on(*_LISTING)
         since = self.now()
         mine = {
-            provider.create(f"ours-{attempt}", *self._staged(provider, attempt)).job_id
+            provider.create(f"ours-{attempt}", *self._stage(provider, attempt)).job_id
             for attempt in range(2)
         }
         # Names that a search by prefix or by substring would find.
         for number, name in enumerate(("ours2-0", "our-0", "theirs-ours-0"), 2):
-            provider.create(name, *self._staged(provider, number))
+            provider.create(name, *self._stage(provider, number))
         for job_id in mine:
             self._end(provider, provider.look(job_id))
-        found = self._found(provider, None, since, count=2)
+        found = self._find(provider, None, since, count=2)
         assert {job.job_id for job in found} == mine
         assert {job.state for job in found} == {JobState.COMPLETED}
 
@@ -613,7 +613,7 @@ class BatchProviderContract:
         self._arrange()
         provider = self._provider_on(*_LISTING)
         for number in range(2):
-            provider.create(f"theirs-{number}", *self._staged(provider, number))
+            provider.create(f"theirs-{number}", *self._stage(provider, number))
         self.pass_time(_LAG_SECONDS + 1)
         # The one answer that allows another create: it has to be right.
         assert list(provider.find("ours", "file-that-nobody-has", self.now())) == []
@@ -621,12 +621,12 @@ class BatchProviderContract:
     def test_label_without_names_it_is_found_by_its_input(self) -> None:
         self._arrange(Mishap.CREATE_LOST, Mishap.LISTED_WITHOUT_NAME)
         provider = self._provider_on(Recovery.LABEL)
-        since, made = self.now(), self._staged(provider)
+        since, made = self.now(), self._stage(provider)
         if made.staged is None:
             pytest.skip("this provider's create sends the lines itself")
-        self._lost(provider, made)
-        other = provider.create("theirs-0", *self._staged(provider, 1))
-        found = self._found(provider, made.staged, since)
+        self._lose_create(provider, made)
+        other = provider.create("theirs-0", *self._stage(provider, 1))
+        found = self._find(provider, made.staged, since)
         assert [job.job_id for job in found] == [
             job_id for job_id in self.jobs_made() if job_id != other.job_id
         ]
@@ -637,10 +637,10 @@ class BatchProviderContract:
         lost = Mishap.CREATE_LOST if is_lost else None
         self._arrange(Mishap.LISTED_WITHOUT_NAME, Mishap.LISTED_WITHOUT_INPUT, lost)
         provider = self._provider_on(Recovery.LABEL)
-        since, made = self.now(), self._staged(provider)
+        since, made = self.now(), self._stage(provider)
         if is_lost:
-            self._lost(provider, made)
-        provider.create("theirs-0", *self._staged(provider, 1))
+            self._lose_create(provider, made)
+        provider.create("theirs-0", *self._stage(provider, 1))
         self.pass_time(_LAG_SECONDS + 1)
         with pytest.raises(CannotTell):
             provider.find("ours", made.staged, since)
@@ -648,8 +648,8 @@ class BatchProviderContract:
     def test_jobs_that_cant_be_listed_are_a_doubt_and_not_a_no(self) -> None:
         self._arrange(Mishap.CREATE_LOST, Mishap.LIST_REFUSED)
         provider = self._provider_on(*_LISTING)
-        since, made = self.now(), self._staged(provider)
-        self._lost(provider, made)
+        since, made = self.now(), self._stage(provider)
+        self._lose_create(provider, made)
         with pytest.raises(CallError):
             provider.find("ours", made.staged, since)
 
@@ -657,9 +657,9 @@ class BatchProviderContract:
     def test_none_it_can_never_be_told(self, is_lost: bool) -> None:
         self._arrange(Mishap.CREATE_LOST if is_lost else None)
         provider = self._provider_on(Recovery.NONE)
-        since, made = self.now(), self._staged(provider)
+        since, made = self.now(), self._stage(provider)
         if is_lost:
-            self._lost(provider, made)
+            self._lose_create(provider, made)
         self.pass_time(_LAG_SECONDS + 1)
         with pytest.raises(CannotTell):
             provider.find("ours", made.staged, since)
@@ -672,27 +672,27 @@ class BatchProviderContract:
         self, mishap: Mishap, listed: Mishap | None
     ) -> None:
         self._arrange(mishap, listed)
-        provider = self._unnamed()
-        since, made = self.now(), self._staged(provider)
-        self._lost(provider, made)
+        provider = self._provider_of_unnamed()
+        since, made = self.now(), self._stage(provider)
+        self._lose_create(provider, made)
         others = {
-            provider.create(f"theirs-{number}", *self._staged(provider, number + 1)).job_id
+            provider.create(f"theirs-{number}", *self._stage(provider, number + 1)).job_id
             for number in range(2)
         }
-        found = self._found_unnamed(provider, since)
+        found = self._find_unnamed(provider, since)
         assert {job.job_id for job in found} == set(self.jobs_made()) - others
         assert [job.name for job in found] == ["ours-0"]
 
     def test_unnamed_every_attempt_is_found_and_no_other_name(self) -> None:
         self._arrange()
-        provider = self._unnamed()
+        provider = self._provider_of_unnamed()
         since = self.now()
         mine = {
-            provider.create(f"ours-{attempt}", *self._staged(provider, attempt)).job_id: attempt
+            provider.create(f"ours-{attempt}", *self._stage(provider, attempt)).job_id: attempt
             for attempt in range(2)
         }
         for number, name in enumerate(("ours2-0", "our-0", "theirs-ours-0"), 2):
-            provider.create(name, *self._staged(provider, number))
+            provider.create(name, *self._stage(provider, number))
         for job_id in self.jobs_made():
             self._end(provider, provider.look(job_id))
         found = provider.find_unnamed("ours", 3, since, lambda job_id: False)
@@ -702,9 +702,9 @@ class BatchProviderContract:
 
     def test_unnamed_a_job_under_way_may_be_it_unless_it_is_known(self) -> None:
         self._arrange(Mishap.STUCK)
-        provider = self._unnamed()
+        provider = self._provider_of_unnamed()
         since = self.now()
-        other = provider.create("theirs-0", *self._staged(provider, 1)).job_id
+        other = provider.create("theirs-0", *self._stage(provider, 1)).job_id
         self.pass_time(_LAG_SECONDS + 1)
         # Not CannotTell, which ends the waiting: this one shows itself when the job has ended.
         with pytest.raises(CallError) as caught:
@@ -715,11 +715,11 @@ class BatchProviderContract:
 
     def test_unnamed_jobs_that_are_larger_or_older_or_of_others_are_not_it(self) -> None:
         self._arrange()
-        provider = self._unnamed()
-        provider.create("ours-0", *self._staged(provider, 1))
+        provider = self._provider_of_unnamed()
+        provider.create("ours-0", *self._stage(provider, 1))
         self.pass_time(_LONG_AGO_SECONDS)
         since = self.now()
-        provider.create("theirs-0", *self._staged(provider))
+        provider.create("theirs-0", *self._stage(provider))
         for job_id in self.jobs_made():
             self._end(provider, provider.look(job_id))
         for lines in (1, 3):
@@ -728,32 +728,32 @@ class BatchProviderContract:
     @pytest.mark.parametrize("listed", [None, Mishap.LISTED_OLDEST_FIRST], ids=_id_of)
     def test_unnamed_it_is_found_behind_jobs_of_long_ago(self, listed: Mishap | None) -> None:
         self._arrange(listed)
-        provider = self._unnamed()
+        provider = self._provider_of_unnamed()
         for number in range(3):
-            provider.create(f"theirs-{number}", *self._staged(provider, number + 1))
+            provider.create(f"theirs-{number}", *self._stage(provider, number + 1))
         self.pass_time(_LONG_AGO_SECONDS)
         since = self.now()
-        job = provider.create("ours-0", *self._staged(provider))
-        assert [found.job_id for found in self._found_unnamed(provider, since)] == [job.job_id]
+        job = provider.create("ours-0", *self._stage(provider))
+        assert [found.job_id for found in self._find_unnamed(provider, since)] == [job.job_id]
 
     def test_unnamed_a_list_that_is_refused_is_a_doubt_and_not_a_no(self) -> None:
         self._arrange(Mishap.CREATE_LOST, Mishap.LIST_REFUSED)
-        provider = self._unnamed()
-        since, made = self.now(), self._staged(provider)
-        self._lost(provider, made)
+        provider = self._provider_of_unnamed()
+        since, made = self.now(), self._stage(provider)
+        self._lose_create(provider, made)
         with pytest.raises(CallError):
             provider.find_unnamed("ours", 3, since, lambda job_id: False)
 
-    def _unnamed(self) -> Any:
+    def _provider_of_unnamed(self) -> Any:
         """The provider, where it tells jobs without names apart."""
         provider = self.provider()
         if not isinstance(provider, FindsUnnamed):
             pytest.skip("a promise of FindsUnnamed, which this provider is not")
         return provider
 
-    def _found_unnamed(self, provider: Any, since: float) -> Sequence[RemoteJob]:
+    def _find_unnamed(self, provider: Any, since: float) -> Sequence[RemoteJob]:
         """What is found once jobs have ended; before, there is nothing, or a doubt."""
-        return self._until_found(
+        return self._find_in_time(
             lambda: provider.find_unnamed("ours", 3, since, lambda job_id: False), Retryable
         )
 
@@ -794,26 +794,26 @@ class BatchProviderContract:
         )
         return path
 
-    def _staged(self, provider: BatchProvider, number: int = 0) -> _Made:
+    def _stage(self, provider: BatchProvider, number: int = 0) -> _Input:
         lines = self._lines(provider, number)
-        return _Made(provider.stage(lines, f"input-{number}"), lines)
+        return _Input(provider.stage(lines, f"input-{number}"), lines)
 
-    def _created(self, provider: BatchProvider) -> RemoteJob:
-        return provider.create("ours-0", *self._staged(provider))
+    def _create(self, provider: BatchProvider) -> RemoteJob:
+        return provider.create("ours-0", *self._stage(provider))
 
-    def _lost(self, provider: BatchProvider, made: _Made) -> Exception:
+    def _lose_create(self, provider: BatchProvider, made: _Input) -> Exception:
         with pytest.raises(Exception) as caught:  # noqa: PT011 - any but NotCreated may leave a job
             provider.create("ours-0", *made)
         assert not isinstance(caught.value, NotCreated)
         return caught.value
 
-    def _found(
+    def _find(
         self, provider: BatchProvider, staged: str | None, since: float, count: int = 1
     ) -> Sequence[RemoteJob]:
         """What is found once the server shows it; before, it may be nothing, or a doubt."""
-        return self._until_found(lambda: provider.find("ours", staged, since), CannotTell, count)
+        return self._find_in_time(lambda: provider.find("ours", staged, since), CannotTell, count)
 
-    def _until_found(
+    def _find_in_time(
         self,
         find: Callable[[], Sequence[RemoteJob]],
         doubt: type[CallError],
@@ -856,7 +856,7 @@ class BatchProviderContract:
         return by_id
 
 
-def _filled(form: LineForm, values: Mapping[Slot, str]) -> bytes:
+def _fill(form: LineForm, values: Mapping[Slot, str]) -> bytes:
     return b"".join(
         values[part].encode() if isinstance(part, Slot) else part for part in form.parts
     )

@@ -144,7 +144,7 @@ class StoreContract:
                 assert child.recv() == "ready"
             for child in children:
                 child.send("go")
-            won = [_received(child) for child in children]
+            won = [_receive(child) for child in children]
         for race in range(races):
             winners = [number for number, wins in enumerate(won) if race in wins]
             assert len(winners) == 1, f"race {race} was won by {len(winners)} processes"
@@ -437,7 +437,7 @@ def _processes(
             end.close()
 
 
-def _received(child: Connection[Any, Any]) -> Any:
+def _receive(child: Connection[Any, Any]) -> Any:
     assert child.poll(_CHILD_SECONDS), "a process did not answer"
     return child.recv()
 

@@ -21,15 +21,15 @@ from beam_llm.testing.emulator.anthropic_rules import batch_problem, body_proble
 from beam_llm.testing.emulator.chat import Answer, tokens_of
 from beam_llm.testing.emulator.clockwork import TERMINAL
 from beam_llm.testing.emulator.dialects import (
-    Asked,
     Dialect,
     Job,
     Line,
     LineResult,
+    ModelRequest,
     NewJob,
     Reply,
 )
-from beam_llm.testing.emulator.pictures import image_part, joined, part_of_address
+from beam_llm.testing.emulator.pictures import image_part, join_parts, part_of_address
 from beam_llm.testing.emulator.wire import WireError, json_response, object_of, unknown_model
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class Wire(Dialect):
             if (request.content_length or 0) > MOST_BODY_BYTES:
                 return WireError(413, "Request exceeds the maximum size")
             return await self.service.live(
-                request, self, lambda body: self.asked(body, has_sampling, is_live=True)
+                request, self, lambda body: self.parse_request(body, has_sampling, is_live=True)
             )
         if path != _BATCHES and not path.startswith(f"{_BATCHES}/"):
             return None
@@ -122,13 +122,15 @@ class Wire(Dialect):
             request,
             self,
             below,
-            lambda raw: asyncio.to_thread(self._made, raw, has_sampling),
+            lambda raw: asyncio.to_thread(self._read_job, raw, has_sampling),
             lambda found: self._page(request, found),
         )
 
     # Messages.
 
-    def asked(self, body: Any, has_sampling: bool, *, is_live: bool) -> Asked | WireError:
+    def parse_request(
+        self, body: Any, has_sampling: bool, *, is_live: bool
+    ) -> ModelRequest | WireError:
         """A Messages body, checked and translated."""
         problem = next(body_problems(body, has_sampling, is_live), None)
         if problem is not None:
@@ -137,7 +139,7 @@ class Wire(Dialect):
         if not self.service.chat.knows(model):
             return unknown_model(model)
         messages = [
-            {"role": m["role"], "content": joined(map(_part, _blocks(m["content"])))}
+            {"role": m["role"], "content": join_parts(map(_part, _blocks(m["content"])))}
             for m in body["messages"]
         ]
         if body.get("system"):
@@ -151,12 +153,12 @@ class Wire(Dialect):
             chat["response_format"] = {"type": "json_schema", "json_schema": named}
         note = {
             "tool": tool["name"] if tool is not None else None,
-            "cache": self._cached(body),
+            "cache": self._cache_tokens(body),
             "tier": "standard" if is_live else "batch",
         }
-        return Asked(chat, note)
+        return ModelRequest(chat, note)
 
-    def _cached(self, body: Mapping[str, Any]) -> list[int]:
+    def _cache_tokens(self, body: Mapping[str, Any]) -> list[int]:
         """Tokens that are read from the cache, written for five minutes, and for an hour."""
         prefix, ttl = _marked_prefix(body)
         tokens = tokens_of(prefix)
@@ -169,8 +171,8 @@ class Wire(Dialect):
         self._prefixes.add(digest)
         return [0, 0, tokens] if ttl == "1h" else [0, tokens, 0]
 
-    def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
-        words, note, finish = answer.words, asked.note, answer.finish
+    def reply(self, answer: Answer, parsed: ModelRequest, reply_id: str) -> Any:
+        words, note, finish = answer.words, parsed.note, answer.finish
         content: list[dict[str, Any]] = []
         given = object_of(words) if words and finish == "stop" and note["tool"] else None
         if given is not None:
@@ -189,7 +191,7 @@ class Wire(Dialect):
             "content": content,
             "stop_reason": "tool_use" if is_tool else _ENDS[finish],
             "stop_sequence": None,
-            "stop_details": _declined(words) if is_refusal else None,
+            "stop_details": _refusal_details(words) if is_refusal else None,
             "usage": _usage(answer, note),
         }
 
@@ -218,13 +220,13 @@ class Wire(Dialect):
             reset = datetime.fromtimestamp(now + standing.reset_seconds, UTC)
             start = f"anthropic-ratelimit-{what}"
             named[f"{start}-limit"] = str(standing.limit)
-            named[f"{start}-remaining"] = str(standing.left)
+            named[f"{start}-remaining"] = str(standing.remaining)
             named[f"{start}-reset"] = reset.strftime("%Y-%m-%dT%H:%M:%SZ")
         return named
 
     # Message batches.
 
-    def _made(self, raw: bytes, has_sampling: bool) -> NewJob | WireError:
+    def _read_job(self, raw: bytes, has_sampling: bool) -> NewJob | WireError:
         """Lines with faulty params are taken, and end as errors of their own."""
         if len(raw) > MOST_BATCH_BYTES:
             return WireError(413, "Request exceeds the maximum size")
@@ -239,8 +241,8 @@ class Wire(Dialect):
         part = self.service.batches.part_path(job_id)
         with open(part, "wb") as file:
             for entry in body["requests"]:
-                asked = self.asked(entry["params"], has_sampling, is_live=False)
-                file.write(Line(entry["custom_id"], asked).encode())
+                parsed = self.parse_request(entry["params"], has_sampling, is_live=False)
+                file.write(Line(entry["custom_id"], parsed).encode())
         return NewJob(job_id, part, own={"requests": len(body["requests"])})
 
     def _page(self, request: web.BaseRequest, visible: list[Job]) -> Reply:
@@ -276,14 +278,14 @@ class Wire(Dialect):
             "ended_at": _rfc3339(ended),
             "created_at": _rfc3339(job["created"]),
             "expires_at": _rfc3339(job["created"] + _WINDOW_SECONDS),
-            "archived_at": _rfc3339(self._archived_at(job)),
+            "archived_at": _rfc3339(self._archive_time(job)),
             "cancel_initiated_at": _rfc3339(stamps.get("cancelling_at")),
             "results_url": f"{self.service.url}/anthropic{_BATCHES}/{job['id']}/results"
             if is_over
             else None,
         }
 
-    def _archived_at(self, job: Job) -> float | None:
+    def _archive_time(self, job: Job) -> float | None:
         end: float = job["created"] + _KEPT_SECONDS
         return end if self.service.options.clock() >= end else None
 
@@ -300,10 +302,10 @@ class Wire(Dialect):
         return dict(job["own"]["counts"])
 
     async def _results(self, request: web.BaseRequest, job_id: str) -> Reply:
-        job = self.service.batches.known(self, job_id)
+        job = self.service.batches.find(self, job_id)
         if job is None:
             return self.no_job(job_id)
-        if job["status"] not in TERMINAL or self._archived_at(job) is not None:
+        if job["status"] not in TERMINAL or self._archive_time(job) is not None:
             return WireError(404, f"Batch {job_id} has no available results.")
         return await self.service.batches.results(request, job, self._result)
 
@@ -311,7 +313,7 @@ class Wire(Dialect):
         end = _end_of(result)
         ended: dict[str, Any] = {"type": end}
         if result.answer is not None:
-            ended["message"] = self.reply(result.answer, result.asked, result.reply_id)
+            ended["message"] = self.reply(result.answer, result.parsed, result.reply_id)
         elif end == "errored" and result.error is not None:
             ended["error"] = _error_body(_in_our_words(result.error), f"req_{result.reply_id}")
         return {"custom_id": result.custom_id, "result": ended}
@@ -344,7 +346,7 @@ def _usage(answer: Answer, note: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _declined(words: str | None) -> dict[str, Any]:
+def _refusal_details(words: str | None) -> dict[str, Any]:
     return {"type": "refusal", "category": "general_harms", "explanation": words}
 
 

@@ -15,7 +15,7 @@ import orjson
 from msgspec import UNSET, UnsetType
 
 from beam_llm.testing.emulator.options import EmulatorOptions
-from beam_llm.testing.emulator.pictures import decoded, picture_of
+from beam_llm.testing.emulator.pictures import decode_base64, picture_of
 from beam_llm.testing.emulator.shapes import SchemaNode, Share, Whole, by_pydantic, misfit
 
 MOST_REQUESTS = 100_000
@@ -238,7 +238,7 @@ def _data_problems(where: str, kind: str, data: str) -> Iterator[str]:
         yield (
             f"{where}: image exceeds 5 MB maximum: {len(data)} bytes > {_MOST_IMAGE_BYTES} bytes"
         )
-    found = decoded(data)
+    found = decode_base64(data)
     picture = picture_of(found) if found is not None else None
     if found is None:
         yield f"{where}.data: Invalid base64 data"

@@ -236,7 +236,7 @@ class Batches:
         faults = self.script.strike("retrieve", (job_id,))
         if (refused := await before_work(request, faults)) is not None:
             return refused
-        job = self.known(dialect, job_id)
+        job = self.find(dialect, job_id)
         if job is None or _hidden(job, "retrieve_missing", self._time()):
             return dialect.no_job(job_id)
         return after_work(request, faults) or json_response(dialect.job(job))
@@ -246,7 +246,7 @@ class Batches:
         faults = self.script.strike("cancel", (job_id,))
         if (refused := await before_work(request, faults)) is not None:
             return refused
-        job = self.known(dialect, job_id)
+        job = self.find(dialect, job_id)
         if job is None:
             return dialect.no_job(job_id)
         # A cancelled job may be cancelled again, as OpenAI's may (others' tests, read 2026-11).
@@ -265,7 +265,7 @@ class Batches:
         """
         if (refused := await before_work(request, self.script.strike("delete"))) is not None:
             return refused
-        job = self.known(dialect, job_id)
+        job = self.find(dialect, job_id)
         if job is None:
             return dialect.no_job(job_id)
         if job["status"] not in TERMINAL:
@@ -305,7 +305,7 @@ class Batches:
             if job[name] is not None:
                 yield from line_results(self.files.path(job[name]))
 
-    def known(self, dialect: Dialect, job_id: str) -> Job | None:
+    def find(self, dialect: Dialect, job_id: str) -> Job | None:
         """The dialect's job of that id, None where there is none."""
         job = self.clockwork.jobs.get(job_id)
         return job if job and job["dialect"] == dialect.name and not job.get("deleted") else None

@@ -26,7 +26,15 @@ from beam_llm.stores import temporary_file
 from beam_llm.testing.emulator import converse, embed_invoke
 from beam_llm.testing.emulator.aws_signatures import access_key_of, has_signed
 from beam_llm.testing.emulator.chat import Answer
-from beam_llm.testing.emulator.dialects import Asked, Dialect, Job, Line, LineResult, NewJob, Reply
+from beam_llm.testing.emulator.dialects import (
+    Dialect,
+    Job,
+    Line,
+    LineResult,
+    ModelRequest,
+    NewJob,
+    Reply,
+)
 from beam_llm.testing.emulator.models import EMBED
 from beam_llm.testing.emulator.wire import WireError, json_response, page_of
 
@@ -119,7 +127,9 @@ class Wire(Dialect):
                 )
         if request.method == "POST" and (found := _CONVERSE.fullmatch(path)):
             model = found[1]
-            return await self.service.live(request, self, lambda body: self.asked(body, model))
+            return await self.service.live(
+                request, self, lambda body: self.parse_request(body, model)
+            )
         if request.method == "POST" and (found := _INVOKE.fullmatch(path)):
             ask = self._embedding_of(found[1])
             return await self.service.live(request, self, ask, self.service.embedder)
@@ -127,20 +137,20 @@ class Wire(Dialect):
 
     # Live calls.
 
-    def asked(self, body: Any, model: str) -> Asked | WireError:
+    def parse_request(self, body: Any, model: str) -> ModelRequest | WireError:
         """A Converse body, checked and translated."""
-        found = converse.asked(body, model)
-        if isinstance(found, Asked) and not self.service.chat.knows(model):
+        found = converse.parse_request(body, model)
+        if isinstance(found, ModelRequest) and not self.service.chat.knows(model):
             return WireError(400, "The provided model identifier is invalid.")
         return found
 
-    def _embedding_of(self, model: str) -> Callable[[Any], Asked | WireError]:
-        return lambda body: embed_invoke.asked(body, model, self.service.embedder)
+    def _embedding_of(self, model: str) -> Callable[[Any], ModelRequest | WireError]:
+        return lambda body: embed_invoke.parse_request(body, model, self.service.embedder)
 
-    def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
+    def reply(self, answer: Answer, parsed: ModelRequest, reply_id: str) -> Any:
         if "data" in answer.body:
-            return embed_invoke.reply(answer, asked.note)
-        return converse.reply(answer, asked)
+            return embed_invoke.reply(answer, parsed.note)
+        return converse.reply(answer, parsed)
 
     def error(self, error: WireError) -> web.Response:
         # Bedrock has no 429 for a full queue: a quota of jobs is a 400 with a name of its own.
@@ -183,7 +193,7 @@ class Wire(Dialect):
     async def _create(self, request: web.BaseRequest) -> Reply:
         """One token makes one job: a repeat is answered with the job that there is."""
         # At every create, also where the answer to the first was lost: tokens are for that.
-        known = self._made_by(await request.read())
+        known = self._job_of_token(await request.read())
         if known is not None:
             return json_response({"jobArn": known})
         made = await self.service.batches.create(request, self, self._new_job)
@@ -191,7 +201,7 @@ class Wire(Dialect):
             return json_response({"jobArn": orjson.loads(made.body)["jobArn"]})
         return made
 
-    def _made_by(self, raw: bytes) -> str | None:
+    def _job_of_token(self, raw: bytes) -> str | None:
         try:
             token = orjson.loads(raw).get("clientRequestToken")
         except (ValueError, AttributeError):
@@ -200,9 +210,9 @@ class Wire(Dialect):
         return next((job["jobArn"] for job in jobs if job.get("clientRequestToken") == token), None)
 
     async def _new_job(self, raw: bytes) -> NewJob | WireError:
-        return await asyncio.to_thread(self._made, raw)
+        return await asyncio.to_thread(self._read_job, raw)
 
-    def _made(self, raw: bytes) -> NewJob | WireError:
+    def _read_job(self, raw: bytes) -> NewJob | WireError:
         try:
             body = orjson.loads(raw)
         except ValueError:
@@ -239,19 +249,19 @@ class Wire(Dialect):
                     entry = msgspec.json.decode(line, type=_Entry)
                 except msgspec.MsgspecError:
                     return count, count
-                asked = read(entry.modelInput, model)
+                parsed = read(entry.modelInput, model)
                 # A record without an id of its client's is given one of eleven characters.
-                file.write(Line(entry.recordId or f"CALL{count:07}", asked).encode())
+                file.write(Line(entry.recordId or f"CALL{count:07}", parsed).encode())
         return count, None
 
-    def _reader_of(self, job: dict[str, Any]) -> Callable[[Any, str], Asked | WireError]:
+    def _reader_of(self, job: dict[str, Any]) -> Callable[[Any, str], ModelRequest | WireError]:
         if job.get("modelInvocationType") == "Converse":
-            return self.asked
+            return self.parse_request
         if not embed_invoke.embeds(job["modelId"]):
             return self._message
-        return lambda body, model: embed_invoke.asked(body, model, self.service.embedder)
+        return lambda body, model: embed_invoke.parse_request(body, model, self.service.embedder)
 
-    def _message(self, body: Any, model: str) -> Asked | WireError:
+    def _message(self, body: Any, model: str) -> ModelRequest | WireError:
         """A body of InvokeModel, as Claude takes it: Anthropic's, without a model."""
         version = body.get("anthropic_version") if isinstance(body, dict) else None
         if version != "bedrock-2023-05-31":
@@ -260,19 +270,19 @@ class Wire(Dialect):
         # The job names the model, for all of its records.
         if "model" in own:
             return WireError(400, "model: Extra inputs are not permitted")
-        asked: Asked | WireError = self._anthropic.asked(
+        parsed: ModelRequest | WireError = self._anthropic.parse_request(
             {**own, "model": model}, True, is_live=False
         )
-        if isinstance(asked, WireError):
-            return asked
-        return asked._replace(note={**asked.note, "is_message": True})
+        if isinstance(parsed, WireError):
+            return parsed
+        return parsed._replace(note={**parsed.note, "is_message": True})
 
     @property
     def _anthropic(self) -> Any:
         return self.service.dialects["anthropic"]
 
     async def _look(self, request: web.BaseRequest, job_id: str) -> Reply:
-        await self._deliver(self.service.batches.known(self, job_id))
+        await self._deliver(self.service.batches.find(self, job_id))
         return await self.service.batches.look(request, self, job_id)
 
     async def _deliver(self, job: Job | None) -> None:
@@ -298,9 +308,9 @@ class Wire(Dialect):
     def _result(self, result: LineResult) -> dict[str, Any]:
         line: dict[str, Any] = {"recordId": result.custom_id, "modelInput": {}}
         if result.answer is not None:
-            is_message = (result.asked.note or {}).get("is_message")
+            is_message = (result.parsed.note or {}).get("is_message")
             wire = self._anthropic if is_message else self
-            line["modelOutput"] = wire.reply(result.answer, result.asked, result.reply_id)
+            line["modelOutput"] = wire.reply(result.answer, result.parsed, result.reply_id)
             return line
         is_over = result.code == "batch_expired"
         error = result.error or WireError(500, "")

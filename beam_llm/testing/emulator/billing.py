@@ -134,7 +134,7 @@ class Billing:
     def bill_path(self, batch_id: str) -> Path:
         return self._folder / f"{batch_id}.bill"
 
-    def live_billed(self) -> BilledCounter:
+    def live_bills(self) -> BilledCounter:
         with self._lock:
             return BilledCounter(self._live)
 
@@ -142,7 +142,7 @@ class Billing:
         with self._lock:
             return Counter(self._live_requests)
 
-    def batch_billed(self, batch_ids: Iterable[str]) -> BilledCounter:
+    def batch_bills(self, batch_ids: Iterable[str]) -> BilledCounter:
         """Over the bills of finished jobs. Reads them anew: nothing of a million records stays in
         memory.
         """
@@ -157,7 +157,7 @@ class Billing:
         """Takes the jobs' bills into memory, before their folder goes."""
         # Tests ask what was billed after the `with` has ended, and its folder is gone.
         if self._frozen is None:
-            self._frozen = self.batch_billed(batch_ids), self.batch_requests(batch_ids)
+            self._frozen = self.batch_bills(batch_ids), self.batch_requests(batch_ids)
 
     def batch_requests(self, batch_ids: Iterable[str]) -> Counter[str]:
         if self._frozen is not None:

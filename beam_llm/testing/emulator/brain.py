@@ -55,7 +55,7 @@ class Brain:
     def values(self, question: Question) -> list[Any]:
         """One answer per record; an indexed object answer comes without its index."""
         fill = self._filler(question)
-        return [fill(text) for text in _answered_texts(question)]
+        return [fill(text) for text in _texts_to_answer(question)]
 
     def reply(self, question: Question, faults: tuple[Fault, ...] = ()) -> str:
         """The reply's text, with such faults as concern its answers or its form."""
@@ -64,14 +64,14 @@ class Brain:
             # Another answer to the same line, which the client must not take for the first.
             values = [
                 self.other_value(question, text, value)
-                for text, value in zip(_answered_texts(question), values, strict=True)
+                for text, value in zip(_texts_to_answer(question), values, strict=True)
             ]
         if self._reads is not None and question.indexed:
             values = self._partly_read(question, values, self._reads)
         if question.indexed:
             entries = list(enumerate(values, 1))
             for fault in faults:
-                entries = _changed(entries, fault, question, self)
+                entries = _apply_fault(entries, fault, question, self)
             text = _indexed_text(question, entries)
         else:
             text = _single_text(question, values[0], faults)
@@ -171,7 +171,7 @@ class Brain:
           name: the field's name, which says what it means.
           sentiment: whether the instruction asks for sentiment; counts for unnamed fields.
         """
-        schema = _simplified(schema, root, depth)
+        schema = _simplify(schema, root, depth)
         if "const" in schema:
             return lambda text: schema["const"]
         if schema.get("enum"):
@@ -194,7 +194,7 @@ class Brain:
             return (
                 (lambda text: self._compound(text) >= 0.05)
                 if positive
-                else (lambda text: hashed(text, name) % 2 == 0)
+                else (lambda text: hash_of(text, name) % 2 == 0)
             )
         if kind == "null":
             return lambda text: None
@@ -205,7 +205,9 @@ class Brain:
         by_word = {str(member).lower(): member for member in members}
         if "positive" in by_word and "negative" in by_word:
             return lambda text: self._sentiment_member(text, by_word)
-        return lambda text: _by_picture(text, by_word) or members[hashed(text, name) % len(members)]
+        return lambda text: (
+            _by_picture(text, by_word) or members[hash_of(text, name) % len(members)]
+        )
 
     def _sentiment_member(self, text: str, by_word: Mapping[str, Any]) -> Any:
         label = self._label(text)
@@ -244,14 +246,14 @@ class Brain:
             most = least
         if "items" not in schema or most == 0:
             return lambda text: []
-        items = _simplified(schema["items"], root, depth)
+        items = _simplify(schema["items"], root, depth)
         if items.get("type") == "string" and not items.get("enum"):
-            return lambda text: _padded(words_of(text)[:most], least, text)
+            return lambda text: _pad_words(words_of(text)[:most], least, text)
         fill = self.filler(items, root, name, sentiment, depth + 1)
         # Several items about one text: each looks at the text under another number.
         return lambda text: [
             fill(text if place == 0 else f"{text} {place + 1}")
-            for place in range(max(least, min(most, 1 + hashed(text, name) % 3)))
+            for place in range(max(least, min(most, 1 + hash_of(text, name) % 3)))
         ]
 
     def _number(self, schema: Mapping[str, Any], name: str, whole: bool, sentiment: bool) -> Filler:
@@ -269,7 +271,7 @@ class Brain:
         share = (
             self._sentiment_share
             if sentiment
-            else lambda text: hashed(text, name) % 10_001 / 10_000
+            else lambda text: hash_of(text, name) % 10_001 / 10_000
         )
         if whole:
             step = schema.get("multipleOf", 1)
@@ -284,13 +286,13 @@ class Brain:
     def _string(self, schema: Mapping[str, Any], name: str, sentiment: bool) -> Filler:
         formatted = _FORMATS.get(schema.get("format", ""))
         if formatted is not None:
-            return lambda text: formatted(hashed(text, name))
+            return lambda text: formatted(hash_of(text, name))
         least, most = schema.get("minLength", 0), schema.get("maxLength", 200)
         if sentiment and name in ("value", "answer", "result", "sentiment", "label", "polarity"):
             return self._label
         if re.search(r"reason|why|explan|evidence|because", name, re.IGNORECASE):
-            return lambda text: _fitted(f'says "{self.strongest(text)}"', least, most)
-        return lambda text: _fitted(extract(text), least, most)
+            return lambda text: _fit_length(f'says "{self.strongest(text)}"', least, most)
+        return lambda text: _fit_length(extract(text), least, most)
 
     def strongest(self, text: str) -> str:
         """The word of the text that says most."""
@@ -340,7 +342,7 @@ def _spoken(choice: Mapping[str, Any] | None, schema: Mapping[str, Any]) -> Mapp
     return choice if choice and is_text else schema
 
 
-def _answered_texts(question: Question) -> Sequence[str]:
+def _texts_to_answer(question: Question) -> Sequence[str]:
     """What each answer is drawn from."""
     return question.texts if question.covers is None else (_over_all(question),)
 
@@ -364,10 +366,10 @@ def _most_first(counted: tuple[str, int]) -> tuple[int, str]:
 def _leading_number(text: str) -> int:
     """The number that a text begins with: of records, where an answer is over several."""
     found = re.match(r"\d+", text)
-    return int(found[0]) if found else hashed(text, "count") % 101
+    return int(found[0]) if found else hash_of(text, "count") % 101
 
 
-def hashed(text: str, name: str) -> int:
+def hash_of(text: str, name: str) -> int:
     """A number that only depends on a record's text and the field it is for."""
     # Not `hash()`, which is another one in each process.
     digest = hashlib.blake2b(
@@ -410,9 +412,7 @@ _FORMATS: dict[str, Callable[[int], str]] = {
 }
 
 
-def _simplified(
-    schema: Mapping[str, Any], root: Mapping[str, Any], depth: int
-) -> Mapping[str, Any]:
+def _simplify(schema: Mapping[str, Any], root: Mapping[str, Any], depth: int) -> Mapping[str, Any]:
     """Without references and choices: of alternatives the first that isn't null (in a deep
     recursion: null, if allowed).
     """
@@ -422,7 +422,7 @@ def _simplified(
             choices = [resolve(choice, root) for choice in schema[word]]
             nulls = [choice for choice in choices if choice.get("type") == "null"]
             others = [choice for choice in choices if choice.get("type") != "null"]
-            return _simplified(
+            return _simplify(
                 nulls[0] if nulls and (depth >= _MAX_DEPTH or not others) else others[0],
                 root,
                 depth,
@@ -445,15 +445,15 @@ def _bounds(schema: Mapping[str, Any], whole: bool) -> tuple[float | None, float
     return least, most
 
 
-def _padded(words: list[str], least: int, text: str) -> list[str]:
+def _pad_words(words: list[str], least: int, text: str) -> list[str]:
     return words + [f"{extract(text)} {place}" for place in range(len(words), least)]
 
 
-def _fitted(text: str, least: int, most: int) -> str:
+def _fit_length(text: str, least: int, most: int) -> str:
     return text[:most].ljust(least, ".")
 
 
-def _changed(
+def _apply_fault(
     entries: list[tuple[Any, Any]], fault: Fault, question: Question, brain: Brain
 ) -> list[tuple[Any, Any]]:
     """The answers after a fault that concerns answers. A fault that names a text strikes those
@@ -461,7 +461,7 @@ def _changed(
     """
     kind = fault.kind
     if kind == "shuffled":
-        return sorted(entries, key=lambda entry: hashed(str(entry[0]), "shuffle"))
+        return sorted(entries, key=lambda entry: hash_of(str(entry[0]), "shuffle"))
     if kind == "zero_based":
         return [(index - 1, value) for index, value in entries]
     if kind == "string_index":
@@ -492,7 +492,7 @@ def _victims(fault: Fault, question: Question) -> set[int]:
     # By the texts and not by the draw of a generator: the same prompt loses the same answer again.
     if fault.reads_text:
         return {index for index, text in enumerate(question.texts, 1) if fault.matches(text)}
-    return {1 + hashed("\0".join(question.texts), fault.kind) % len(question.texts)}
+    return {1 + hash_of("\0".join(question.texts), fault.kind) % len(question.texts)}
 
 
 def _indexed_text(question: Question, entries: list[tuple[Any, Any]]) -> str:

@@ -18,7 +18,7 @@ from beam_llm.testing.emulator.faults import STATUS_KINDS, Fault
 from beam_llm.testing.emulator.pictures import refusal, tokens_of_image, urls_in
 from beam_llm.testing.emulator.reading import Question, read_question
 from beam_llm.testing.emulator.shapes import Misfit, SchemaNode, Share, Whole, misfit
-from beam_llm.testing.emulator.wire import WireError, scripted
+from beam_llm.testing.emulator.wire import WireError, scripted_error
 
 # Source: OpenAI's guide to prompt caching, read 2026-11.
 _CACHE_FROM_TOKENS = 1024
@@ -151,7 +151,7 @@ class Chat:
         # The first such fault is the whole answer, as one refusal is.
         for fault in faults:
             if fault.kind in STATUS_KINDS:
-                error = scripted(fault, body["model"])
+                error = scripted_error(fault, body["model"])
                 return Answer(question.texts, error.status, error.body, error=error)
         words = self._brain.reply(question, faults)
         kinds = {fault.kind for fault in faults}
@@ -170,13 +170,13 @@ class Chat:
             "created": int(time.time()),
             "model": body["model"],
             "choices": [] if "empty_choices" in kinds else [choice],
-            "usage": _usage(prompt, output, self._cached(body, prompt)),
+            "usage": _usage(prompt, output, self._cached_tokens(body, prompt)),
             "service_tier": "default",
             "system_fingerprint": "fp_emulator",
         }
         return Answer(question.texts, 200, body_out, prompt, output)
 
-    def _cached(self, body: Mapping[str, Any], tokens: int) -> int:
+    def _cached_tokens(self, body: Mapping[str, Any], tokens: int) -> int:
         """Prompts of 1,024 tokens and more are cached by their first 1,024, in steps of 128."""
         if tokens < _CACHE_FROM_TOKENS:
             return 0

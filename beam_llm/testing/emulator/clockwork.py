@@ -134,7 +134,7 @@ class Clockwork:
             "validating": self._validate,
             "in_progress": self._progress,
             "finalizing": self._finalize,
-            "cancelling": self._end_cancelled,
+            "cancelling": self._end_as_cancelled,
         }
         try:
             # The status is the only memory, so that a restart goes on wherever a kill came.
@@ -144,7 +144,7 @@ class Clockwork:
             pass
 
     async def _validate(self, job: dict[str, Any]) -> None:
-        if await self._cancelled_by(job, job["created"] + self._options.stages[0]):
+        if await self._sleep_until_cancelled(job, job["created"] + self._options.stages[0]):
             return
         checked = await self.in_worker(self.check, job)
         # Cancelled while the thread looked at the file: the loop goes on with that.
@@ -170,7 +170,7 @@ class Clockwork:
         word = fault_of(job, "status_word")
         if word is not None:
             end += word.seconds or _FOR_EVER_SECONDS
-        if await self._cancelled_by(job, end):
+        if await self._sleep_until_cancelled(job, end):
             return
         # An expired job ends at once here, not after a day: what counts is how much was done.
         expire = fault_of(job, "expire")
@@ -186,11 +186,11 @@ class Clockwork:
         stuck = fault_of(job, "stuck")
         if stuck is not None:
             end += stuck.seconds or _FOR_EVER_SECONDS
-        if await self._cancelled_by(job, end):
+        if await self._sleep_until_cancelled(job, end):
             return
         self.move(job, "completed" if fault_of(job, "expire") is None else "expired")
 
-    async def _end_cancelled(self, job: dict[str, Any]) -> None:
+    async def _end_as_cancelled(self, job: dict[str, Any]) -> None:
         # Cancelled while it was finalizing: all was done, and stays.
         if job["result"] is None:
             shown = self._dialects[job["dialect"]].shows_cancelled
@@ -202,7 +202,7 @@ class Clockwork:
         )
         self.move(job, "cancelled")
 
-    async def _cancelled_by(self, job: dict[str, Any], end: float) -> bool:
+    async def _sleep_until_cancelled(self, job: dict[str, Any], end: float) -> bool:
         """Sleeps until `end`; True at once where the job is cancelled before."""
         event = self._cancels[job["id"]]
         self._waits[job["id"]] = end

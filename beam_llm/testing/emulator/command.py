@@ -196,7 +196,7 @@ def serve(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault(name, value)
     buckets = {name: os.environ[name] for name in emulator.buckets_environment}
     _announce([*(emulator.environment_of(name) for name in NAMES), buckets])
-    _until_stopped(emulator, given.parent)
+    _wait_until_stopped(emulator, given.parent)
     return 0
 
 
@@ -211,7 +211,7 @@ def _announce(environments: Sequence[Mapping[str, str]]) -> None:
     print("serving until Ctrl-C", file=sys.stderr, flush=True)
 
 
-def _until_stopped(emulator: Emulator, parent: int | None) -> None:
+def _wait_until_stopped(emulator: Emulator, parent: int | None) -> None:
     stopped = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     try:

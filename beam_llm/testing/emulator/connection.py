@@ -13,7 +13,7 @@ import orjson
 from aiohttp import web
 
 from beam_llm.testing.emulator.faults import STATUS_KINDS, Fault
-from beam_llm.testing.emulator.wire import JSON, WireError, scripted, server_error
+from beam_llm.testing.emulator.wire import JSON, WireError, scripted_error, server_error
 
 # Longer than any client waits, short enough that a forgotten one ends.
 _FOR_EVER_SECONDS = 3600.0
@@ -34,7 +34,7 @@ async def before_work(
     """The reply where a fault strikes before anything is done; waits where one is slow."""
     for fault in faults:
         if fault.kind in STATUS_KINDS or fault.kind == "token_limit_at_create":
-            return scripted(fault)
+            return scripted_error(fault)
         if fault.kind == "drop_before":
             return drop(request)
     # Slow only where it is not refused: a refusal is quick.

@@ -13,8 +13,8 @@ import orjson
 from msgspec import UNSET, UnsetType
 
 from beam_llm.testing.emulator.chat import Answer, strict_problem
-from beam_llm.testing.emulator.dialects import Asked
-from beam_llm.testing.emulator.pictures import decoded, image_part, joined, picture_of
+from beam_llm.testing.emulator.dialects import ModelRequest
+from beam_llm.testing.emulator.pictures import decode_base64, image_part, join_parts, picture_of
 from beam_llm.testing.emulator.shapes import SchemaNode, Share, Whole, misfit
 from beam_llm.testing.emulator.wire import WireError
 
@@ -158,13 +158,14 @@ class _Body(msgspec.Struct):
     serviceTier: _Tier | None = None
 
 
-def asked(body: Any, model: str) -> Asked | WireError:
+def parse_request(body: Any, model: str) -> ModelRequest | WireError:
     """A Converse body, checked and translated."""
     problem = _problem(body, model)
     if problem is not None:
         return WireError(400, problem)
     messages = [
-        {"role": m["role"], "content": joined(map(_part, m["content"]))} for m in body["messages"]
+        {"role": m["role"], "content": join_parts(map(_part, m["content"]))}
+        for m in body["messages"]
     ]
     if body.get("system"):
         messages.insert(0, {"role": "system", "content": _text(body["system"])})
@@ -180,16 +181,16 @@ def asked(body: Any, model: str) -> Asked | WireError:
     # Whether anything is cached is the model's to say; without a mark it must not be told.
     is_cached = b'"cachePoint"' in orjson.dumps(body)
     note = {"tool": tool and tool["name"], "cached": is_cached, "tier": body.get("serviceTier")}
-    return Asked(chat, note)
+    return ModelRequest(chat, note)
 
 
-def reply(answer: Answer, request: Asked) -> dict[str, Any]:
+def reply(answer: Answer, request: ModelRequest) -> dict[str, Any]:
     """A good answer as Converse gives it."""
     note, words = request.note or {}, answer.words
     end = _ENDS[answer.finish]
     content: list[dict[str, Any]] = [] if words is None else [{"text": words}]
     if note.get("tool") and words is not None and answer.finish == "stop":
-        called = {"toolUseId": "tooluse_1", "name": note["tool"], "input": _parsed(words)}
+        called = {"toolUseId": "tooluse_1", "name": note["tool"], "input": _parse_json(words)}
         content, end = [{"toolUse": called}], "tool_use"
     shown: dict[str, Any] = {
         "output": {"message": {"role": "assistant", "content": content}},
@@ -214,7 +215,7 @@ def _usage(answer: Answer, is_cached: bool) -> dict[str, int]:
     }
 
 
-def _parsed(words: str) -> Any:
+def _parse_json(words: str) -> Any:
     try:
         return orjson.loads(words)
     except ValueError:
@@ -286,7 +287,7 @@ def _images_problem(message: dict[str, Any]) -> str | None:
     if len(images) > _MOST_IMAGES:
         return f"too many images and documents: {len(images)} > {_MOST_IMAGES}"
     for image in images:
-        data = decoded(image["source"]["bytes"])
+        data = decode_base64(image["source"]["bytes"])
         picture = picture_of(data) if data is not None else None
         if picture is None or picture.kind != f"image/{image['format']}":
             return "Could not process image"

@@ -8,16 +8,16 @@ A dialect is one file here, named in `NAMES`, with a class `Wire`:
 
         async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
             if (request.method, path) == ("POST", "/v1/ask"):
-                return await self.service.live(request, self, self._asked)
+                return await self.service.live(request, self, self._parse)
             return None  # no such route
 
-        def _asked(self, body: Any) -> Asked | WireError:  # strict: name what is unknown
+        def _parse(self, body: Any) -> ModelRequest | WireError:  # strict: name what is unknown
             for name in set(body) - {"model", "question"}:
                 return WireError(400, f"no such field: {name}")
             messages = [{"role": "user", "content": body["question"]}]
-            return Asked({"model": body["model"], "messages": messages})
+            return ModelRequest({"model": body["model"], "messages": messages})
 
-        def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
+        def reply(self, answer: Answer, parsed: ModelRequest, reply_id: str) -> Any:
             return {"id": reply_id, "text": answer.words, "why": answer.finish}
 
         def error(self, error: WireError) -> web.Response:
@@ -32,7 +32,7 @@ of jobs is too (`Batches`): a dialect's routes for jobs are its `create`, `look`
             part = self.service.batches.part_path(job_id)
             with open(part, "wb") as file:
                 for entry in orjson.loads(raw)["tasks"]:
-                    file.write(Line(entry["name"], self._asked(entry["ask"])).encode())
+                    file.write(Line(entry["name"], self._parse(entry["ask"])).encode())
             return NewJob(job_id, part, own={"label": "mine"})
 
         def job(self, job: Job) -> Any:
@@ -41,7 +41,8 @@ of jobs is too (`Batches`): a dialect's routes for jobs are its `create`, `look`
 
         def _result(self, result: LineResult) -> Any:  # for `batches.results`
             if result.answer is not None:
-                return {"name": result.custom_id, "is": self.reply(result.answer, result.asked, "")}
+                reply = self.reply(result.answer, result.parsed, "")
+                return {"name": result.custom_id, "is": reply}
             return {"name": result.custom_id, "went_wrong": result.code or result.error.message}
 
 Files of a dialect's own clients can be kept in `service.files` (`part_path`, `add`, `get`, `path`,
@@ -91,7 +92,7 @@ Job = dict[str, Any]
 """A job as `Batches` keeps it. A dict, for it is one JSON file that is rewritten at every step."""
 
 
-class Asked(NamedTuple):
+class ModelRequest(NamedTuple):
     """A request, translated.
 
     Attributes:
@@ -112,7 +113,7 @@ class Line(NamedTuple):
     """
 
     custom_id: str | None
-    asked: Asked | WireError
+    parsed: ModelRequest | WireError
 
     def encode(self) -> bytes:
         """OpenAI's form of it, which `Batches` works on, with a newline."""
@@ -122,10 +123,10 @@ class Line(NamedTuple):
             "method": "POST",
             "url": "/v1/chat/completions",
         }
-        if isinstance(self.asked, WireError):
-            line.update(body={}, refused=self.asked._asdict())
+        if isinstance(self.parsed, WireError):
+            line.update(body={}, refused=self.parsed._asdict())
         else:
-            line.update(body=self.asked.body, note=self.asked.note)
+            line.update(body=self.parsed.body, note=self.parsed.note)
         return orjson.dumps(line) + b"\n"
 
 
@@ -136,7 +137,7 @@ class LineResult(NamedTuple):
       answer: where the model answered it, else None.
       error: where it was refused or failed, else None.
       code: where it never came to it: `batch_expired`, `batch_cancelled`; or of a failure.
-      asked: what was asked, its body left out.
+      parsed: the request, without its body.
     """
 
     custom_id: str | None
@@ -144,7 +145,7 @@ class LineResult(NamedTuple):
     answer: Answer | None
     error: WireError | None
     code: str | None
-    asked: Asked
+    parsed: ModelRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,11 +218,11 @@ class Dialect:
         """The reply to a request that was not refused; None where there is no such route."""
         raise NotImplementedError
 
-    def kept(self, body: Any, asked: Asked) -> Any:
+    def recorded_body(self, body: Any, parsed: ModelRequest) -> Any:
         """What `Emulator.requests` keeps of a live call."""
         return body
 
-    def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
+    def reply(self, answer: Answer, parsed: ModelRequest, reply_id: str) -> Any:
         """A good answer as this provider writes it; JSON."""
         raise NotImplementedError
 

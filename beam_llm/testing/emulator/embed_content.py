@@ -16,9 +16,9 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from beam_llm.testing.emulator.chat import Answer, tokens_of
-from beam_llm.testing.emulator.dialects import Asked
+from beam_llm.testing.emulator.dialects import ModelRequest
 from beam_llm.testing.emulator.embedder import Embedder, most_dimensions
-from beam_llm.testing.emulator.generate_content import camel, content_problem, misfit_said
+from beam_llm.testing.emulator.generate_content import camel, content_problem, describe_misfit
 from beam_llm.testing.emulator.shapes import misfit
 from beam_llm.testing.emulator.wire import WireError
 
@@ -65,13 +65,13 @@ class _Parameters(msgspec.Struct):
 # --------------------------------------------------------------------------------------------------
 
 
-def asked(body: Any, model: str, embedder: Embedder) -> Asked | WireError:
+def parse_request(body: Any, model: str, embedder: Embedder) -> ModelRequest | WireError:
     """An embedContent body of the Gemini API."""
-    found = _content_asked(body, model)
-    return found if isinstance(found, WireError) else _made([found], model, embedder)
+    found = _parse_content(body, model)
+    return found if isinstance(found, WireError) else _model_request([found], model, embedder)
 
 
-def many_asked(body: Any, model: str, embedder: Embedder) -> Asked | WireError:
+def parse_batch_request(body: Any, model: str, embedder: Embedder) -> ModelRequest | WireError:
     """A batchEmbedContents body."""
     requests = body.get("requests") if isinstance(body, dict) else None
     if not isinstance(requests, list) or not requests or set(body) != {"requests"}:
@@ -79,13 +79,13 @@ def many_asked(body: Any, model: str, embedder: Embedder) -> Asked | WireError:
     if len(requests) > MOST_REQUESTS:
         message = f"at most {MOST_REQUESTS} requests can be in one batch"
         return WireError(400, f"* BatchEmbedContentsRequest.requests: {message}\n")
-    read = [_content_asked(request, model) for request in requests]
+    read = [_parse_content(request, model) for request in requests]
     texts = [each for each in read if not isinstance(each, WireError)]
     wrong = next((each for each in read if isinstance(each, WireError)), None)
-    return wrong or _made(texts, model, embedder, {"many": True})
+    return wrong or _model_request(texts, model, embedder, {"many": True})
 
 
-def _content_asked(body: Any, model: str) -> tuple[str, dict[str, Any]] | WireError:
+def _parse_content(body: Any, model: str) -> tuple[str, dict[str, Any]] | WireError:
     """The text and the options of one embedContent body."""
     body, problem = camel(body, "", _FIELDS | {"embedContentConfig"})
     if problem is not None:
@@ -102,46 +102,48 @@ def _content_asked(body: Any, model: str) -> tuple[str, dict[str, Any]] | WireEr
     options = {name: body[name] for name in _FIELDS - {"model", "content"} if name in body}
     options = {**options, **config}
     if (wrong := misfit(options, _Options)) is not None:
-        return WireError(400, misfit_said(wrong, ""))
+        return WireError(400, describe_misfit(wrong, ""))
     if "title" in options and options.get("taskType") != "RETRIEVAL_DOCUMENT":
         return WireError(400, "title can only be set when task_type is RETRIEVAL_DOCUMENT.")
     return "".join(part.get("text", "") for part in body["content"]["parts"]), options
 
 
-def reply(answer: Answer, asked: Asked) -> dict[str, Any]:
+def reply(answer: Answer, parsed: ModelRequest) -> dict[str, Any]:
     """A good answer of the Gemini API."""
     tokens = answer.input_tokens
     details = [{"modality": "TEXT", "tokenCount": tokens}]
     usage = {"usageMetadata": {"promptTokenCount": tokens, "promptTokenDetails": details}}
     vectors = [_values(entry) for entry in answer.body["data"]]
-    if asked.note and asked.note.get("many"):
+    if parsed.note and parsed.note.get("many"):
         return {"embeddings": vectors, **usage}
     return {"embedding": vectors[0] if vectors else {}, **usage}
 
 
-def inline_reply(answer: Answer, asked: Asked) -> dict[str, Any]:
+def inline_reply(answer: Answer, parsed: ModelRequest) -> dict[str, Any]:
     """The same among the inline responses of a job."""
-    return {"embedding": reply(answer, asked)["embedding"], "tokenCount": answer.input_tokens}
+    return {"embedding": reply(answer, parsed)["embedding"], "tokenCount": answer.input_tokens}
 
 
 # Vertex AI
 # --------------------------------------------------------------------------------------------------
 
 
-def vertex_asked(body: Any, model: str, verb: str, embedder: Embedder) -> Asked | WireError:
+def parse_vertex_request(
+    body: Any, model: str, verb: str, embedder: Embedder
+) -> ModelRequest | WireError:
     """A body of Vertex AI: each model has one of the verbs alone."""
     if _PREDICTS.match(model) is None or verb != "predict":
         if _PREDICTS.match(model) is not None or verb == "predict":
             return WireError(400, "Precondition check failed.", code="FAILED_PRECONDITION")
-        found = _content_asked(body, model)
+        found = _parse_content(body, model)
         if isinstance(found, WireError):
             return found
         cuts = found[1].get("autoTruncate", True)
-        return _made([found], model, embedder, {"verb": verb}, cuts=cuts)
-    return _predict_asked(body, model, embedder)
+        return _model_request([found], model, embedder, {"verb": verb}, cuts=cuts)
+    return _parse_predict(body, model, embedder)
 
 
-def _predict_asked(body: Any, model: str, embedder: Embedder) -> Asked | WireError:
+def _parse_predict(body: Any, model: str, embedder: Embedder) -> ModelRequest | WireError:
     instances = body.get("instances") if isinstance(body, dict) else None
     if not isinstance(instances, list) or not instances:
         return WireError(400, "instances is required and must not be empty.")
@@ -156,18 +158,18 @@ def _predict_asked(body: Any, model: str, embedder: Embedder) -> Asked | WireErr
     texts = [each for each in read if not isinstance(each, WireError)]
     wrong = next((each for each in read if isinstance(each, WireError)), None)
     cuts = parameters.get("autoTruncate", True) if isinstance(parameters, dict) else True
-    return wrong or _made(texts, model, embedder, {"verb": "predict"}, cuts=cuts)
+    return wrong or _model_request(texts, model, embedder, {"verb": "predict"}, cuts=cuts)
 
 
-def instance_asked(
+def parse_instance(
     instance: Any, parameters: Any, model: str, embedder: Embedder
-) -> Asked | WireError:
+) -> ModelRequest | WireError:
     """A line of a batch prediction job, whose parameters are the job's."""
     found = _instance(instance, parameters)
     if isinstance(found, WireError):
         return found
     cuts = parameters.get("autoTruncate", True)
-    return _made([found], model, embedder, {"verb": "predict"}, cuts=cuts)
+    return _model_request([found], model, embedder, {"verb": "predict"}, cuts=cuts)
 
 
 def _instance(instance: Any, parameters: Any) -> tuple[str, dict[str, Any]] | WireError:
@@ -176,7 +178,7 @@ def _instance(instance: Any, parameters: Any) -> tuple[str, dict[str, Any]] | Wi
         (parameters, _Parameters, "parameters"),
     ):
         if (wrong := misfit(found, kind)) is not None:
-            return WireError(400, misfit_said(wrong, where))
+            return WireError(400, describe_misfit(wrong, where))
         unknown = sorted(set(found) - set(kind.__struct_fields__))
         if unknown:
             return WireError(400, f"Unknown name {unknown[0]!r} at '{where}'.")
@@ -187,9 +189,9 @@ def _instance(instance: Any, parameters: Any) -> tuple[str, dict[str, Any]] | Wi
     return instance["content"], parameters
 
 
-def vertex_reply(answer: Answer, asked: Asked) -> dict[str, Any]:
+def vertex_reply(answer: Answer, parsed: ModelRequest) -> dict[str, Any]:
     """A good answer of Vertex AI."""
-    note, tokens = asked.note or {}, answer.input_tokens
+    note, tokens = parsed.note or {}, answer.input_tokens
     vectors = [_values(entry) for entry in answer.body["data"]]
     if note.get("verb") == "embedContent":
         counts = {"promptTokenCount": tokens, "totalTokenCount": tokens}
@@ -211,14 +213,14 @@ def _values(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {"values": entry["embedding"]} if entry["embedding"] is not None else {}
 
 
-def _made(
+def _model_request(
     found: list[tuple[str, dict[str, Any]]],
     model: str,
     embedder: Embedder,
     note: dict[str, Any] | None = None,
     *,
     cuts: bool = True,
-) -> Asked | WireError:
+) -> ModelRequest | WireError:
     """What the emulated model is asked.
 
     Args:
@@ -233,16 +235,16 @@ def _made(
     if longest > most and not cuts:
         message = f"the input token count is {longest} but the model supports up to {most}"
         return WireError(400, f"Unable to submit request because {message}.")
-    made: dict[str, Any] = {"model": model, "input": [_cut(text, most) for text, _ in found]}
+    made: dict[str, Any] = {"model": model, "input": [_truncate(text, most) for text, _ in found]}
     size = found[0][1].get("outputDimensionality")
     if size is not None:
         if size > most_dimensions(model):
             message = f"must be in the range [1, {most_dimensions(model)}]"
             return WireError(400, f"* EmbedContentRequest.output_dimensionality: {message}\n")
         made["dimensions"] = size
-    return Asked(made, {**(note or {}), "cut": longest > most})
+    return ModelRequest(made, {**(note or {}), "cut": longest > most})
 
 
-def _cut(text: str, most: int) -> str:
+def _truncate(text: str, most: int) -> str:
     """The beginning of a text that has more tokens than that."""
     return text if tokens_of(text) <= most else text.encode()[: 4 * most].decode("utf-8", "ignore")

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from beam_llm.testing.emulator.chat import Answer, tokens_of
-from beam_llm.testing.emulator.dialects import Asked
+from beam_llm.testing.emulator.dialects import ModelRequest
 from beam_llm.testing.emulator.embedder import Embedder
 from beam_llm.testing.emulator.shapes import misfit
 from beam_llm.testing.emulator.wire import WireError
@@ -63,13 +63,13 @@ def _form_of(model: str) -> type[msgspec.Struct] | None:
     return next((form for name, form in _FORMS.items() if re.search(name, model)), None)
 
 
-def asked(body: Any, model: str, embedder: Embedder) -> Asked | WireError:
+def parse_request(body: Any, model: str, embedder: Embedder) -> ModelRequest | WireError:
     """A body of InvokeModel, checked and translated."""
     form = _form_of(model)
     if form is None or not embedder.knows(model):
         return WireError(400, "The provided model identifier is invalid.")
     if (problem := _problem(body, form)) is not None:
-        return _malformed(problem)
+        return _malformed_input(problem)
     if "inputText" in body:
         tokens = tokens_of(body["inputText"])
         if tokens > _TITAN_TOKENS:
@@ -81,7 +81,7 @@ def asked(body: Any, model: str, embedder: Embedder) -> Asked | WireError:
     made: dict[str, Any] = {"model": model, "input": texts}
     usual = 1_024 if form is _Cohere else 1_536
     made["dimensions"] = size or (1_024 if form is _Titan else usual)
-    return Asked(made, {"by_type": "embedding_types" in body, "cohere": "texts" in body})
+    return ModelRequest(made, {"by_type": "embedding_types" in body, "cohere": "texts" in body})
 
 
 def _problem(body: Any, form: type[msgspec.Struct]) -> str | None:
@@ -100,7 +100,7 @@ def _problem(body: Any, form: type[msgspec.Struct]) -> str | None:
     return None
 
 
-def _malformed(problem: str) -> WireError:
+def _malformed_input(problem: str) -> WireError:
     message = f"Malformed input request: {problem}, please reformat your input and try again."
     return WireError(400, message)
 

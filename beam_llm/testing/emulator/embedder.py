@@ -18,7 +18,7 @@ import numpy as np
 
 from beam_llm.testing.emulator.chat import Answer, tokens_of
 from beam_llm.testing.emulator.faults import STATUS_KINDS, Fault
-from beam_llm.testing.emulator.wire import WireError, scripted
+from beam_llm.testing.emulator.wire import WireError, scripted_error
 
 MOST_INPUTS = 2_048
 MOST_INPUT_TOKENS = 8_192
@@ -86,14 +86,14 @@ class Embedder:
         """Answers a checked request."""
         for fault in faults:
             if fault.kind in STATUS_KINDS:
-                error = scripted(fault, body["model"])
+                error = scripted_error(fault, body["model"])
                 return Answer(question.texts, error.status, error.body, error=error)
         dimensions = body.get("dimensions") or most_dimensions(body["model"])
         vectors = [vector_of(text, dimensions) for text in question.texts]
         placed = _with_faults(list(enumerate(vectors)), {fault.kind for fault in faults})
         is_base64 = body.get("encoding_format") == "base64"
         data = [
-            {"object": "embedding", "index": place, "embedding": _written(vector, is_base64)}
+            {"object": "embedding", "index": place, "embedding": _encode_vector(vector, is_base64)}
             for place, vector in placed
         ]
         tokens = self.tokens(body)
@@ -201,7 +201,7 @@ def _with_faults(placed: list[tuple[Any, Any]], kinds: set[str]) -> list[tuple[A
     return [] if "empty_choices" in kinds else placed
 
 
-def _written(vector: Any, is_base64: bool) -> Any:
+def _encode_vector(vector: Any, is_base64: bool) -> Any:
     if vector is None:
         return None
     return base64.b64encode(vector.tobytes()).decode() if is_base64 else vector.tolist()

@@ -20,9 +20,9 @@ from beam_llm.testing.emulator import openai
 from beam_llm.testing.emulator.chat import Answer
 from beam_llm.testing.emulator.clockwork import TERMINAL
 from beam_llm.testing.emulator.dialects import (
-    Asked,
     Dialect,
     Job,
+    ModelRequest,
     NewJob,
     Reply,
 )
@@ -77,12 +77,12 @@ class Family(openai.Wire):
             **self.service.limits.headers(),
         }
 
-    def _asked(self, body: Any, deployment: str | None) -> Asked | WireError:
+    def _parse_request(self, body: Any, deployment: str | None) -> ModelRequest | WireError:
         # Deployments in a path are Azure's alone.
-        asked = super()._asked(body, None)
-        if isinstance(asked, WireError):
-            return asked
-        images = refusal(asked.body["messages"], self.most_images, self.image_kinds)
+        parsed = super()._parse_request(body, None)
+        if isinstance(parsed, WireError):
+            return parsed
+        images = refusal(parsed.body["messages"], self.most_images, self.image_kinds)
         if images is not None:
             return WireError(400, images.message, param=images.place, code=images.code)
         tier = body.get("service_tier")
@@ -90,7 +90,7 @@ class Family(openai.Wire):
             return WireError(
                 400, f"Invalid value for 'service_tier': {tier!r}.", param="service_tier"
             )
-        return asked
+        return parsed
 
     def _check_input(self, file_id: str) -> WireError | None:
         meta = self.service.files.get(file_id)
@@ -133,15 +133,15 @@ class Groq(Family):
     # 24 hours to 7 days, in whole hours or days.
     windows = re.compile(r"(2[4-9]|[3-9]\d|1[0-5]\d|16[0-8])h|[1-7]d")
 
-    def _asked(self, body: Any, deployment: str | None) -> Asked | WireError:
-        asked = super()._asked(body, deployment)
-        if isinstance(asked, WireError):
-            return asked
+    def _parse_request(self, body: Any, deployment: str | None) -> ModelRequest | WireError:
+        parsed = super()._parse_request(body, deployment)
+        if isinstance(parsed, WireError):
+            return parsed
         form = body.get("response_format") or {}
         if form.get("type") == "json_schema" and not self.knows_schemas.match(body["model"]):
             message = "This model does not support response format `json_schema`."
             return WireError(400, message, param="response_format")
-        return asked
+        return parsed
 
     def _page(self, request: web.BaseRequest, visible: list[Job]) -> Reply:
         """A list in small pages, each with a cursor to the next: no id leads on."""
@@ -156,8 +156,8 @@ class Groq(Family):
             return None
         return WireError(400, "completion_window must be between 24h and 7d", code="invalid_value")
 
-    def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
-        tier = asked.body.get("service_tier") or "on_demand"
+    def reply(self, answer: Answer, parsed: ModelRequest, reply_id: str) -> Any:
+        tier = parsed.body.get("service_tier") or "on_demand"
         # Fields beside OpenAI's, which a reader of usage has to pass over.
         usage = {
             "queue_time": 0.01,
@@ -250,7 +250,7 @@ class DeepInfra(Family):
     path = "/v1/openai"
     tiers = ("default", "priority")
 
-    def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
+    def reply(self, answer: Answer, parsed: ModelRequest, reply_id: str) -> Any:
         # A cost in dollars beside the tokens, of which the client reckons its own.
         tokens = answer.input_tokens + answer.output_tokens
         return {

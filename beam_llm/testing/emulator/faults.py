@@ -200,12 +200,12 @@ def load_faults(path: str) -> list[Fault]:
         entries = json.loads(text)
         if not isinstance(entries, list):
             raise ValueError("expected a JSON list of faults")
-        return [_checked(number, entry) for number, entry in enumerate(entries, 1)]
+        return [_read_fault(number, entry) for number, entry in enumerate(entries, 1)]
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _checked(number: int, entry: Any) -> Fault:
+def _read_fault(number: int, entry: Any) -> Fault:
     """A fault as people write it; a wrong type would fail inside the server, at its first call."""
     if not isinstance(entry, dict) or "kind" not in entry:
         raise ValueError(f'fault {number}: expected an object such as {{"kind": "rate_limit"}}')

@@ -66,7 +66,7 @@ class Files:
         """Whether a job may be made of it by now."""
         return self._options.clock() >= float(meta["processed_at"])
 
-    def shown(self, meta: dict[str, Any]) -> dict[str, Any]:
+    def file_object(self, meta: dict[str, Any]) -> dict[str, Any]:
         """The file object as the API shows it."""
         ends = meta["created_at"] + _KEPT_SECONDS if meta["purpose"] == "batch" else None
         hidden = ("made_at", "processed_at")
@@ -135,13 +135,13 @@ class Files:
         faults = self._strike("upload")
         part = self.part_path(uuid.uuid4().hex)
         try:
-            return await self._uploaded(request, faults, part, purpose, purposes)
+            return await self._finish_upload(request, faults, part, purpose, purposes)
         except (ValueError, HttpProcessingError):  # of a body that has no parts, or none that end
             return WireError(400, "Could not parse the multipart/form-data body.")
         finally:
             part.unlink(missing_ok=True)
 
-    async def _uploaded(
+    async def _finish_upload(
         self,
         request: web.BaseRequest,
         faults: tuple[Fault, ...],
@@ -182,7 +182,7 @@ class Files:
         meta = self.add(f"file-{uuid.uuid4().hex[:24]}", filename, purpose, part)
         late = [fault.seconds for fault in faults if fault.kind == "file_pending"]
         meta["processed_at"] += sum(late)
-        return after_work(request, faults) or json_response(self.shown(meta))
+        return after_work(request, faults) or json_response(self.file_object(meta))
 
     async def _receive(self, field: BodyPartReader, part: Path, cut: bool) -> int:
         """Streams the body to disk; what is beyond the limit is read but not kept."""
@@ -206,13 +206,13 @@ class Files:
         ]
         if query.get("order", "desc") == "desc":
             metas.reverse()
-        return page(metas, query.get("after"), query.get("limit"), 10_000, 10_000, self.shown)
+        return page(metas, query.get("after"), query.get("limit"), 10_000, 10_000, self.file_object)
 
     async def _retrieve(self, request: web.BaseRequest, file_id: str) -> Reply:
         if (refused := await before_work(request, self._strike("file"))) is not None:
             return refused
         meta = self.get(file_id)
-        return json_response(self.shown(meta)) if meta is not None else no_file(file_id)
+        return json_response(self.file_object(meta)) if meta is not None else no_file(file_id)
 
     async def _delete(self, request: web.BaseRequest, file_id: str) -> Reply:
         if (refused := await before_work(request, self._strike("delete"))) is not None:

@@ -67,7 +67,7 @@ class Wire(Family):
         if path in (CHAT, EMBED):
             return await super().handle(request, path)
         if path.startswith("/signed/"):
-            return await self._signed(request, path.removeprefix("/signed/"))
+            return await self._send_signed(request, path.removeprefix("/signed/"))
         found = self._control_path.fullmatch(path)
         if found is None:
             return None
@@ -91,9 +91,9 @@ class Wire(Family):
                 return await self._new_dataset(request)
             case "POST", True, ":upload":
                 uploaded = await self.service.files.handle(request, "/files", purpose="dataset")
-                return with_json(uploaded, lambda meta: self._filled(str(name), meta))
+                return with_json(uploaded, lambda meta: self._note_file(str(name), meta))
             case "GET", True, None:
-                return self._shown(str(name))
+                return self._show_dataset(str(name))
             case "GET", True, ":getDownloadEndpoint":
                 return await self._addresses(request, str(name))
             case "DELETE", True, None:
@@ -119,11 +119,11 @@ class Wire(Family):
         self._datasets[name] = None
         return json_response({"name": f"accounts/emulator/datasets/{name}", "state": "UPLOADING"})
 
-    def _filled(self, name: str, meta: dict[str, Any]) -> dict[str, Any]:
+    def _note_file(self, name: str, meta: dict[str, Any]) -> dict[str, Any]:
         self._datasets[name] = meta["id"]
         return meta
 
-    def _shown(self, name: str) -> Reply:
+    def _show_dataset(self, name: str) -> Reply:
         if name not in self._datasets:
             return WireError(404, f"dataset {name!r} not found")
         state = "READY" if self._is_ready(self._datasets[name]) else "UPLOADING"
@@ -145,7 +145,7 @@ class Wire(Family):
 
     def _outputs(self, name: str) -> dict[str, str]:
         """The files of a job's output dataset: id → name."""
-        job = self.service.batches.known(self, name.removesuffix("-results"))
+        job = self.service.batches.find(self, name.removesuffix("-results"))
         kept = (("output_file_id", "BIJOutputSet.jsonl"), ("error_file_id", "error.jsonl"))
         ids = {job[field]: filename for field, filename in kept} if job is not None else {}
         return {one: ids[one] for one in ids if one and self.service.files.get(one) is not None}
@@ -162,7 +162,7 @@ class Wire(Family):
         urls = {filename: f"{base}/{file_id}" for file_id, filename in outputs.items()}
         return json_response({"filenameToSignedUrls": urls})
 
-    async def _signed(self, request: web.BaseRequest, file_id: str) -> Reply:
+    async def _send_signed(self, request: web.BaseRequest, file_id: str) -> Reply:
         if self.service.files.get(file_id) is None:
             return WireError(404, "No such object")
         lines = map(self._result, line_results(self.service.files.path(file_id)))
@@ -171,7 +171,7 @@ class Wire(Family):
     def _result(self, result: LineResult) -> dict[str, Any]:
         line: dict[str, Any] = {"custom_id": result.custom_id}
         if result.answer is not None:
-            line["response"] = self.reply(result.answer, result.asked, result.reply_id)
+            line["response"] = self.reply(result.answer, result.parsed, result.reply_id)
         elif result.error is not None and result.code not in UNDONE:
             body = {"error": {"message": result.error.message, "code": result.error.code}}
             line["response"] = {"status_code": result.error.status, "body": body}
@@ -185,14 +185,14 @@ class Wire(Family):
         jobs = self.service.batches
         if request.method == "POST" and name is None:
             wanted = request.query.get("batchInferenceJobId", "")
-            return await jobs.create(request, self, lambda raw: self._made_job(wanted, raw))
+            return await jobs.create(request, self, lambda raw: self._read_job(wanted, raw))
         if request.method == "GET" and name is None:
             return await jobs.list_jobs(request, self, lambda found: self._page(request, found))
         if request.method == "GET":
             return await jobs.look(request, self, str(name))
         return None
 
-    async def _made_job(self, job_id: str, raw: bytes) -> NewJob | WireError:
+    async def _read_job(self, job_id: str, raw: bytes) -> NewJob | WireError:
         body = object_of(raw)
         if body is None or not isinstance(body.get("model"), str):
             return WireError(400, "model is required")
@@ -204,7 +204,7 @@ class Wire(Family):
         if not re.fullmatch(r"[a-z][a-z0-9-]{0,62}", job_id):
             return WireError(400, f"invalid job id {job_id!r}")
         # The id is the client's own, so that a repeated create finds its job, and makes no other.
-        if self.service.batches.known(self, job_id) is not None:
+        if self.service.batches.find(self, job_id) is not None:
             return WireError(409, f"batch inference job {job_id!r} already exists")
         dataset = str(body.get("inputDatasetId"))
         file_id = self._datasets.get(dataset.rpartition("/")[2])
@@ -226,8 +226,8 @@ class Wire(Family):
                 line = object_of(data) or {}
                 if type(line.get("custom_id")) is not str or type(line.get("body")) is not dict:
                     return WireError(400, f"line {number}: custom_id and body are required")
-                asked = self._asked({**line["body"], "model": model}, None)
-                file.write(Line(line["custom_id"], asked).encode())
+                parsed = self._parse_request({**line["body"], "model": model}, None)
+                file.write(Line(line["custom_id"], parsed).encode())
         return None
 
     def _page(self, request: web.BaseRequest, visible: list[Job]) -> Reply:

@@ -19,7 +19,7 @@ import orjson
 from aiohttp import web
 
 from beam_llm.testing.emulator.objects import ObjectFiles
-from beam_llm.testing.emulator.wire import json_response, ranged
+from beam_llm.testing.emulator.wire import json_response, read_range
 
 PREFIX = "/gcs"
 _PAGE = 1_000
@@ -64,8 +64,8 @@ def _object(
     if data is None:
         return _no_object(bucket, name)
     if request.query.get("alt") != "media":
-        return json_response(_shown(objects, bucket, name, data))
-    status, part, headers = ranged(data, request.headers.get("Range"))
+        return json_response(_object_of(objects, bucket, name, data))
+    status, part, headers = read_range(data, request.headers.get("Range"))
     return web.Response(body=part, status=status, headers=headers)
 
 
@@ -82,7 +82,7 @@ async def _upload(
         url = f"{request.scheme}://{request.host}{request.path}?upload_id={upload_id}"
         return web.Response(headers={"Location": url, "X-GUploader-UploadID": upload_id})
     meta, data = _parts(request.headers.get("Content-Type", ""), raw)
-    return _kept(objects, bucket, meta, data, is_exclusive)
+    return _put(objects, bucket, meta, data, is_exclusive)
 
 
 def _parts(content_type: str, raw: bytes) -> tuple[dict[str, Any], bytes]:
@@ -106,10 +106,10 @@ def _piece(
         headers = {"Range": f"bytes=0-{len(data) - 1}"} if data else {}
         return web.Response(status=308, headers=headers)
     del uploads.begun[upload_id]
-    return _kept(objects, bucket, meta, bytes(data), is_exclusive)
+    return _put(objects, bucket, meta, bytes(data), is_exclusive)
 
 
-def _kept(
+def _put(
     objects: ObjectFiles, bucket: str, meta: dict[str, Any], data: bytes, is_exclusive: bool
 ) -> web.StreamResponse:
     name = meta["name"]
@@ -119,10 +119,10 @@ def _kept(
     objects.put(bucket, name, data)
     if meta.get("metadata"):
         objects.put(f"{bucket}/metadata", name, orjson.dumps(meta["metadata"]))
-    return json_response(_shown(objects, bucket, name, data))
+    return json_response(_object_of(objects, bucket, name, data))
 
 
-def _shown(objects: ObjectFiles, bucket: str, name: str, data: bytes) -> dict[str, Any]:
+def _object_of(objects: ObjectFiles, bucket: str, name: str, data: bytes) -> dict[str, Any]:
     """An object as the API shows it."""
     checksums: Any = importlib.import_module("google_crc32c")  # google-cloud-storage brings it
     kept = objects.get(f"{bucket}/metadata", name)
@@ -148,7 +148,7 @@ def _page(objects: ObjectFiles, request: web.BaseRequest, bucket: str) -> web.St
     names = objects.names(bucket, query.get("prefix", ""), start)
     most = min(int(query.get("maxResults") or _PAGE), _PAGE)
     items = [
-        _shown(objects, bucket, name, objects.get(bucket, name) or b"") for name in names[:most]
+        _object_of(objects, bucket, name, objects.get(bucket, name) or b"") for name in names[:most]
     ]
     page = {"kind": "storage#objects", "items": items}
     return json_response({**page, "nextPageToken": names[most]} if len(names) > most else page)

@@ -20,11 +20,11 @@ from msgspec import UNSET, UnsetType
 from beam_llm.testing.emulator import embed_content, generate_content
 from beam_llm.testing.emulator.chat import Answer
 from beam_llm.testing.emulator.dialects import (
-    Asked,
     Dialect,
     Job,
     Line,
     LineResult,
+    ModelRequest,
     NewJob,
     Reply,
 )
@@ -117,7 +117,9 @@ class Wire(Dialect):
 
     async def _of_model(self, request: web.BaseRequest, model: str, verb: str) -> Reply:
         if verb == "generateContent":
-            return await self.service.live(request, self, lambda body: self.asked(body, model))
+            return await self.service.live(
+                request, self, lambda body: self.parse_request(body, model)
+            )
         if verb in _EMBEDDINGS:
             ask, embedder = _EMBEDDINGS[verb], self.service.embedder
             return await self.service.live(
@@ -128,15 +130,15 @@ class Wire(Dialect):
             request, self, lambda raw: asyncio.to_thread(self._new_job, raw, model, embeds)
         )
 
-    def asked(self, body: Any, model: str) -> Asked | WireError:
+    def parse_request(self, body: Any, model: str) -> ModelRequest | WireError:
         """A body, checked and translated."""
-        return generate_content.asked(body, model, self.service.chat)
+        return generate_content.parse_request(body, model, self.service.chat)
 
-    def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
+    def reply(self, answer: Answer, parsed: ModelRequest, reply_id: str) -> Any:
         if "data" in answer.body:
-            return embed_content.reply(answer, asked)
-        tier = asked.note["tier"] if asked.note else "standard"
-        return generate_content.reply(answer, asked, reply_id, {"serviceTier": tier})
+            return embed_content.reply(answer, parsed)
+        tier = parsed.note["tier"] if parsed.note else "standard"
+        return generate_content.reply(answer, parsed, reply_id, {"serviceTier": tier})
 
     def error(self, error: WireError) -> web.Response:
         return generate_content.error_response(error)
@@ -177,10 +179,10 @@ class Wire(Dialect):
             errors.append({"code": "INVALID_ARGUMENT", "message": message, "line": number})
             return Line(f"faulty-{number}", WireError(400, message))
         if embeds:
-            asked = embed_content.asked(entry["request"], model, self.service.embedder)
+            parsed = embed_content.parse_request(entry["request"], model, self.service.embedder)
         else:
-            asked = self.asked(entry["request"], model)
-        return Line(str(entry["key"]), asked)
+            parsed = self.parse_request(entry["request"], model)
+        return Line(str(entry["key"]), parsed)
 
     async def _batch(self, request: web.BaseRequest, job_id: str, is_cancel: bool) -> Reply | None:
         jobs = self.service.batches
@@ -270,7 +272,7 @@ class Wire(Dialect):
 
     async def _results(self, request: web.BaseRequest, job_id: str) -> Reply | None:
         """The file of results of a job; None where there is no such file."""
-        job = self.service.batches.known(self, job_id)
+        job = self.service.batches.find(self, job_id)
         if job is None or "responsesFile" not in self._output(job):
             return None
         return await self.service.batches.results(request, job, self._result)
@@ -281,12 +283,12 @@ class Wire(Dialect):
     def _inline(self, result: LineResult) -> Any:
         shown = {**self._end(result), "metadata": {"key": result.custom_id}}
         if result.answer is not None and "data" in result.answer.body:
-            shown["response"] = embed_content.inline_reply(result.answer, result.asked)
+            shown["response"] = embed_content.inline_reply(result.answer, result.parsed)
         return shown
 
     def _end(self, result: LineResult) -> dict[str, Any]:
         if result.answer is not None:
-            return {"response": self.reply(result.answer, result.asked, result.reply_id)}
+            return {"response": self.reply(result.answer, result.parsed, result.reply_id)}
         # google.rpc's numbers, not HTTP's: a line is a status of theirs.
         status, message = 500, "Internal error encountered."
         if result.error is not None:
@@ -295,8 +297,8 @@ class Wire(Dialect):
 
 
 _EMBEDDINGS = {
-    "embedContent": embed_content.asked,
-    "batchEmbedContents": embed_content.many_asked,
+    "embedContent": embed_content.parse_request,
+    "batchEmbedContents": embed_content.parse_batch_request,
 }
 
 
@@ -327,7 +329,7 @@ def _batch_of(raw: bytes) -> tuple[dict[str, Any], WireError | None]:
                 return {}, WireError(400, f"Invalid JSON payload received. {message}")
         found = found.get("batch" if not where else "inputConfig", {})
     if (wrong := misfit(body, _Create)) is not None:
-        return {}, WireError(400, generate_content.misfit_said(wrong, ""))
+        return {}, WireError(400, generate_content.describe_misfit(wrong, ""))
     source = body["batch"]["inputConfig"]
     if len(source.keys() & {"fileName", "requests"}) != 1:
         return {}, WireError(400, f"{_INPUT}: one of requests and file_name is required.")

@@ -98,7 +98,9 @@ class GeminiFiles:
             return WireError(400, "The size of the upload is not what was announced.")
         digest = hashlib.sha256(part.read_bytes()).hexdigest()
         meta = {**files.add(file_id, file_id, "batch", part), "sha256": digest}
-        shown = json_response({"file": shown_file(meta)}, headers={"X-Goog-Upload-Status": "final"})
+        shown = json_response(
+            {"file": file_object(meta)}, headers={"X-Goog-Upload-Status": "final"}
+        )
         return after_work(request, faults) or shown
 
     async def _file(self, request: web.BaseRequest, file_id: str) -> Reply | None:
@@ -110,10 +112,10 @@ class GeminiFiles:
         if request.method != "GET":
             return None
         meta = self._house.files.get(file_id)
-        return json_response(shown_file(meta)) if meta is not None else no_file(file_id)
+        return json_response(file_object(meta)) if meta is not None else no_file(file_id)
 
 
-def shown_file(meta: dict[str, Any]) -> dict[str, Any]:
+def file_object(meta: dict[str, Any]) -> dict[str, Any]:
     """The file object as the API shows it."""
     made_at = meta["made_at"]
     name = f"files/{meta['id']}"

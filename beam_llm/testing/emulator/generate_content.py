@@ -19,11 +19,11 @@ from aiohttp import web
 from msgspec import UNSET, UnsetType
 
 from beam_llm.testing.emulator.chat import Answer, Chat
-from beam_llm.testing.emulator.dialects import Asked, Reply
+from beam_llm.testing.emulator.dialects import ModelRequest, Reply
 from beam_llm.testing.emulator.pictures import (
-    decoded,
+    decode_base64,
     image_part,
-    joined,
+    join_parts,
     part_of_address,
     picture_of,
 )
@@ -144,7 +144,7 @@ _PROTO_TYPES = {
 }
 
 
-def misfit_said(wrong: Misfit, where: str) -> str:
+def describe_misfit(wrong: Misfit, where: str) -> str:
     """The misfit in the words of Google's front end, which knows fields by their proto names."""
     place = re.sub(r"[A-Z]", lambda letter: f"_{letter[0].lower()}", wrong.place)
     place = f"{where}.{place}".strip(".")
@@ -154,9 +154,9 @@ def misfit_said(wrong: Misfit, where: str) -> str:
     return f"Invalid value at '{place}' ({kind if wrong.rule == 'type' else 'TYPE_ENUM'})"
 
 
-def asked(
+def parse_request(
     body: Any, model: str, chat: Chat, schemes: tuple[str, ...] = ("https",)
-) -> Asked | WireError:
+) -> ModelRequest | WireError:
     """A generateContent body, checked and translated.
 
     Args:
@@ -193,11 +193,11 @@ def asked(
         made["max_tokens"] = config["maxOutputTokens"]
     schema = config.get("responseJsonSchema") or _from_open_api(config.get("responseSchema"))
     if schema is not None:
-        named = {"name": "reply", "strict": False, "schema": _ordered(schema)}
+        named = {"name": "reply", "strict": False, "schema": _in_fill_order(schema)}
         made["response_format"] = {"type": "json_schema", "json_schema": named}
     thinking = config.get("thinkingConfig") or {}
     thinks = bool(thinking.get("includeThoughts") or thinking.get("include_thoughts"))
-    return Asked(made, {"tier": body.get("serviceTier", "standard"), "thinks": thinks})
+    return ModelRequest(made, {"tier": body.get("serviceTier", "standard"), "thinks": thinks})
 
 
 def no_model(model: str) -> WireError:
@@ -263,7 +263,7 @@ def _part_problem(part: Any, where: str) -> str | None:
         return problem
     part = _with_camel_data(part)
     if (wrong := misfit(part, _Part)) is not None:
-        return misfit_said(wrong, where)
+        return describe_misfit(wrong, where)
     if not part.keys() & _DATA or part.get("text") == "":
         # An empty text counts as none: proto3 doesn't tell it from a field that isn't there.
         missing = "required oneof field 'data' must have one initialized field"
@@ -294,7 +294,7 @@ def _blob_problem(blob: Any, where: str) -> str | None:
         return None
     if blob["mimeType"] not in _IMAGE_KINDS:
         return f"Unsupported MIME type: {blob['mimeType']}"
-    data = decoded(blob["data"])
+    data = decode_base64(blob["data"])
     if data is None:
         place = f"{where}.inline_data.data"
         return f"Invalid value at '{place}' (TYPE_BYTES), Base64 decoding failed"
@@ -317,7 +317,7 @@ def _address_problem(body: dict[str, Any], schemes: tuple[str, ...]) -> str | No
 
 def _config_problem(config: dict[str, Any]) -> str | None:
     if (wrong := misfit(config, _Config)) is not None:
-        return misfit_said(wrong, "generation_config")
+        return describe_misfit(wrong, "generation_config")
     shapes = [name for name in ("responseSchema", "responseJsonSchema") if name in config]
     if len(shapes) > 1:
         return "response_schema and response_json_schema can't both be set"
@@ -335,7 +335,7 @@ def _open_api_problem(schema: Any, where: str) -> str | None:
     if problem is not None:
         return problem
     if (wrong := misfit(schema, _OpenApiNode)) is not None:
-        return misfit_said(wrong, where)
+        return describe_misfit(wrong, where)
     if str(schema.get("type", "STRING")).upper() not in _OPEN_API_TYPES:
         return f"Invalid value at '{where}.type' (TYPE_ENUM), \"{schema['type']}\""
     inner = [(f"{where}.items", schema["items"])] if "items" in schema else []
@@ -360,7 +360,7 @@ def _json_schema_problem(schema: Any) -> str | None:
 
 
 def _text(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {"content": joined(map(_openai_part, content["parts"]))}
+    return {"content": join_parts(map(_openai_part, content["parts"]))}
 
 
 def _openai_part(part: Mapping[str, Any]) -> str | dict[str, Any]:
@@ -371,15 +371,17 @@ def _openai_part(part: Mapping[str, Any]) -> str | dict[str, Any]:
     return part_of_address(file["fileUri"]) if file is not None else str(part.get("text", ""))
 
 
-def _ordered(schema: Any) -> Any:
+def _in_fill_order(schema: Any) -> Any:
     """The schema with its properties as the model fills them: in the order that it is told, else
     sorted as words (`"1"`, `"10"`, `"2"`).
     """
     if isinstance(schema, list):
-        return [_ordered(part) for part in schema]
+        return [_in_fill_order(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    made = {name: _ordered(part) for name, part in schema.items() if name != "propertyOrdering"}
+    made = {
+        name: _in_fill_order(part) for name, part in schema.items() if name != "propertyOrdering"
+    }
     if isinstance(made.get("properties"), dict):
         order = schema.get("propertyOrdering") or sorted(made["properties"])
         made["properties"] = {name: made["properties"][name] for name in order}
@@ -404,7 +406,9 @@ def _from_open_api(schema: Any) -> Any:
 # --------------------------------------------------------------------------------------------------
 
 
-def reply(answer: Answer, asked: Asked, reply_id: str, usage: Mapping[str, Any]) -> dict[str, Any]:
+def reply(
+    answer: Answer, parsed: ModelRequest, reply_id: str, usage: Mapping[str, Any]
+) -> dict[str, Any]:
     """A good answer as a GenerateContentResponse.
 
     Args:
@@ -422,7 +426,7 @@ def reply(answer: Answer, asked: Asked, reply_id: str, usage: Mapping[str, Any])
     if cached:
         counts["cachedContentTokenCount"] = cached
     # What was blocked has no candidate, but is counted; lists that are empty are left out.
-    made: dict[str, Any] = {"candidates": [_candidate(answer, asked)]}
+    made: dict[str, Any] = {"candidates": [_candidate(answer, parsed)]}
     if answer.finish == "refusal":
         made = {"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}}
     elif answer.finish == "empty":
@@ -430,12 +434,12 @@ def reply(answer: Answer, asked: Asked, reply_id: str, usage: Mapping[str, Any])
     return {**made, "usageMetadata": counts, "modelVersion": answer.model, "responseId": reply_id}
 
 
-def _candidate(answer: Answer, asked: Asked) -> dict[str, Any]:
+def _candidate(answer: Answer, parsed: ModelRequest) -> dict[str, Any]:
     finish = _FINISHES.get(answer.finish, "OTHER")
     if answer.words is None:
         return {"finishReason": finish, "index": 0}
     parts: list[dict[str, Any]] = [{"text": answer.words}]
-    if asked.note and asked.note["thinks"]:
+    if parsed.note and parsed.note["thinks"]:
         parts.insert(0, {"text": "Let me think about that.", "thought": True})
     return {"content": {"parts": parts, "role": "model"}, "finishReason": finish, "index": 0}
 

@@ -17,33 +17,33 @@ class Bucket:
     def __init__(self, per_minute: float, clock: Callable[[], float]) -> None:
         self.limit = per_minute
         self._clock = clock
-        self._left = per_minute
+        self._remaining = per_minute
         self._at = clock()
 
-    def left(self) -> float:
+    def remaining(self) -> float:
         now = self._clock()
-        self._left = min(self.limit, self._left + (now - self._at) * self.limit / 60)
+        self._remaining = min(self.limit, self._remaining + (now - self._at) * self.limit / 60)
         self._at = now
-        return self._left
+        return self._remaining
 
     def wait_seconds(self, amount: float) -> float:
         """Until `amount` can be taken; 0.0 where it can be now."""
         # A call larger than the whole budget waits for a full one, else it would wait for ever.
-        return max(0.0, (min(amount, self.limit) - self.left()) * 60 / self.limit)
+        return max(0.0, (min(amount, self.limit) - self.remaining()) * 60 / self.limit)
 
     def take(self, amount: float) -> None:
         # May go below zero: what was too large for the budget is paid off before the next call.
-        self._left -= amount
+        self._remaining -= amount
 
     def reset_seconds(self) -> float:
-        return (self.limit - self.left()) * 60 / self.limit
+        return (self.limit - self.remaining()) * 60 / self.limit
 
 
 class Standing(NamedTuple):
     """A budget as it is now."""
 
     limit: int
-    left: int
+    remaining: int
     reset_seconds: float
 
 
@@ -80,7 +80,7 @@ class Limits:
             (self._tokens, tokens, "tokens per min (TPM)"),
         ):
             if bucket is not None and (wait := bucket.wait_seconds(amount)) > 0:
-                return too_many(what, model, bucket.limit, bucket.limit - bucket.left(), wait)
+                return too_many(what, model, bucket.limit, bucket.limit - bucket.remaining(), wait)
         if self.requests is not None:
             self.requests.take(1)
         if self._tokens is not None:
@@ -95,22 +95,22 @@ class Limits:
         }[what]
         if bucket is None:
             return Standing(otherwise, otherwise - 1, 0.006)
-        return Standing(int(bucket.limit), max(0, int(bucket.left())), bucket.reset_seconds())
+        return Standing(int(bucket.limit), max(0, int(bucket.remaining())), bucket.reset_seconds())
 
     def headers(self) -> dict[str, str]:
         """`x-ratelimit-*` as OpenAI sends them; resets are durations such as `12ms` or `1m2.5s`."""
         if self.requests is None and self._tokens is None:
             return _UNLIMITED
         return {
-            **_shown("requests", self.standing("requests")),
-            **_shown("tokens", self.standing("tokens")),
+            **_limit_headers("requests", self.standing("requests")),
+            **_limit_headers("tokens", self.standing("tokens")),
         }
 
 
-def _shown(what: str, standing: Standing) -> dict[str, str]:
+def _limit_headers(what: str, standing: Standing) -> dict[str, str]:
     return {
         f"x-ratelimit-limit-{what}": str(standing.limit),
-        f"x-ratelimit-remaining-{what}": str(standing.left),
+        f"x-ratelimit-remaining-{what}": str(standing.remaining),
         f"x-ratelimit-reset-{what}": duration(standing.reset_seconds),
     }
 
@@ -126,6 +126,6 @@ def duration(seconds: float) -> str:
 
 # Made once: most emulators have no limits, and every reply has these headers.
 _UNLIMITED = {
-    **_shown("requests", Limits().standing("requests")),
-    **_shown("tokens", Limits().standing("tokens")),
+    **_limit_headers("requests", Limits().standing("requests")),
+    **_limit_headers("tokens", Limits().standing("tokens")),
 }

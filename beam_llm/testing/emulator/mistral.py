@@ -18,7 +18,15 @@ from aiohttp import web
 from beam_llm.testing.emulator.chat import Answer
 from beam_llm.testing.emulator.clockwork import TERMINAL
 from beam_llm.testing.emulator.connection import before_work, send_lines
-from beam_llm.testing.emulator.dialects import Asked, Dialect, Job, Line, LineResult, NewJob, Reply
+from beam_llm.testing.emulator.dialects import (
+    Dialect,
+    Job,
+    Line,
+    LineResult,
+    ModelRequest,
+    NewJob,
+    Reply,
+)
 from beam_llm.testing.emulator.models import EMBED
 from beam_llm.testing.emulator.pictures import part_of_address, refusal
 from beam_llm.testing.emulator.shapes import Misfit, Share, Whole, by_pydantic, misfit
@@ -26,7 +34,7 @@ from beam_llm.testing.emulator.wire import (
     WireError,
     json_of,
     json_response,
-    page_asked,
+    parse_page,
     unknown_model,
     with_json,
 )
@@ -137,9 +145,9 @@ class Wire(Dialect):
     async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
         path = path.removeprefix("/v1")
         if path == "/chat/completions" and request.method == "POST":
-            return await self.service.live(request, self, self._asked)
+            return await self.service.live(request, self, self._parse_request)
         if path == EMBED and request.method == "POST":
-            ask = self._asked_for_vectors
+            ask = self._parse_embedding_request
             return await self.service.live(request, self, ask, self.service.embedder)
         if path == "/files" or path.startswith("/files/"):
             return await self._files(request, path)
@@ -182,24 +190,24 @@ class Wire(Dialect):
 
     # Live calls.
 
-    def _asked(self, body: Any) -> Asked | WireError:
+    def _parse_request(self, body: Any) -> ModelRequest | WireError:
         problem = _problem(body)
         if problem is not None:
             return problem
         if not self.service.chat.knows(body["model"]):
             return unknown_model(body["model"])._replace(status=400, code="1500")
         # What OpenAI's rules would refuse, or call by another name, is taken out.
-        images = refusal(map(_translated, body["messages"]), _MOST_IMAGES)
+        images = refusal(map(_in_openai_shape, body["messages"]), _MOST_IMAGES)
         if images is not None:
             return WireError(400, images.message, code="3051")
-        messages = list(map(_translated, body["messages"]))
+        messages = list(map(_in_openai_shape, body["messages"]))
         renamed = {**body, "seed": body.get("random_seed"), "messages": messages}
         for name in ("random_seed", "safe_prompt", "metadata"):
             renamed.pop(name, None)
         error = self.service.chat.check(renamed)
-        return Asked(renamed) if error is None else error
+        return ModelRequest(renamed) if error is None else error
 
-    def _asked_for_vectors(self, body: Any) -> Asked | WireError:
+    def _parse_embedding_request(self, body: Any) -> ModelRequest | WireError:
         if (wrong := misfit(body, _EmbedBody)) is not None:
             return _misfit_error(wrong)
         if isinstance(body["input"], list) and len(body["input"]) > _MOST_TEXTS:
@@ -211,9 +219,9 @@ class Wire(Dialect):
         renamed |= {name: body.get(name) for name in ("model", "input", "encoding_format")}
         translated = {name: value for name, value in renamed.items() if value is not None}
         error = self.service.embedder.check(translated)
-        return Asked(translated) if error is None else error
+        return ModelRequest(translated) if error is None else error
 
-    def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
+    def reply(self, answer: Answer, parsed: ModelRequest, reply_id: str) -> Any:
         usage = answer.body["usage"]
         named = {"id": uuid.uuid5(uuid.NAMESPACE_URL, reply_id).hex}
         if "data" in answer.body:
@@ -253,11 +261,11 @@ class Wire(Dialect):
         reply = await self.service.files.handle(request, path)
         if request.method == "POST" and isinstance(reply, web.Response) and reply.status == 200:
             uploaded = orjson.loads(reply.body)["id"]  # type: ignore[arg-type]
-            if (problem := await asyncio.to_thread(self._refused_upload, uploaded)) is not None:
+            if (problem := await asyncio.to_thread(self._check_upload, uploaded)) is not None:
                 return problem
         return with_json(reply, _file)
 
-    def _refused_upload(self, file_id: str) -> WireError | None:
+    def _check_upload(self, file_id: str) -> WireError | None:
         """Why a file is not taken: lines are looked at here, not when a job is made of them."""
         with open(self.service.files.path(file_id), "rb") as file:
             for number, line in enumerate(file):
@@ -286,7 +294,7 @@ class Wire(Dialect):
         # A line that failed has no `error`: its reason is a text of JSON in the response.
         missed = result.code in (EXPIRED["code"], CANCELLED["code"])
         if result.answer is not None:
-            body: Any = self.reply(result.answer, result.asked, result.reply_id)
+            body: Any = self.reply(result.answer, result.parsed, result.reply_id)
             line["response"] = {"status_code": 200, "body": body}
         elif result.error is not None and not missed:
             body = self.error(result.error).body
@@ -310,7 +318,7 @@ class Wire(Dialect):
         problem = self._job_problem(body)
         if problem is not None:
             return problem
-        return await asyncio.to_thread(self._made, body)
+        return await asyncio.to_thread(self._read_job, body)
 
     def _job_problem(self, body: Any) -> WireError | None:
         if not isinstance(body, dict):
@@ -326,14 +334,18 @@ class Wire(Dialect):
                 return WireError(404, f"File not found: {file_id}", code="3001")
         return None
 
-    def _made(self, body: dict[str, Any]) -> NewJob | WireError:
+    def _read_job(self, body: dict[str, Any]) -> NewJob | WireError:
         job_id = str(uuid.uuid4())
         part = self.service.batches.part_path(job_id)
-        ask = self._asked_for_vectors if bare(body["endpoint"]) == EMBED else self._asked
+        ask = (
+            self._parse_embedding_request
+            if bare(body["endpoint"]) == EMBED
+            else self._parse_request
+        )
         with open(part, "wb") as file:
             for line in self._lines(body["input_files"]):
-                asked = ask({**line["body"], "model": body["model"]})
-                file.write(Line(line.get("custom_id"), asked).encode())
+                parsed = ask({**line["body"], "model": body["model"]})
+                file.write(Line(line.get("custom_id"), parsed).encode())
         own = {
             "endpoint": body["endpoint"],
             "model": body["model"],
@@ -349,11 +361,11 @@ class Wire(Dialect):
 
     def _page(self, request: web.BaseRequest, visible: list[Job]) -> Reply:
         # A page by its number, not by a token: a job that is made meanwhile shifts all of them.
-        asked = page_asked(request.query, "page_size", 100, "page", 1_000)
-        if asked is None:
+        wanted = parse_page(request.query, "page_size", 100, "page", 1_000)
+        if wanted is None:
             return _wrong(("query", "page"), "Input should be a valid integer")
-        size = min(asked.size, self.service.options.list_page)
-        start = asked.start * size
+        size = min(wanted.size, self.service.options.list_page)
+        start = wanted.start * size
         shown = [self.job(job) for job in visible[start : start + size]]
         return json_response({"data": shown, "object": "list", "total": len(visible)})
 
@@ -423,7 +435,7 @@ def _detail(error: WireError) -> dict[str, Any]:
     return {"type": "value_error", "loc": place, "msg": error.message, "input": "…"}
 
 
-def _translated(message: dict[str, Any]) -> dict[str, Any]:
+def _in_openai_shape(message: dict[str, Any]) -> dict[str, Any]:
     """A message as OpenAI has it, where an image's address stands in an object."""
     content = message.get("content")
     if not isinstance(content, list):

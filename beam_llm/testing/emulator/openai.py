@@ -13,7 +13,7 @@ import msgspec
 from aiohttp import web
 
 from beam_llm.testing.emulator.chat import Answer, misfit_error
-from beam_llm.testing.emulator.dialects import Asked, Dialect, Job, NewJob, Reply
+from beam_llm.testing.emulator.dialects import Dialect, Job, ModelRequest, NewJob, Reply
 from beam_llm.testing.emulator.files import page
 from beam_llm.testing.emulator.models import CHAT, EMBED
 from beam_llm.testing.emulator.shapes import misfit
@@ -115,11 +115,11 @@ class Wire(Dialect):
         path, deployment = local_path(path)
         if path == CHAT and request.method == "POST":
             return await self.service.live(
-                request, self, lambda body: self._asked(body, deployment)
+                request, self, lambda body: self._parse_request(body, deployment)
             )
         if path == EMBED and request.method == "POST" and self.embeds:
-            asked = functools.partial(self._asked_for_vectors, deployment=deployment)
-            return await self.service.live(request, self, asked, self.service.embedder)
+            parse = functools.partial(self._parse_embedding_request, deployment=deployment)
+            return await self.service.live(request, self, parse, self.service.embedder)
         # Control calls have the headers of live ones, under numbers of their own.
         started = time.perf_counter()
         reply = await self._control(request, path)
@@ -148,22 +148,24 @@ class Wire(Dialect):
 
     # Live calls.
 
-    def _asked(self, body: Any, deployment: str | None) -> Asked | WireError:
+    def _parse_request(self, body: Any, deployment: str | None) -> ModelRequest | WireError:
         # Azure's older route names the model in its path, and takes none in the body.
         if deployment and isinstance(body, dict):
             body = {**body, "model": deployment}
         error = self.service.chat.check(body) or self._unknown(body)
         if error is None and not self.service.chat.knows(body["model"]):
             error = unknown_model(body["model"])
-        return Asked(body) if error is None else error
+        return ModelRequest(body) if error is None else error
 
-    def _asked_for_vectors(self, body: Any, deployment: str | None) -> Asked | WireError:
+    def _parse_embedding_request(
+        self, body: Any, deployment: str | None
+    ) -> ModelRequest | WireError:
         if deployment and isinstance(body, dict):
             body = {**body, "model": deployment}
         error = self.service.embedder.check(body)
         if error is None and not self.service.embedder.knows(body["model"]):
             error = unknown_model(body["model"])
-        return Asked(body) if error is None else error
+        return ModelRequest(body) if error is None else error
 
     def _unknown(self, body: Mapping[str, Any]) -> WireError | None:
         """A field that is none."""
@@ -173,10 +175,10 @@ class Wire(Dialect):
         message = self.unknown_field.format(name)
         return WireError(400, message, param=name, code="unknown_parameter")
 
-    def kept(self, body: Any, asked: Asked) -> Any:
-        return asked.body
+    def recorded_body(self, body: Any, parsed: ModelRequest) -> Any:
+        return parsed.body
 
-    def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
+    def reply(self, answer: Answer, parsed: ModelRequest, reply_id: str) -> Any:
         return answer.body
 
     def headers(self, number: int, seconds: float | None = None) -> dict[str, str]:

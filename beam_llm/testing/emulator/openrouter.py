@@ -15,7 +15,7 @@ from aiohttp import web
 
 from beam_llm.testing.emulator.chat import Answer
 from beam_llm.testing.emulator.clockwork import TERMINAL
-from beam_llm.testing.emulator.dialects import Asked, Job, Line, LineResult, NewJob, Reply
+from beam_llm.testing.emulator.dialects import Job, Line, LineResult, ModelRequest, NewJob, Reply
 from beam_llm.testing.emulator.family import UNDONE, Family
 from beam_llm.testing.emulator.models import CHAT
 from beam_llm.testing.emulator.pictures import urls_in
@@ -48,7 +48,7 @@ class Wire(Family):
         if path.startswith("/files") or "/" in job_id:  # nor can jobs be cancelled
             return None
         if request.method == "DELETE" and job_id:
-            return await jobs.delete(request, self, job_id, _gone(job_id))
+            return await jobs.delete(request, self, job_id, _deleted_job(job_id))
         if request.method == "GET" and job_id:
             found = await jobs.look(request, self, job_id)
             return with_json(found, lambda job: self._with_results(job))
@@ -62,7 +62,7 @@ class Wire(Family):
     def headers(self, number: int, seconds: float | None = None) -> dict[str, str]:
         return {"x-generation-id": f"gen-{self.service.started}-{number}"}
 
-    def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
+    def reply(self, answer: Answer, parsed: ModelRequest, reply_id: str) -> Any:
         body = answer.body
         choices = [
             {**choice, "native_finish_reason": choice["finish_reason"]}
@@ -85,9 +85,9 @@ class Wire(Family):
         return json_response(body, error.status, error.headers)
 
     async def _new_job(self, raw: bytes) -> NewJob | WireError:
-        return await asyncio.to_thread(self._made, raw)
+        return await asyncio.to_thread(self._read_job, raw)
 
-    def _made(self, raw: bytes) -> NewJob | WireError:
+    def _read_job(self, raw: bytes) -> NewJob | WireError:
         if len(raw) > self.most_bytes:
             return WireError(413, f"Request body is larger than {self.most_bytes} bytes")
         try:
@@ -103,9 +103,11 @@ class Wire(Family):
         errors: list[dict[str, Any]] = []
         with open(part, "wb") as file:
             for entry in body["requests"]:
-                asked = self._asked({"model": body["model"], **entry["body"]}, None)
-                file.write(Line(entry["custom_id"], asked).encode())
-                if isinstance(asked, Asked) and (problem := self._invalid(asked.body, body)):
+                parsed = self._parse_request({"model": body["model"], **entry["body"]}, None)
+                file.write(Line(entry["custom_id"], parsed).encode())
+                if isinstance(parsed, ModelRequest) and (
+                    problem := self._invalid(parsed.body, body)
+                ):
                     named = f"{entry['custom_id']}: {problem}"
                     errors.append({"code": "invalid_request", "message": named})
         own = {"endpoint": body["endpoint"], "model": body["model"]}
@@ -175,7 +177,7 @@ class Wire(Family):
 
     def _with_results(self, shown: dict[str, Any]) -> dict[str, Any]:
         # Only a look has them: a list would be as large as all of its jobs' answers.
-        job = self.service.batches.known(self, shown["id"])
+        job = self.service.batches.find(self, shown["id"])
         if job is None or job["status"] not in TERMINAL:
             return shown
         results = [self._result(result) for result in self.service.batches.results_of(job)]
@@ -185,7 +187,7 @@ class Wire(Family):
         line: dict[str, Any] = {"id": result.reply_id, "custom_id": result.custom_id}
         line.update(response=None, error=None)
         if result.answer is not None:
-            body = self.reply(result.answer, result.asked, result.reply_id)
+            body = self.reply(result.answer, result.parsed, result.reply_id)
             line["response"] = {"status_code": 200, "request_id": result.reply_id, "body": body}
         elif result.error is not None and result.code not in UNDONE:
             error = {"message": result.error.message, "code": result.error.status}
@@ -200,5 +202,5 @@ class Wire(Family):
         return line
 
 
-def _gone(job_id: str) -> dict[str, Any]:
+def _deleted_job(job_id: str) -> dict[str, Any]:
     return {"id": job_id, "object": "batch", "deletion": {"openrouter": "deleted"}}

@@ -104,7 +104,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         at += 12 + length
 
 
-def decoded(text: Any) -> bytes | None:
+def decode_base64(text: Any) -> bytes | None:
     """The bytes of base64; None where it is none."""
     try:
         return binascii.a2b_base64(text, strict_mode=True)
@@ -126,7 +126,7 @@ def part_of_address(url: str) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
-def joined(parts: Iterable[str | dict[str, Any]]) -> str | list[dict[str, Any]]:
+def join_parts(parts: Iterable[str | dict[str, Any]]) -> str | list[dict[str, Any]]:
     """Texts as one; with images among them, OpenAI's list of content parts."""
     found: list[dict[str, Any]] = []
     for part in parts:
@@ -167,7 +167,7 @@ def tokens_of_image(url: str) -> int:
 
 def _picture_of(url: str) -> Picture | None:
     match = _DATA_URL.match(url)
-    data = decoded(url[match.end() :]) if match is not None else None
+    data = decode_base64(url[match.end() :]) if match is not None else None
     return picture_of(data) if data is not None else None
 
 
@@ -222,12 +222,12 @@ def refusal(
                 "image URL."
             )
             return Refusal(why, place, "invalid_value")
-        if (refused := _refused_url(url, place, kinds)) is not None:
+        if (refused := _check_url(url, place, kinds)) is not None:
             return refused
     return None
 
 
-def _refused_url(url: str, place: str, kinds: tuple[str, ...]) -> Refusal | None:
+def _check_url(url: str, place: str, kinds: tuple[str, ...]) -> Refusal | None:
     if re.match(r"(https?|gs)://[^/\s]", url):
         return None
     match = _DATA_URL.match(url)
@@ -236,7 +236,7 @@ def _refused_url(url: str, place: str, kinds: tuple[str, ...]) -> Refusal | None
             f"Invalid '{place}'. Expected a valid URL, but got a value with an invalid format."
         )
         return Refusal(message, place, "invalid_value")
-    data = decoded(url[match.end() :])
+    data = decode_base64(url[match.end() :])
     if data is None:
         return Refusal("Invalid base64 image_url.", place, "invalid_base64")
     picture = picture_of(data)

@@ -81,9 +81,9 @@ def read_question(body: Mapping[str, Any]) -> Question:
     record.
     """
     system, user = _words(body.get("messages") or ())
-    system, told = _without_told_schema(system)
+    system, told = _take_schema_out(system)
     root = _strict_schema(body.get("response_format")) or told
-    reduced = _reduced(system, user, root)
+    reduced = _read_reduce_prompt(system, user, root)
     if reduced is not None:
         return reduced
     # A schema without room for several answers decides: numbers in the text are the record's own.
@@ -102,23 +102,23 @@ def read_question(body: Mapping[str, Any]) -> Question:
             return replace(packed, first=listed[1])
         instruction, text = split_single(user)
         return Question((text,), False, "json", root, root, f"{system}\n{instruction}")
-    asked, words = _without_reply_words(user)
-    instruction, text = split_single(asked)
+    prompt, words = _without_reply_words(user)
+    instruction, text = split_single(prompt)
     schema = _spoken_answer(words)
     if schema is None:
         return Question((text,), False, "text", None, None, f"{system}\n{instruction}")
     return Question((text,), False, "json", schema, schema, f"{system}\n{instruction}")
 
 
-def _reduced(system: str, user: str, root: Mapping[str, Any] | None) -> Question | None:
+def _read_reduce_prompt(system: str, user: str, root: Mapping[str, Any] | None) -> Question | None:
     """A prompt that wants one answer over all its records, or over partial answers; None for any
     other.
     """
     marks = list(_MEMBER.finditer(user))
     if not marks or "one answer over" not in user[: marks[0].start()].lower():
         return None
-    asked, words = _without_reply_words(user)
-    lines = [asked[mark.end() :].partition("\n")[0] for mark in marks if mark.end() <= len(asked)]
+    prompt, words = _without_reply_words(user)
+    lines = [prompt[mark.end() :].partition("\n")[0] for mark in marks if mark.end() <= len(prompt)]
     texts = tuple(_json_text(line) or line for line in lines)
     covers = sum(int(mark[3].replace(",", "")) if mark[3] else 1 for mark in marks)
     schema = root or _spoken_answer(words)
@@ -189,7 +189,7 @@ def _part_words(part: Mapping[str, Any]) -> str:
     return text if isinstance(text, str) else ""
 
 
-def _without_told_schema(system: str) -> tuple[str, Mapping[str, Any] | None]:
+def _take_schema_out(system: str) -> tuple[str, Mapping[str, Any] | None]:
     """System text, and the schema of the whole reply that was written out in it."""
     # By a decoder and not by matching braces, which may stand inside of a text.
     for match in _TOLD_SCHEMA.finditer(system):
@@ -216,11 +216,11 @@ def _find_inputs(user: str) -> tuple[tuple[str, ...], str] | None:
         else (user, "")
     )
     if "<input index=" in user:
-        run = _run(_tagged(user))
+        run = _run(_tagged_inputs(user))
         if run:
             return tuple(text for _, text, _ in run), user[: run[0][2]] + after
     for mark, is_input in ((_INPUT, True), (_NUMBERED, False)):
-        run = _run(_marked(user, mark))
+        run = _run(_marked_inputs(user, mark))
         # A lone "1." may be the beginning of a record; a lone `Input 1:` is this package's mark.
         if run and (is_input or len(run) > 1):
             return tuple(text for _, text, _ in run), user[: run[0][2]] + after
@@ -254,7 +254,7 @@ def _marks_end(user: str) -> bool:
     return _INPUT.match(last) is not None or last.endswith("</input>")
 
 
-def _tagged(user: str) -> list[tuple[int, str, int]]:
+def _tagged_inputs(user: str) -> list[tuple[int, str, int]]:
     """(number, text, position) of every `<input>`, with the pictures that follow it."""
     tags = list(_XML_INPUT.finditer(user))
     ends = [*(match.start() for match in tags[1:]), len(user)]
@@ -269,7 +269,7 @@ def _with_pictures(text: str, after: str) -> str:
     return "\n".join([text, *(found[0] for found in PICTURE.finditer(after))])
 
 
-def _marked(user: str, mark: re.Pattern[str]) -> list[tuple[int, str, int]]:
+def _marked_inputs(user: str, mark: re.Pattern[str]) -> list[tuple[int, str, int]]:
     """(number, text, position) of every mark; a text is the JSON on its line, else all up to the
     next mark.
     """
@@ -344,7 +344,7 @@ def _many_by_schema(texts: tuple[str, ...], hint: str, root: Mapping[str, Any]) 
     keyed = _keyed_answer(root)
     if keyed is not None:
         return Question(
-            _held(texts, len(root["properties"]), len(root["properties"])),
+            _cut_to_bounds(texts, len(root["properties"]), len(root["properties"])),
             True,
             "json",
             keyed,
@@ -356,7 +356,7 @@ def _many_by_schema(texts: tuple[str, ...], hint: str, root: Mapping[str, Any]) 
     if place is None:
         return None
     list_path, items = place
-    texts = _held(texts, *_bounds_of(root, list_path))
+    texts = _cut_to_bounds(texts, *_bounds_of(root, list_path))
     index_field = _index_name(items)
     others = [name for name in items["properties"] if name != index_field]
     return Question(
@@ -372,7 +372,7 @@ def _many_by_schema(texts: tuple[str, ...], hint: str, root: Mapping[str, Any]) 
     )
 
 
-def _held(texts: tuple[str, ...], least: int, most: int | None) -> tuple[str, ...]:
+def _cut_to_bounds(texts: tuple[str, ...], least: int, most: int | None) -> tuple[str, ...]:
     """As many texts as the schema asks answers for: a grammar stops at the last, and makes the
     model write on before it.
     """

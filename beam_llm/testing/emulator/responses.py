@@ -16,7 +16,7 @@ from aiohttp import web
 
 from beam_llm.testing.emulator import openai
 from beam_llm.testing.emulator.chat import Answer
-from beam_llm.testing.emulator.dialects import Asked, Reply
+from beam_llm.testing.emulator.dialects import ModelRequest, Reply
 from beam_llm.testing.emulator.wire import WireError
 
 _FIELDS = {
@@ -124,7 +124,7 @@ class Wire(openai.Wire):
             return None
         return await self.service.live(request, self, self._read)
 
-    def _read(self, body: Any) -> Asked | WireError:
+    def _read(self, body: Any) -> ModelRequest | WireError:
         problem = next(_problems(body), None)
         if problem is not None:
             return problem
@@ -136,12 +136,12 @@ class Wire(openai.Wire):
             return error._replace(param="text.format.schema")
         text = {"format": {"type": "text"}, "verbosity": "medium", **(body.get("text") or {})}
         given = {name: body[name] for name in _ECHOED if body.get(name) is not None}
-        return Asked(chat, {**_ECHOED, **given, "text": text})
+        return ModelRequest(chat, {**_ECHOED, **given, "text": text})
 
-    def kept(self, body: Any, asked: Asked) -> Any:
+    def recorded_body(self, body: Any, parsed: ModelRequest) -> Any:
         return body
 
-    def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
+    def reply(self, answer: Answer, parsed: ModelRequest, reply_id: str) -> Any:
         usual, finish, now = answer.body["usage"], answer.finish, int(time.time())
         reason = {"length": "max_output_tokens"}.get(finish, finish)
         is_cut = finish in ("length", "content_filter")
@@ -159,7 +159,7 @@ class Wire(openai.Wire):
             "previous_response_id": None,
             "service_tier": "default",
             "tools": [],
-            **asked.note,
+            **parsed.note,
             "usage": {
                 "input_tokens": usual["prompt_tokens"],
                 "input_tokens_details": {
@@ -227,9 +227,9 @@ def _problems(body: Any) -> Iterator[WireError]:
     if not body["model"]:
         yield _unknown_model("")
     if "messages" in body:
-        yield _moved("messages", "input")
+        yield _moved_parameter("messages", "input")
     if "response_format" in body:
-        yield _moved("response_format", "text.format")
+        yield _moved_parameter("response_format", "text.format")
     yield from _unknown(body, frozenset(_FIELDS) | {"model"}, "")
     for name, expected in _FIELDS.items():
         if body.get(name) is not None:
@@ -379,7 +379,7 @@ def _invalid(value: Any, choices: tuple[str, ...], name: str) -> WireError:
     return WireError(400, message, param=name, code="invalid_value")
 
 
-def _moved(name: str, to: str) -> WireError:
+def _moved_parameter(name: str, to: str) -> WireError:
     message = (
         f"Unsupported parameter: '{name}'. In the Responses API, this parameter has moved to "
         f"'{to}'. Try again with the new parameter. See the API documentation for more "

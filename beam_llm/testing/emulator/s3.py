@@ -15,7 +15,7 @@ from xml.sax.saxutils import escape
 from aiohttp import web
 
 from beam_llm.testing.emulator.objects import ObjectFiles
-from beam_llm.testing.emulator.wire import ranged
+from beam_llm.testing.emulator.wire import read_range
 
 PREFIX = "/s3"
 _PAGE = 1_000
@@ -29,7 +29,7 @@ async def answer(objects: ObjectFiles, request: web.BaseRequest, path: str) -> w
     if not key and method == "POST" and "delete" in request.query:
         return _delete_many(objects, bucket, await request.read())
     if not key:
-        return _page(objects, request, bucket) if method == "GET" else _known(method)
+        return _page(objects, request, bucket) if method == "GET" else _bucket_exists(method)
     if {"uploads", "uploadId"} & request.query.keys():
         return await _in_parts(objects, request, bucket, key)
     if method == "PUT":
@@ -56,7 +56,7 @@ def _is_key(element: ElementTree.Element) -> bool:
     return element.tag.rpartition("}")[2] == "Key"  # with its namespace before it, or without
 
 
-def _known(method: str) -> web.Response:
+def _bucket_exists(method: str) -> web.Response:
     """Of a bucket: it is there, whatever it is called."""
     return web.Response() if method in ("HEAD", "PUT") else _no_such()
 
@@ -66,11 +66,11 @@ async def _put(
 ) -> web.StreamResponse:
     data = await request.read()
     if "aws-chunked" in request.headers.get("Content-Encoding", ""):
-        data = _unchunked(data)
-    return _kept(objects, request, bucket, key, data)
+        data = _join_chunks(data)
+    return _store(objects, request, bucket, key, data)
 
 
-def _kept(
+def _store(
     objects: ObjectFiles, request: web.BaseRequest, bucket: str, key: str, data: bytes
 ) -> web.Response:
     if request.headers.get("If-None-Match") == "*" and objects.get(bucket, key) is not None:
@@ -93,7 +93,7 @@ async def _in_parts(
     parts = objects.names(aside, f"{upload}/")
     if request.method == "POST":
         data = b"".join(objects.get(aside, part) or b"" for part in parts)
-        answer = _kept(objects, request, bucket, key, data)
+        answer = _store(objects, request, bucket, key, data)
         if answer.status == 200:
             answer = _result("CompleteMultipartUpload", bucket, key, ETag=_etag(data))
     else:
@@ -109,7 +109,7 @@ def _result(of: str, bucket: str, key: str, **facts: str) -> web.Response:
     return _xml(f'<{of}Result xmlns="{_XMLNS}">{told}</{of}Result>')
 
 
-def _unchunked(data: bytes) -> bytes:
+def _join_chunks(data: bytes) -> bytes:
     """Of pieces that each have their size before them, in hexadecimal, and perhaps a signature."""
     whole, rest = b"", data
     while rest:
@@ -127,7 +127,7 @@ def _get(
     data = objects.get(bucket, key)
     if data is None:
         return _error(404, "NoSuchKey", "The specified key does not exist.")
-    status, part, headers = ranged(data, request.headers.get("Range"))
+    status, part, headers = read_range(data, request.headers.get("Range"))
     # aiohttp leaves out the length of nothing where only the head is asked for.
     headers |= {"ETag": _etag(data), "Content-Length": str(len(part))}
     return web.Response(body=part, status=status, headers=headers)

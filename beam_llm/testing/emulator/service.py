@@ -22,7 +22,7 @@ from beam_llm.testing.emulator.brain import Brain
 from beam_llm.testing.emulator.buckets import Buckets
 from beam_llm.testing.emulator.chat import Chat
 from beam_llm.testing.emulator.connection import drop, flood, garbage, pause
-from beam_llm.testing.emulator.dialects import NAMES, Asked, Dialect, Reply, dialect_class
+from beam_llm.testing.emulator.dialects import NAMES, Dialect, ModelRequest, Reply, dialect_class
 from beam_llm.testing.emulator.embedder import Embedder
 from beam_llm.testing.emulator.faults import Fault, FaultScript, chance
 from beam_llm.testing.emulator.files import Files
@@ -94,7 +94,7 @@ class Service:
             reply = await dialect.handle(request, path)
         if reply is None:
             reply = unknown_route(request.method, request.path)
-        return self._dated(dialect.error(reply) if isinstance(reply, WireError) else reply)
+        return self._with_date(dialect.error(reply) if isinstance(reply, WireError) else reply)
 
     def _meant(self, path: str) -> tuple[Dialect, str]:
         """The dialect whose prefix a path has, and what follows it."""
@@ -104,7 +104,7 @@ class Service:
                 return dialect, local
         raise AssertionError("the first dialect takes every path")
 
-    def _dated(self, answer: web.StreamResponse) -> web.StreamResponse:
+    def _with_date(self, answer: web.StreamResponse) -> web.StreamResponse:
         """With the time it is here; the server would take the machine's."""
         if self._has_own_time and not answer.prepared:
             answer.headers["Date"] = formatdate(self.options.clock(), usegmt=True)
@@ -120,7 +120,7 @@ class Service:
         self,
         request: web.BaseRequest,
         dialect: Dialect,
-        ask: Callable[[Any], Asked | WireError],
+        ask: Callable[[Any], ModelRequest | WireError],
         model: Model | None = None,
     ) -> Reply:
         """Answers one live call: limits, latency, scripted faults and the bill included.
@@ -149,56 +149,56 @@ class Service:
         request: web.BaseRequest,
         dialect: Dialect,
         raw: bytes,
-        ask: Callable[[Any], Asked | WireError],
+        ask: Callable[[Any], ModelRequest | WireError],
         model: Model,
         started: float,
     ) -> Reply:
         body = json_of(raw)
         number = next(self._numbers)
         # What is wrong with a call is said before its limits are: it is no use to wait with it.
-        asked = ask(body)
-        if isinstance(asked, WireError):
-            return asked.with_headers(dialect.headers(number))
+        parsed = ask(body)
+        if isinstance(parsed, WireError):
+            return parsed.with_headers(dialect.headers(number))
         if self.requests.maxlen:
-            self.requests.append(dialect.kept(body, asked))
+            self.requests.append(dialect.recorded_body(body, parsed))
         self.limits.in_flight -= 1  # This call itself is no reason to turn it away.
-        refused = self.limits.admit(asked.body["model"], model.tokens(asked.body))
+        refused = self.limits.admit(parsed.body["model"], model.tokens(parsed.body))
         self.limits.in_flight += 1
         if refused is not None:
             return refused.with_headers(dialect.headers(number, time.perf_counter() - started))
-        return await self._work(request, dialect, asked, model, number, started)
+        return await self._work(request, dialect, parsed, model, number, started)
 
     async def _work(
         self,
         request: web.BaseRequest,
         dialect: Dialect,
-        asked: Asked,
+        parsed: ModelRequest,
         model: Model,
         number: int,
         started: float,
     ) -> Reply:
-        question = model.read(asked.body)
+        question = model.read(parsed.body)
         faults = self.script.strike("chat", question.texts) if self.script else ()
         kinds = {fault.kind for fault in faults}
         # Slow first, whatever comes of it: errors take as long as answers here.
         await self._pause(faults, number)
         if "drop_before" in kinds:
-            return self._dropped(request)
+            return self._drop_connection(request)
         reply_id = f"{self.started}-{number}"
-        answer = model.answer(asked.body, question, faults, reply_id)
+        answer = model.answer(parsed.body, question, faults, reply_id)
         headers = dialect.headers(number, time.perf_counter() - started)
         if answer.error is not None:
             return answer.error.with_headers(headers)
         # Billed before it is sent: an answer that is lost on its way was made, and is paid for.
-        self.billing.live(answer.texts, asked.body, answer.input_tokens, answer.output_tokens)
+        self.billing.live(answer.texts, parsed.body, answer.input_tokens, answer.output_tokens)
         if "drop_after" in kinds:
-            return self._dropped(request)
+            return self._drop_connection(request)
         if "garbage_body" in kinds:
             return garbage()
         if "endless_body" in kinds:
             return await flood(request)
         headers = {**headers, **dialect.answer_headers(answer)}
-        return json_response(dialect.reply(answer, asked, reply_id), headers=headers)
+        return json_response(dialect.reply(answer, parsed, reply_id), headers=headers)
 
     async def _pause(self, faults: tuple[Fault, ...], number: int) -> None:
         seconds = self.options.latency_ms / 1000
@@ -207,7 +207,7 @@ class Service:
         if seconds or faults:
             await pause(faults, seconds)
 
-    def _dropped(self, request: web.BaseRequest) -> web.Response:
+    def _drop_connection(self, request: web.BaseRequest) -> web.Response:
         self.errors += 1
         return drop(request)
 
@@ -243,8 +243,8 @@ class Service:
 
     def billed(self) -> BilledCounter:
         """Record → times billed, live and batch together."""
-        total = self.billing.live_billed()
-        total.update(self.billing.batch_billed(self.batches.billed_ids()))
+        total = self.billing.live_bills()
+        total.update(self.billing.batch_bills(self.batches.billed_ids()))
         return total
 
     def totals(self) -> dict[str, Any]:
@@ -266,8 +266,8 @@ class Service:
     def ledger(self, text: str | None = None, records: bool = True) -> dict[str, Any]:
         """The whole book, or one record's line of it."""
         live, batch = (
-            self.billing.live_billed(),
-            self.billing.batch_billed(self.batches.billed_ids()),
+            self.billing.live_bills(),
+            self.billing.batch_bills(self.batches.billed_ids()),
         )
         if text is not None:
             return {

@@ -22,11 +22,11 @@ from beam_llm.testing.emulator import embed_content, generate_content
 from beam_llm.testing.emulator.chat import Answer
 from beam_llm.testing.emulator.clockwork import TERMINAL
 from beam_llm.testing.emulator.dialects import (
-    Asked,
     Dialect,
     Job,
     Line,
     LineResult,
+    ModelRequest,
     NewJob,
     Reply,
 )
@@ -98,31 +98,33 @@ class Wire(Dialect):
 
     async def _live(self, request: web.BaseRequest, model: str, verb: str) -> Reply:
         if verb == "generateContent":
-            return await self.service.live(request, self, lambda body: self.asked(body, model))
+            return await self.service.live(
+                request, self, lambda body: self.parse_request(body, model)
+            )
         embedder = self.service.embedder
 
-        def ask(body: Any) -> Asked | WireError:
-            return embed_content.vertex_asked(body, model, verb, embedder)
+        def ask(body: Any) -> ModelRequest | WireError:
+            return embed_content.parse_vertex_request(body, model, verb, embedder)
 
         return await self.service.live(request, self, ask, embedder)
 
-    def asked(self, body: Any, model: str) -> Asked | WireError:
+    def parse_request(self, body: Any, model: str) -> ModelRequest | WireError:
         """A body, checked and translated; a tier is a header here, and no field."""
         if isinstance(body, dict) and {"serviceTier", "service_tier", "store"} & set(body):
             message = 'Unknown name "serviceTier": Cannot find field.'
             return WireError(400, f"Invalid JSON payload received. {message}")
         labels = body.get("labels", {}) if isinstance(body, dict) else {}
         if (wrong := misfit(labels, dict[str, str])) is not None:
-            return WireError(400, generate_content.misfit_said(wrong, "labels"))
+            return WireError(400, generate_content.describe_misfit(wrong, "labels"))
         for name, value in labels.items():
             if not _LABEL.fullmatch(name) or not _LABEL.fullmatch(value):
                 return WireError(400, f"Label {name!r}: {value!r} is not a valid label.")
-        return generate_content.asked(body, model, self.service.chat, ("gs", "https"))
+        return generate_content.parse_request(body, model, self.service.chat, ("gs", "https"))
 
-    def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
+    def reply(self, answer: Answer, parsed: ModelRequest, reply_id: str) -> Any:
         if "data" in answer.body:
-            return embed_content.vertex_reply(answer, asked)
-        return generate_content.reply(answer, asked, reply_id, {"trafficType": "ON_DEMAND"})
+            return embed_content.vertex_reply(answer, parsed)
+        return generate_content.reply(answer, parsed, reply_id, {"trafficType": "ON_DEMAND"})
 
     def error(self, error: WireError) -> web.Response:
         return generate_content.error_response(error)
@@ -134,7 +136,7 @@ class Wire(Dialect):
     ) -> Reply | None:
         jobs = self.service.batches
         if job_id is not None and not is_cancel:
-            await asyncio.to_thread(self._deliver, jobs.known(self, job_id))
+            await asyncio.to_thread(self._deliver, jobs.find(self, job_id))
         match request.method, job_id, is_cancel:
             case "POST", None, False:
                 return await jobs.create(
@@ -189,16 +191,16 @@ class Wire(Dialect):
         request = entry.get("request") if isinstance(entry, dict) else None
         if parameters is not None:
             request = entry
-            asked: Asked | WireError = embed_content.instance_asked(
+            parsed: ModelRequest | WireError = embed_content.parse_instance(
                 entry, parameters, model, self.service.embedder
             )
         elif not isinstance(entry, dict) or set(entry) != {"request"}:
-            asked = WireError(400, "A line must have a request, and no more.")
+            parsed = WireError(400, "A line must have a request, and no more.")
         else:
-            asked = self.asked(request, model)
-        if isinstance(asked, Asked):
-            return Line(str(number), asked._replace(note={**asked.note, "echo": request}))
-        return Line(str(number), asked._replace(param=orjson.dumps(request).decode()))
+            parsed = self.parse_request(request, model)
+        if isinstance(parsed, ModelRequest):
+            return Line(str(number), parsed._replace(note={**parsed.note, "echo": request}))
+        return Line(str(number), parsed._replace(param=orjson.dumps(request).decode()))
 
     def _deliver(self, job: Job | None) -> None:
         """Writes the results of a job that has ended, before anybody is told that it has."""
@@ -221,10 +223,10 @@ class Wire(Dialect):
         return [result for result in found if result.code != "batch_expired"]
 
     def _result(self, result: LineResult, embeds: bool) -> Any:
-        note = result.asked.note or {}
+        note = result.parsed.note or {}
         echo = note.get("echo")
         if result.answer is not None:
-            reply = self.reply(result.answer, result.asked, result.reply_id)
+            reply = self.reply(result.answer, result.parsed, result.reply_id)
             if embeds:
                 return {"instance": echo, "predictions": reply["predictions"], "status": ""}
             return {"status": "", "request": echo, "response": reply}
@@ -332,7 +334,7 @@ def _job_problem(body: Any) -> str | None:
         if not body.get(name):
             return f"{name} is required."
     if (wrong := misfit(body, _Create)) is not None:
-        return generate_content.misfit_said(wrong, "batch_prediction_job")
+        return generate_content.describe_misfit(wrong, "batch_prediction_job")
     if "publishers/google/models/" not in body["model"]:
         return f"Model {body['model']!r} is not a publisher model."
     source, target = body["inputConfig"], body["outputConfig"]

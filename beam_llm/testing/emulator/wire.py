@@ -65,16 +65,16 @@ def object_of(data: bytes | str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-class PageAsked(NamedTuple):
+class PageRequest(NamedTuple):
     """Which part of a list a client wants."""
 
     start: int
     size: int
 
 
-def page_asked(
+def parse_page(
     query: Mapping[str, str], size: str, usual: int, token: str, most: int
-) -> PageAsked | None:
+) -> PageRequest | None:
     """The page that a query asks for, in APIs whose tokens are opaque; None where it can't be read.
 
     Args:
@@ -84,7 +84,7 @@ def page_asked(
     # Digits in ASCII: a token is one of ours, or it is refused.
     if not (wanted.isascii() and wanted.isdecimal() and start.isascii() and start.isdecimal()):
         return None
-    return PageAsked(int(start), min(int(wanted), most)) if int(wanted) > 0 else None
+    return PageRequest(int(start), min(int(wanted), most)) if int(wanted) > 0 else None
 
 
 class Page(NamedTuple):
@@ -105,10 +105,10 @@ def page_of(
     most: int,
 ) -> Page | None:
     """The page that `page_asked` finds in the query, as the emulator's options have lists."""
-    asked = page_asked(query, size, usual, token, most)
-    if asked is None:
+    wanted = parse_page(query, size, usual, token, most)
+    if wanted is None:
         return None
-    start, end = asked.start, asked.start + min(asked.size, options.list_page)
+    start, end = wanted.start, wanted.start + min(wanted.size, options.list_page)
     is_last = end >= len(items) and options.list_ends
     return Page(items[start:end], start, None if is_last else str(end))
 
@@ -123,11 +123,11 @@ def with_json(reply: T, change: Callable[[Any], Any]) -> T | web.Response:
     return reply
 
 
-def ranged(data: bytes, asked: str | None) -> tuple[int, bytes, dict[str, Any]]:
+def read_range(data: bytes, header: str | None) -> tuple[int, bytes, dict[str, Any]]:
     """Status, bytes and headers of an answer to `Range: bytes=a-b`, or to none."""
-    if not asked or not asked.startswith("bytes="):
+    if not header or not header.startswith("bytes="):
         return 200, data, {}
-    first, _, last = asked.removeprefix("bytes=").partition("-")
+    first, _, last = header.removeprefix("bytes=").partition("-")
     start, end = int(first), min(int(last) + 1 if last else len(data), len(data))
     if start >= len(data):
         return 416, b"", {"Content-Range": f"bytes */{len(data)}"}
@@ -186,10 +186,10 @@ def token_limit(model: Any, limit: int | None) -> str:
     return f"{reached} Please try again once some in_progress batches have been completed."
 
 
-def scripted(fault: Fault, model: Any = "the model") -> WireError:
+def scripted_error(fault: Fault, model: Any = "the model") -> WireError:
     """The error body of a fault that is an HTTP status."""
     # Each part of it may be another one: real servers differ in all of them.
-    usual = _scripted(fault, model)
+    usual = _usual_error(fault, model)
     return usual._replace(
         status=fault.status or usual.status,
         message=fault.message or usual.message,
@@ -198,7 +198,7 @@ def scripted(fault: Fault, model: Any = "the model") -> WireError:
     )
 
 
-def _scripted(fault: Fault, model: Any) -> WireError:
+def _usual_error(fault: Fault, model: Any) -> WireError:
     match fault.kind:
         case "rate_limit":
             return WireError(

@@ -17,7 +17,7 @@ import orjson
 
 from beam_llm.testing.emulator.billing import Billing
 from beam_llm.testing.emulator.chat import Answer, misfit_error
-from beam_llm.testing.emulator.dialects import Asked, LineResult
+from beam_llm.testing.emulator.dialects import LineResult, ModelRequest
 from beam_llm.testing.emulator.faults import Fault, FaultScript
 from beam_llm.testing.emulator.models import Model
 from beam_llm.testing.emulator.shapes import misfit
@@ -283,7 +283,7 @@ def answer_file(
                 task, number, request, chat, faults, billing, result, (output, errors, bill)
             )
     if task.cut:
-        _cut(task.output)
+        _truncate_last_line(task.output)
     return result
 
 
@@ -433,10 +433,12 @@ def _line_result(line: dict[str, Any]) -> LineResult:
         code = error["code"]
         failure = WireError(500, error["message"], "server_error", code)
     reply_id = line["id"].removeprefix("batch_req_")
-    return LineResult(line["custom_id"], reply_id, answer, failure, code, Asked({}, line["note"]))
+    return LineResult(
+        line["custom_id"], reply_id, answer, failure, code, ModelRequest({}, line["note"])
+    )
 
 
-def _cut(path: Path) -> None:
+def _truncate_last_line(path: Path) -> None:
     """Takes the second half of the last line away."""
     with open(path, "rb+") as file:
         data = file.read()

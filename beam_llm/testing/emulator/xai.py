@@ -18,7 +18,7 @@ from aiohttp import web
 from beam_llm.testing.emulator.chat import Answer
 from beam_llm.testing.emulator.clockwork import TERMINAL
 from beam_llm.testing.emulator.connection import before_work
-from beam_llm.testing.emulator.dialects import Asked, Job, NewJob, Reply
+from beam_llm.testing.emulator.dialects import Job, ModelRequest, NewJob, Reply
 from beam_llm.testing.emulator.family import Family, iso
 from beam_llm.testing.emulator.models import CHAT
 from beam_llm.testing.emulator.wire import (
@@ -77,7 +77,7 @@ class Wire(Family):
         body = {"code": error.code or error.type, "error": error.message}
         return json_response(body, error.status, error.headers)
 
-    def reply(self, answer: Answer, asked: Asked, reply_id: str) -> Any:
+    def reply(self, answer: Answer, parsed: ModelRequest, reply_id: str) -> Any:
         """Thoughts are counted beside the completion's tokens."""
         usage = answer.body["usage"]
         # Some number that is not 0: a client that leaves it out pays more than it thinks.
@@ -119,9 +119,9 @@ class Wire(Family):
         return ({"message": f"Model {model} is not supported for batch processing."},)
 
     def _page(self, request: web.BaseRequest, visible: list[Job]) -> Reply:
-        return self._paged(request, "batches", visible, self.job)
+        return self._send_page(request, "batches", visible, self.job)
 
-    def _paged(
+    def _send_page(
         self, request: web.BaseRequest, name: str, items: list[Any], show: Callable[[Any], Any]
     ) -> Reply:
         options, query = self.service.options, request.query
@@ -163,11 +163,11 @@ class Wire(Family):
         faults = self.service.script.strike("content")
         if (refused := await before_work(request, faults)) is not None:
             return refused
-        job = self.service.batches.known(self, job_id)
+        job = self.service.batches.find(self, job_id)
         if job is None:
             return self.no_job(job_id)
         found = list(self._lines(job)) if job["status"] in TERMINAL else []
-        return self._paged(request, "results", found, self._result)
+        return self._send_page(request, "results", found, self._result)
 
     def _lines(self, job: Job) -> Any:
         for name in ("output_file_id", "error_file_id"):
