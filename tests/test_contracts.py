@@ -325,7 +325,7 @@ class TestSecondJob(Batches):
 
 class SaysNoTooSoon(FakeBatches):
     def find(self, name, staged, since):
-        return [job for job in self._listed() if (job.name or "").startswith(name + "-")]
+        return [job for job in self._list() if (job.name or "").startswith(name + "-")]
 
 class TestSaysNo(Batches):
     def made(self):

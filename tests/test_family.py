@@ -81,7 +81,7 @@ class SlowFiles(EmulatedBatchesContract):
     def test_a_job_is_made_of_a_file_only_once_that_is_processed(self) -> None:
         self.arrange()
         self.emulator.set_faults(Fault("file_pending", seconds=0.2))
-        assert self._created(self.provider()).job_id
+        assert self._create(self.provider()).job_id
 
 
 class FamilyBatches(EmulatedBatchesContract):

@@ -73,8 +73,8 @@ class TestGeminiBatchesByFile(TestGeminiBatches):
         """It is not: jobs are listed without their input, so what is left is a doubt."""
         self.arrange(Mishap.CREATE_LOST, Mishap.LISTED_WITHOUT_NAME)
         provider, since = self.provider(), self.now()
-        made = self._staged(provider)
-        self._lost(provider, made)
+        made = self._stage(provider)
+        self._lose_create(provider, made)
         with pytest.raises(CannotTell):
             provider.find("ours", made.staged, since)
 
