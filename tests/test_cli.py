@@ -27,7 +27,7 @@ from beam_llm.cli.files.records import DataError
 from beam_llm.cli.flags import output_type
 from beam_llm.cli.main import main
 from beam_llm.cli.progress import Meter, ProgressLine
-from beam_llm.cli.running import LIVE_CALLS, Interrupted, Measured, reason_of, watched
+from beam_llm.cli.running import LIVE_CALLS, Interrupted, Measured, reason_of, run_watched
 from beam_llm.cli.stored import StoredAnswer, encode_answer
 from beam_llm.cli.words import dollars, duration, shortened, table
 from beam_llm.config import EACH, options_of, settings_from_options
@@ -649,7 +649,7 @@ def test_ctrl_c_cancels_a_pipeline_on_a_cluster_and_says_that_it_may_go_on_there
             raise RuntimeError("the job server is gone")
 
     with pytest.raises(Interrupted, match="goes on asking until that is done"):
-        watched(
+        run_watched(
             lambda: run_to_end(cast(Any, FlinkRunner())),
             Meter(1),
             go_on=LIVE_CALLS,

@@ -1,5 +1,6 @@
-"""Wire ⇄ words: one module per dialect. No Beam in here, and no policy: errors name their remedy,
-others act on it. What each provider has, in one table: `overview.py`.
+"""Providers: one package per API, which translates requests and replies. There is no Beam in here,
+and no policy: errors name their remedy, and others act on it. `overview.py` has a table of what
+each provider offers.
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ from beam_llm.protocols import (
 from beam_llm.provider_table import PROVIDERS
 from beam_llm.values import Request
 
-if TYPE_CHECKING:  # and seen by it: ours are what their rows say
+if TYPE_CHECKING:  # which proves that these modules are what the table says
     from beam_llm.providers import anthropic, bedrock, gemini, openai, vertex
 
     _CHECKED: tuple[ProviderModule, ...] = (anthropic, bedrock, gemini, openai, vertex)
 
 
 def check(settings: Settings) -> None:
-    """Whether the provider can do what the settings ask; for use when the pipeline is built. No key
-    is looked up, nothing is called.
+    """Checks that the provider can do what the settings ask; for use when the pipeline is built. No
+    key is looked up, and nothing is called.
 
     Raises:
       UsageError: names the option and the fix.
@@ -67,7 +68,7 @@ def preload(settings: Settings) -> None:
 @functools.cache
 def _preload(module: Preloads) -> None:
     def load() -> None:
-        # Whatever is wrong is raised again by `connect`, where it is told.
+        # `connect` raises the same error again, where it is reported.
         with contextlib.suppress(Exception):
             module.preload()
 
@@ -94,15 +95,15 @@ def connect_batch(settings: Settings) -> BatchProvider:
 
 
 def encode(settings: Settings, request: Request) -> bytes:
-    """The body that `connect`'s client would send for a request; for a person to see. No key is
-    looked up, nothing is called.
+    """The body that `connect`'s client would send for a request; for a person to read. No key is
+    looked up, and nothing is called.
     """
     return _module(settings).encode(settings, request)
 
 
 def compile_task(settings: Settings) -> Task:
-    """What the settings ask, compiled, with schemas where the provider enforces them, or with its
-    limits where vectors are asked for. No key is looked up, nothing is called.
+    """Compiles the settings to a task, with schemas where the provider enforces them, or with its
+    limits where vectors are asked for. No key is looked up, and nothing is called.
 
         spam = settings("openai:gpt-4.1-mini", prompt="Is it spam? {{ text }}", output=bool)
         task = compile_task(spam)
@@ -118,7 +119,7 @@ def compile_task(settings: Settings) -> Task:
         return EmbedTask(settings, _embed_limits(settings))
     if settings.task == "reduce":
         raise UsageError(
-            "task is 'reduce': that is not asked about each element; use LLMReduce(model, "
+            "task is 'reduce': it is not a question about each element; use LLMReduce(model, "
             "instruction)"
         )
     module = _module(settings)
@@ -128,7 +129,7 @@ def compile_task(settings: Settings) -> Task:
 
 
 def media_limits(settings: Settings) -> MediaLimits | None:
-    """Which images the provider takes; None: none, or none are asked about."""
+    """Which images the provider takes; None where it takes none, or the settings have none."""
     module = _module(settings)
     if settings.media and isinstance(module, TakesImages):
         return module.media_limits(settings)
@@ -136,7 +137,7 @@ def media_limits(settings: Settings) -> MediaLimits | None:
 
 
 def compile_reduce(settings: Settings) -> ReduceTask:
-    """What the settings of the task `reduce` ask, compiled. No key is looked up, nothing is called.
+    """Compiles the settings of the task `reduce`. No key is looked up, and nothing is called.
 
     Raises:
       UsageError: for an output or a template that can't be used.
@@ -156,8 +157,7 @@ def _batch_api(settings: Settings) -> HasBatchApi:
 
 
 def _embed_limits(settings: Settings) -> EmbedLimits:
-    """How much the provider embeds at once. Raises UsageError where it doesn't embed, or not in
-    this mode."""
+    """How much the provider embeds at once. Raises UsageError where it can't embed in this mode."""
     limits = _embedding_module(settings).embed_limits(settings)
     if limits is None:
         raise _no_embeddings(settings)
@@ -177,12 +177,12 @@ _EMBEDDERS = {
     "deepinfra:",
     "batch_api": "openai:, azure:, gemini:, vertex:, bedrock:, mistral: and deepinfra:",
 }
-"""For whoever asks another one for vectors."""
+"""Providers with embeddings, for the error message of one that has none."""
 
 
 def compile_alone(settings: Settings) -> Task | None:
-    """The same question for one record at a time, where `guard` has some asked so as well; else
-    None.
+    """The same task for one record at a time, where `guard` asks about some records alone as well;
+    None where it doesn't.
     """
     if not settings.guard or settings.batch_size == 1:
         return None
@@ -190,10 +190,10 @@ def compile_alone(settings: Settings) -> Task | None:
 
 
 def _module(settings: Settings) -> ProviderModule:
-    """The provider's module for the kind of model that is asked.
+    """The provider's module for chat or for embeddings, whichever the settings ask for.
 
     Raises:
-      UsageError: vectors are asked for, and it has none.
+      UsageError: vectors are asked for, and the provider has none.
     """
     return _embedding_module(settings) if settings.task == "embed" else _chat_module(settings)
 

@@ -1,5 +1,5 @@
-"""Asking in a form that an endpoint takes: one that it refuses is left for another, and what is
-learned from that holds for all further calls.
+"""Sends requests in a form that the endpoint accepts: when it refuses one form, another is tried,
+and what is learned from that applies to all further calls.
 
     answer = await ask_in_form(form, request, send, error_of_answer, announce)
 
@@ -8,8 +8,8 @@ learned from that holds for all further calls.
                                                   └─ answered ─► learned, unless the record has the
                                                      words that were read: it may have been quoted
 
-A refusal may quote the prompt. So nothing is learned from words alone: neither where the other form
-fails, too, nor where the words may be a record's own.
+A refusal may quote the prompt. So its words alone teach nothing: nothing is learned where the other
+form fails, too, or where the words may come from a record.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
     class Form(DataclassInstance, Protocol):
-        """What an endpoint takes, as a dataclass; as far as it is known by now."""
+        """What an endpoint accepts, as far as it is known by now; a dataclass."""
 
         @property
         def key(self) -> Hashable:
-            """What a request's bytes hang on."""
+            """What a request's bytes depend on."""
 
         def learn(self, error: CallError, text: str) -> bool:
-            """Whether the refusal was about the form, and another is left to try: it is the form
-            now.
+            """Switches to another form where the refusal was about this one. Returns whether there
+            was another one left.
 
             Args:
               text: the server's own words, where `error` holds them shortened. Read in time that
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound="Form")
 
 MOST_READ_BYTES = 4_000
-"""Of a refusal's body."""
+"""Of a refusal's body that is read."""
 
 
 async def ask_in_form(
@@ -60,7 +60,7 @@ async def ask_in_form(
     Args:
       known: what all calls to the endpoint share; changed where something is learned.
       send: makes one call in a form.
-      announce: is given the refusal that something was learned from.
+      announce: receives the refusal that something was learned from.
 
     Raises:
       CallError: of the last call.
@@ -75,7 +75,7 @@ async def ask_in_form(
             return await _ask_in_another(
                 known, answer, error, request, send, error_of_answer, announce
             )
-        # Another call has learned it meanwhile.
+        # Meanwhile another call has learned it.
 
 
 async def _ask_in_another(
@@ -109,8 +109,8 @@ def _copied(form: F) -> F:
 
 
 def _may_quote(tried: F, form: F, error: CallError, request: Request) -> bool:
-    """Whether the record's own text would have taught the same. What all prompts share is the
-    user's.
+    """Whether the record's own text would have taught the same. The part that all prompts share is
+    the user's, and may be trusted.
     """
     texts = (m.content[m.shared :] for m in request.messages if m.role != "system")
     return tried.learn(error, "\n".join(texts)) and tried.key == form.key

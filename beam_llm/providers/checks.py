@@ -1,11 +1,10 @@
-"""What settings may not ask of a provider, as errors that name the fix; each provider's `check` is
-a few of these.
+"""Checks that raise errors which name the fix; each provider's `check` calls some of them.
 
-    def check(settings):
-        refuse_api_version(settings)
-        check_names(settings, ("project", "region"))
-        check_temperature(settings, 2.0)
-        check_extra_body(settings, ("model", "messages"))
+def check(settings):
+    refuse_api_version(settings)
+    check_names(settings, ("project", "region"))
+    check_temperature(settings, 2.0)
+    check_extra_body(settings, ("model", "messages"))
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _LOOPBACK = re.compile(r"localhost|127\.[\d.]+|::1")
 
 
 def refuse_api_version(settings: Settings) -> None:
-    """Raises UsageError where the settings name a version of an API that has one only."""
+    """Raises UsageError where the settings name an API version and the API has only one."""
     if settings.api_version:
         raise UsageError(
             f"api_version is {settings.api_version!r}: only azure: has versions of its API; "
@@ -33,9 +32,7 @@ def refuse_api_version(settings: Settings) -> None:
 
 
 def refuse_plain_http(settings: Settings) -> None:
-    """Raises UsageError where a cloud's credentials would be sent in the clear, but for a server on
-    this machine.
-    """
+    """Raises UsageError where a cloud's credentials would leave this machine unencrypted."""
     parts = urlsplit(settings.base_url or "")
     if parts.scheme == "http" and not _LOOPBACK.fullmatch(parts.hostname or ""):
         raise UsageError(
@@ -45,8 +42,8 @@ def refuse_plain_http(settings: Settings) -> None:
 
 
 def check_names(settings: Settings, known: Sequence[str]) -> None:
-    """Raises UsageError for a name in `provider_options` that the provider doesn't know, with the
-    nearest that it does.
+    """Raises UsageError for a name in `provider_options` that the provider doesn't know; suggests
+    the nearest known one.
     """
     for name in settings.provider_options or {}:
         if name in known:
@@ -64,7 +61,7 @@ def check_names(settings: Settings, known: Sequence[str]) -> None:
 
 
 def check_temperature(settings: Settings, most: float) -> None:
-    """Raises UsageError where the temperature is beyond the provider's range, which begins at 0."""
+    """Raises UsageError where the temperature is outside of the provider's range, 0 to `most`."""
     if settings.temperature is not None and settings.temperature > most:
         raise UsageError(
             f"temperature is {settings.temperature}: it has to be between 0 and {most:g}; "
@@ -73,8 +70,8 @@ def check_temperature(settings: Settings, most: float) -> None:
 
 
 def check_extra_body(settings: Settings, reserved: Collection[str]) -> None:
-    """Raises UsageError where `extra_body` sets a field that is the package's own, or holds what
-    JSON can't.
+    """Raises UsageError where `extra_body` sets a field that this package sets itself, or has a
+    value that JSON can't represent.
     """
     for field in settings.extra_body or {}:
         if field in reserved:

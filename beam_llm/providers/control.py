@@ -1,28 +1,29 @@
-"""Control calls: what a batch API is asked over HTTP, blocking, within bounds; and the provider's
-own time by its answers.
+"""Control calls: blocking, bounded HTTP calls to a batch API; and the provider's own time, read
+from its answers.
 
     control = ControlCalls(ErrorContext(key), Bounds.of(settings), headers)
     url = f"{base}/jobs/{in_path(job_id)}"
     job = control.harmless(lambda seconds: control.object("GET", url, seconds))
     made = control.create(f"{base}/jobs", body, reason_of)  # once: a repeat may be a second job
 
-Why not the providers' own SDKs, with their retries off? They drive the emulator in the tests, so
-that it speaks as they expect; for production they leave out what a batch job hangs on:
+Why not the providers' own SDKs, with their retries off? The tests run them against the emulator, so
+that it speaks as they expect; for production they lack what a batch job depends on:
 
-- Bounds. An SDK reads a body to its end, whatever its size, and its time limit is one of silence,
-  not of the whole call. Here a call, a reply and a result file each have a largest size and time.
-- Certainty. A create has one outcome of three: made, certainly not made, doubt. SDKs repeat creates
-  unless told otherwise, and what they raise doesn't always tell the last two apart.
-- Addresses. No redirect is followed, and no key goes to another host than the one it is for.
-- Time. The provider's own clock is read from every answer, errors too; what is waited for is
-  counted by it.
+- Bounds. An SDK reads a body to its end, whatever its size, and its time limit counts silence, not
+  the whole call. Here size and time of a call, a reply and a result file are limited.
+- Certainty. A create has one of three outcomes: created, certainly not created, in doubt. SDKs
+  repeat creates by default, and their exceptions don't always distinguish the last two.
+- Addresses. No redirect is followed, and no key is sent to another host than the one it is for.
+- Time. The provider's own clock is read from every answer, including errors; waits are measured by
+  it.
 - One redactor for all messages; an SDK's exception holds the request, its headers and the key.
-- Weight. Nothing to install and keep in step with a worker's image. To import, they take 1.3 s of
-  CPU (anthropic 2.14), 0.6 s (google-genai, openai) and 0.3 s (mistralai); this takes 0.14 s beside
-  the HTTP client that live calls have anyway. Measured 2026-11-29, CPython 3.11.
+- Weight. There is nothing to install and keep in step with a worker's image. Importing them takes
+  1.3 s of CPU (anthropic 2.14), 0.6 s (google-genai, openai) and 0.3 s (mistralai); this takes
+  0.14 s beside the HTTP client that live calls need anyway. Measured 2026-11-29, CPython 3.11.
 
-Exceptions: Bedrock and S3 by boto3 (signatures, and credentials of every kind; its retries are off,
-its times bounded, its errors translated in `bedrock/aws.py`), and google-auth for Google's tokens.
+Exceptions: Bedrock and S3 go through boto3 (signatures, and credentials of every kind; its retries
+are off, its times bounded, its errors translated in `bedrock/aws.py`), and Google's tokens come
+from google-auth.
 """
 
 from __future__ import annotations
@@ -43,12 +44,12 @@ from beam_llm.providers.typed import loads
 
 HARMLESS_TRIES = 4
 MOST_WAIT_SECONDS = 60.0
-"""Of one wait between tries of a verb that is harmless to repeat; a server that asks for more is
-asked again by the driver's next step.
+"""The longest wait between tries of a verb that is harmless to repeat; where a server asks for
+more, the driver's next step tries again.
 """
 
 TIME_SECONDS = 10.0
-"""For the question what time it is."""
+"""For the call that asks for the server's time."""
 
 MOST_CLOCK_ERROR_SECONDS = 2 * 86_400.0
 
@@ -56,8 +57,8 @@ R = TypeVar("R")
 
 
 def steady() -> float:
-    """Seconds that never go back, and that a suspended machine counts too where its system has such
-    a clock.
+    """Seconds that never go back, and that include the time a machine was suspended, where its
+    system has such a clock.
     """
     clock = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if clock is None else time.clock_gettime(clock)
@@ -67,10 +68,10 @@ class ControlCalls:
     """One provider's files and jobs over HTTP. Nothing is held between calls.
 
     Args:
-      headers: of every call, the key among them.
-      sleep: how waits between tries are spent.
+      headers: of every call, including the key.
+      sleep: is called for the waits between tries.
       clock: seconds that never go back, for the time that a verb and its tries may take, and for
-        the server's time since it told it.
+        the time since the server's clock was read.
       wall: this machine's time.
     """
 
@@ -95,17 +96,17 @@ class ControlCalls:
 
     @property
     def context(self) -> ErrorContext:
-        """What messages must not hold, as of the last call."""
+        """What messages must not contain, as of the last call."""
         return self._context
 
     @property
     def seconds(self) -> float:
-        """Of one control call, where it is not a harmless one among several tries."""
+        """The time limit of one control call that is tried only once."""
         return self._bounds.control_seconds
 
     @property
     def reply_bytes(self) -> int:
-        """Of one reply at most, and so of one line of a result file."""
+        """The largest size of one reply, and so of one line of a result file."""
         return self._bounds.reply_bytes
 
     def harmless(
@@ -118,7 +119,7 @@ class ControlCalls:
         """Tries a verb that is harmless to repeat up to four times, with growing, jittered waits.
 
         Args:
-          verb: is given the seconds that it may take: at most half of what is left, so that one
+          verb: receives the seconds that it may take: at most half of what is left, so that one
             answer may get lost.
           seconds: of all tries together; default: those of a control call.
           final: statuses that are not tried again.
@@ -151,8 +152,8 @@ class ControlCalls:
         """Creates, cancels or removes, by a call that is harmless to repeat.
 
         Args:
-          done: statuses that say that there is nothing left to do.
-          missing: what a 404 means, where it is none of them.
+          done: statuses which mean that there is nothing left to do.
+          missing: what a 404 means, where it is not one of these.
         """
         with ignoring(*done):
             self.harmless(
@@ -177,7 +178,7 @@ class ControlCalls:
         Args:
           data: bytes of JSON, a form, or a file of JSON.
           missing: what a 404 means.
-          id_field: one without it is not what was asked for; None: it needs none.
+          id_field: the object must have this field; None: it needs none.
           is_list: a list is asked for: no `id` is needed, and a bare array becomes one page.
           is_large: it may have as many bytes as a result file.
         """
@@ -206,7 +207,7 @@ class ControlCalls:
 
         Args:
           data: bytes of JSON, or a file of it.
-          reason_of: makes of a refusal an error that has a remedy.
+          reason_of: turns a refusal into an error that has a remedy.
           seconds: that it may take; default: those of a control call.
 
         Raises:
@@ -215,8 +216,8 @@ class ControlCalls:
           CallError: there may be a job all the same.
         """
         try:
-            # Each API has its id elsewhere (Together's answer wraps the job), so the caller looks
-            # for it.
+            # Each API puts the id in another place (Together's answer wraps the job), so the caller
+            # looks for it.
             return self.object("POST", url, seconds or self.seconds, data=data, id_field=None)
         except CallError as error:
             if not is_certain_no(error.status):
@@ -246,7 +247,7 @@ class ControlCalls:
             streamed.
 
         Raises:
-          CallError: the answer is an error, larger than its bound, or none.
+          CallError: the answer is an error or larger than its bound, or there is none.
         """
         sent = {**self._headers, **(headers or {})}
         if isinstance(data, (bytes, io.IOBase)):
@@ -271,7 +272,7 @@ class ControlCalls:
             raise Rejected(
                 Kind.TOO_LARGE, f"the result file is larger than {most:,} bytes (max_file_bytes)"
             ) from None
-        # Before the status is looked at: a refusal tells the time just as well.
+        # Before the status is checked: a refusal has the time as well.
         self._note_time(answer.headers.get("date"))
         if answer.status >= 300:
             raise error_of(*answer, self._context, missing=missing)
@@ -294,18 +295,17 @@ class ControlCalls:
         """The server's time, by the `Date` of its first answer and the seconds since.
 
         Args:
-          url: what is asked for, once, where there was no answer yet; whatever comes tells the
-            time.
+          url: is requested once, where there was no answer yet; any answer has the time.
         """
         if self._ahead is None and not self._has_asked_time:
-            # Asked once, answered or not: who polls would else ask again at every look.
+            # Only once, answered or not: otherwise whoever polls would ask again at every look.
             self._has_asked_time = True
             with suppress(CallError):
                 self.call("GET", url, TIME_SECONDS)
         return None if self._ahead is None else self._clock() + self._ahead
 
     def _note_time(self, date: str | None) -> None:
-        """One that is days off this machine's is not believed: it would end every wait."""
+        """Ignores a time that is days away from this machine's: it would end every wait."""
         try:
             named = parsedate_to_datetime(date or "").timestamp()
         except (ValueError, TypeError, OverflowError):

@@ -48,7 +48,7 @@ def error_of(
     *,
     missing: type[CallError] = Aborted,
 ) -> CallError:
-    """Translates an HTTP error once, for everybody.
+    """Translates an HTTP error, for all providers.
 
     Args:
       status: a redirect counts as a wrong address: following it would carry the key elsewhere.
@@ -68,7 +68,7 @@ def error_of(
         return _by_status(refusal, headers, message, read.details.retry_after_seconds)
     if meaning is Meaning.WRONG_KEY and context.key_reference:
         message = f"{message} (api_key is {context.key_reference!r})"
-    if meaning is Meaning.NOT_THERE:  # whether that ends all, only the caller knows
+    if meaning is Meaning.NOT_THERE:  # only the caller knows whether that ends the run
         if missing is not Aborted:
             return missing(Kind.REJECTED, message, status=status)
         message += f" ({context.hint})" if context.hint else ""
@@ -89,7 +89,7 @@ _ERRORS: dict[Meaning, tuple[type[CallError], str]] = {
 
 
 def _read_refusal(status: int, headers: Mapping[str, str], read: ErrorBody) -> Refusal:
-    """What was said, a redirect and a web page in our words."""
+    """What the server answered; redirects and web pages are described in this package's words."""
     refusal = Refusal(status, read.words, read.sentence, _PAGE.match(read.sentence) is not None)
     if refusal.is_redirect:
         return refusal._replace(sentence=_describe_redirect(headers.get("location")))
@@ -105,7 +105,7 @@ def _by_status(
     """The error of a server that fails, is busy, or doesn't take this request.
 
     Args:
-      told_seconds: when to come back, as the body says.
+      stated_seconds: when to come back, as the body says.
     """
     status, is_queue_full = refusal.status, "token_limit_exceeded" in refusal.words
     retryable = status in _RETRYABLE or status >= 500 or is_queue_full
@@ -139,11 +139,11 @@ _RETRYABLE = {
 498: Groq's flex capacity. 499: Google's `CANCELLED`. 529, overloaded, goes with all 5xx."""
 
 _BUSY = frozenset({429, 498, 503, 529})
-"""Statuses of a server that takes this request, only not now."""
+"""Statuses of a server that will accept this request later."""
 
 
 def _describe_redirect(location: str | None) -> str:
-    """Host and path of the address, without what a query may carry."""
+    """A message with host and path of the address, without its query, which may carry a secret."""
     try:
         parts = urlsplit(location or "")
         host = parts.netloc.rpartition("@")[2]
@@ -155,20 +155,18 @@ def _describe_redirect(location: str | None) -> str:
         else parts.path or "an address that it doesn't name"
     )
     return (
-        f"the server sends calls on to {without_access(address)}, which is not followed: the key "
-        "would go along; if you trust it, give it as base_url"
+        f"the server redirects to {without_access(address)}, which is not followed, since the key "
+        "would be sent there, too; if you trust it, give it as base_url"
     )
 
 
 def unreadable(message: str) -> Retryable:
-    """The error of an answer that can't be read; it may be whole another time."""
+    """The error of an answer that can't be read; another try may get a complete one."""
     return Retryable(Kind.UNREADABLE, message, status=200)
 
 
 def not_json(body: bytes) -> Retryable:
-    """The error of a good answer that is not JSON: it says what came instead, where that tells
-    more.
-    """
+    """The error of a 200 whose body is not JSON; says what came instead, where that helps."""
     return unreadable(_what_came(body))
 
 
@@ -190,13 +188,13 @@ def _what_came(body: bytes) -> str:
 _PAGE = re.compile(r"[\s\ufeff]{0,100}<(!doctype html|html|head)\b", re.IGNORECASE)
 
 _FIREWALL = ": a firewall in front of the API may have taken the prompt for an attack"
-"""Such as Cloudflare's or AWS's, which read SQL or HTML in a prompt so. Source: public issues
+"""Such as Cloudflare's or AWS's, which take SQL or HTML in a prompt for one. Source: public issues
 (anthropics/claude-code#58294, google/adk-python#4372, BerriAI/litellm#12421), read 2026-11.
 """
 
 
 def _describe_page(page: str) -> str:
-    """A web page in words: by its title, where it has one."""
+    """Describes a web page by its title, where it has one."""
     title = re.search(r"<title[^>]{0,100}>([^<]{1,80})", page, re.IGNORECASE)
     # Not in plain quotation marks: what is quoted at length is left out of messages.
     headline = displayable(title[1].strip(), None, False) if title else ""
@@ -204,8 +202,8 @@ def _describe_page(page: str) -> str:
 
 
 def leave_for_live_call(error: CallError, *, is_for_its_form: bool) -> CallError:
-    """The error of a job's line. A line that is refused for its form is left over: a job can't
-    learn another one, but a live call, which is what comes in the end, asks in it.
+    """The error of a job's line. A line that is refused for its form becomes retryable: a job can't
+    learn another form, but the live call that its records end with can.
     """
     if error.kind == Kind.REJECTED and is_for_its_form:
         return Retryable(Kind.UNAVAILABLE, error.message, status=error.status)
@@ -213,7 +211,7 @@ def leave_for_live_call(error: CallError, *, is_for_its_form: bool) -> CallError
 
 
 def no_answer() -> Retryable:
-    """The error of a line in a job's file that holds nothing."""
+    """The error of a line in a job's file that has neither an answer nor an error."""
     return Retryable(
         Kind.MISSING,
         "the job's file has a line for this request, but neither an answer nor an error in it",
@@ -221,15 +219,15 @@ def no_answer() -> Retryable:
 
 
 _QUOTED = re.compile(r"'[^']{25,}'|\"[^\"]{25,}\"|`[^`]*`")
-"""Of backticks the short ones, too, or what stands between `a` and `b` would count as quoted."""
+"""In backticks also short ones, or the text between `a` and `b` would count as quoted."""
 
 _IMAGE = re.compile(r"[A-Za-z0-9+/]{120,}={0,2}")
-"""Base64, as a server quotes a request that it doesn't understand; no word is so long."""
+"""Base64, from a server that quotes a request which it doesn't understand; no word is so long."""
 
 
 def displayable(sentence: str, secret: str | None, log_data: bool) -> str:
-    """A provider's message without keys, images and what gives access in addresses, on one line;
-    and, unless data may be logged, short and without long quotations.
+    """A provider's message on one line, without keys, images, and secrets in addresses; and, unless
+    data may be logged, shortened and without long quotations.
     """
     text = _IMAGE.sub("…", redactor_of(secret)(sentence))
     if log_data:

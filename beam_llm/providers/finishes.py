@@ -1,5 +1,5 @@
-"""Which of a provider's words for a reply's end means what. One table for all: proxies hand through
-the words of others.
+"""What the providers' words for the end of a reply mean. There is one table for all, since proxies
+pass on the words of others.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _ENDS: dict[Finish, str] = {
     " repetition"
     " malformed_model_output malformed_tool_use too_many_tool_calls no_image image_other",
 }
-"""What servers write for a reply's end: OpenAI, Azure, Mistral (`model_length`), DeepSeek
+"""The words of OpenAI, Azure, Mistral (`model_length`), DeepSeek
 (`insufficient_system_resource`), vLLM (`abort`), OpenRouter (`error`), z.ai (`sensitive`), and
-Anthropic's, Gemini's and Bedrock's words where a proxy hands them through. Source: their API
+Anthropic's, Gemini's and Bedrock's words where a proxy passes them on. Source: their API
 references, read 2026-11.
 """
 
@@ -39,9 +39,7 @@ _FINISHES = {name: finish for finish, names in _ENDS.items() for name in names.s
 
 
 def finish_of(name: Any) -> Finish:
-    """How a reply ended, by the provider's word for it; OTHER for one that nobody has told us
-    of.
-    """
+    """How a reply ended, by the provider's word for it; OTHER for an unknown word."""
     if not isinstance(name, str):
         return Finish.OTHER
     found = _FINISHES.get(name)
@@ -52,8 +50,8 @@ def finish_of(name: Any) -> Finish:
 
 
 def finish_of_message(reason: Any, text: str | None, is_tool: bool) -> Finish:
-    """How a message ended that may give its reply as a tool's input; one without text answers
-    nothing, however well it is said to have ended.
+    """How a message ended whose reply may be a tool's input. One without text has no answer,
+    however well the server says that it ended.
     """
     finish = Finish.STOP if reason is None or reason == "" else finish_of(reason)
     if finish is Finish.EMPTY:  # `tool_use`

@@ -1,5 +1,5 @@
 """HTTP with bounds, for one origin: no redirect is followed, no body is read beyond its limit
-(decoded), no call outlasts its time.
+(counted when decoded), and no call takes longer than its time.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ T = TypeVar("T")
 
 ACCEPT_ENCODING = "gzip, deflate"
 MOST_ERROR_BYTES = 65_536
-"""Of an error's body: enough for any sentence."""
+"""Bytes of an error's body that are read: enough for any message."""
 _CHUNK = 1 << 18
 _HEADER_BYTES = 65_536
-"""Of one header: gateways put policies and traces of more than aiohttp's 8 kB into one."""
+"""The longest header: gateways put policies and traces of more than aiohttp's 8 kB into one."""
 
 
 class Bounds(NamedTuple):
-    """What a server may cost us at most; the options of the same names say what each is.
+    """The most that a server may cost in memory, disk and time; see the options of the same names.
 
     Attributes:
       reply_bytes: of one body, decoded: a reply, or the answer to a control call.
@@ -76,8 +76,8 @@ class Answer(NamedTuple):
 
 
 def session(headers: Mapping[str, str]) -> aiohttp.ClientSession:
-    """A session that keeps no cookies and leaves decoding to `chunks`. The engine limits
-    concurrency, so the connector does not.
+    """A session that keeps no cookies and leaves decoding to `chunks`. The connector doesn't limit
+    concurrency, since the engine does.
     """
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60, ttl_dns_cache=300),
@@ -90,8 +90,8 @@ def session(headers: Mapping[str, str]) -> aiohttp.ClientSession:
 
 
 def proxy_for(url: str) -> str | None:
-    """The proxy that the environment names for the address, looked up once: aiohttp's own look-up
-    would cost every call.
+    """The proxy that the environment names for the address. It is looked up once, since aiohttp's
+    own look-up would slow down every call.
     """
     parts = urlsplit(url)
     if urllib.request.proxy_bypass(parts.netloc):
@@ -104,8 +104,8 @@ def proxy_for(url: str) -> str | None:
 
 
 async def read_body(response: aiohttp.ClientResponse, most: int) -> bytes:
-    """The decoded body. Of an error's body only the start is read, and what can be: its status
-    says the most. Of a good one all.
+    """The decoded body. Of an error's body only the start is read, as far as it can be, since its
+    status says the most; a good one is read completely.
 
     Raises:
       TooLarge: where a good body is larger than `most`.
@@ -113,12 +113,12 @@ async def read_body(response: aiohttp.ClientResponse, most: int) -> bytes:
     is_error = response.status >= 300
     limit = min(most, MOST_ERROR_BYTES) if is_error else most
     declared = response.content_length
-    # A declared length is refused unread; counting below covers bodies without one, and decoded
-    # ones.
+    # A declared length that is too large is refused unread; the count below covers bodies without
+    # a declared length, and decoded ones.
     if not is_error and (declared or 0) > limit:
         raise TooLarge
     # Most replies: the parser reads no more than was declared, so there is nothing to count. A
-    # body in chunks may be longer than another header says, and an encoded one once decoded.
+    # chunked body may be longer than another header says, and so may an encoded one once decoded.
     if not (is_error or declared is None or _may_be_longer(response.headers)):
         return await response.content.read()
     parts, size = [], 0
@@ -138,13 +138,13 @@ async def read_body(response: aiohttp.ClientResponse, most: int) -> bytes:
 
 
 def in_utf8(body: bytes, headers: Mapping[str, str]) -> bytes:
-    """The body as JSON has to be, where a server says that it sends Latin-1, and does."""
+    """The body in UTF-8, as JSON has to be, where a server declares Latin-1 and sends it."""
     if not _LATIN_1.search(headers.get("Content-Type", "")) or body.isascii():
         return body
     try:
         body.decode()
     except UnicodeDecodeError:
-        # What browsers read under either name.
+        # Browsers read this encoding under either name.
         return body.decode("cp1252", "replace").encode()
     return body
 
@@ -157,8 +157,8 @@ def _may_be_longer(headers: Mapping[str, str]) -> bool:
 
 
 async def chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """The body as it comes, decoded in small pieces: a compressed bomb is never in memory as a
-    whole.
+    """The body as it arrives, decoded in small pieces, so that a decompression bomb is never in
+    memory completely.
     """
     encoding = response.headers.get("Content-Encoding", "").strip().lower()
     if encoding in _NOT_ASKED_FOR:
@@ -177,7 +177,8 @@ async def chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
             if decoder is None:
                 decoder = _decoder(encoding, data)
             elif decoder.eof:
-                # There may be several in a row, as RFC 1952 allows; all else behind one pads it.
+                # There may be several in a row, as RFC 1952 allows; anything else behind one is
+                # padding.
                 if not data.startswith(_GZIP[:1]):
                     break
                 decoder = _decoder("gzip", data)
@@ -193,13 +194,13 @@ async def chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
 
 
 _NOT_ASKED_FOR = ("br", "zstd", "compress")
-"""Any other word is no encoding: some servers send `utf-8` or `none` as one."""
+"""Other words are not encodings: some servers send `utf-8` or `none`."""
 
 _GZIP = b"\x1f\x8b"
 
 
 def _decoder(encoding: str, start: bytes) -> Any:
-    """`deflate` comes with a zlib header, from some servers without, from others it is gzip."""
+    """`deflate` has a zlib header, but some servers leave it out, and others send gzip."""
     is_raw = encoding == "deflate" and start[0] & 0x0F != 8 and not start.startswith(_GZIP)
     # Adding 32 lets zlib tell gzip from zlib by the header.
     return zlib.decompressobj(-zlib.MAX_WBITS if is_raw else zlib.MAX_WBITS | 32)
@@ -219,7 +220,7 @@ def call(
     data: Any = None,
     into: IO[bytes] | None = None,
 ) -> Answer:
-    """One request, within `seconds` from name look-up to the last byte.
+    """Makes one request, within `seconds` from name look-up to the last byte.
 
     Args:
       most: bytes of a good body.
@@ -247,14 +248,14 @@ async def _call(
         async with asyncio.timeout(seconds), session(headers) as opened:
             sent = opened.request(
                 method,
-                # Ids in the address are quoted already; yarl would undo a part of that (`%3A`
-                # becomes `:`).
+                # Ids in the address are quoted already; yarl would partly undo that (`%3A` becomes
+                # `:`).
                 yarl.URL(url, encoded=True),
                 data=data,
                 proxy=proxy_for(url),
                 allow_redirects=False,
-                # The time-out around it is the bound: aiohttp's own, 300 s, would cut off long
-                # transfers.
+                # The time-out around this call is the bound; aiohttp's own, 300 s, would cut off
+                # long transfers.
                 timeout=aiohttp.ClientTimeout(total=None),
             )
             async with sent as response:
@@ -265,7 +266,7 @@ async def _call(
                 await _stream(response, into, most)
                 return Answer(response.status, response.headers, b"")
     except TimeoutError as error:
-        raise Retryable(Kind.TIMED_OUT, f"no whole answer within {seconds:g} s") from error
+        raise Retryable(Kind.TIMED_OUT, f"no complete answer within {seconds:g} s") from error
     except (aiohttp.ClientError, ConnectionError, ssl.SSLError) as error:
         # Not every OSError: the disk may be full.
         raise broken(error, url) from None
@@ -282,7 +283,7 @@ async def _stream(response: aiohttp.ClientResponse, into: IO[bytes], most: int) 
 
 
 def broken(error: BaseException, url: str) -> CallError:
-    """Only the error's name is shown: its text may hold a header."""
+    """The error of a broken connection. Only its class is shown, as its text may hold a header."""
     host = urlsplit(url).netloc.rpartition("@")[2]
     return Retryable(
         Kind.UNAVAILABLE, f"no connection or a broken one ({type(error).__name__}) to {host}"
@@ -290,8 +291,8 @@ def broken(error: BaseException, url: str) -> CallError:
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
-    """The result, from a loop of its own: a control call is rare, and nothing is left open or
-    running after it.
+    """The result, from an event loop of its own: control calls are rare, and nothing is left open
+    or running after one.
     """
     try:
         asyncio.get_running_loop()
@@ -314,7 +315,7 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def _run_here(work: Coroutine[Any, Any, T]) -> T:
-    """Like `asyncio.run`, but it does not wait for a name look-up that hangs in a thread."""
+    """Like `asyncio.run`, but doesn't wait for a name look-up that hangs in a thread."""
     loop = asyncio.new_event_loop()
     try:
         return loop.run_until_complete(work)

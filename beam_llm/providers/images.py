@@ -1,11 +1,11 @@
 """Which images each provider takes, and what an image costs in tokens: data, with its source.
 
-Tokens are estimated from above, by width and height; zeros, of an image that the provider fetches
-itself, stand for the largest.
+Tokens are estimated from above, by width and height; zeros, for an image that the provider fetches
+itself, mean the largest image.
 
-"Read 2026-11" says that the figures were looked up then. Where a row says that they were not, they
-are what was known of the guide it names. A limit that is too wide costs a record a refusal by the
-provider, which is its own; one that is too narrow has it refused here.
+"Read 2026-11" says that the figures were looked up then. "Not looked up again" says that they are
+what was known of the guide that the row names. Where a limit here is too high, the provider refuses
+the record; where it is too low, the record is refused here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TEXT_ONLY = re.compile(
     r"|(.*/|.*\.)?(gpt-oss|deepseek-(r1|v3|coder)|codestral|mixtral|titan-text|llama-?3[.-][13]-)",
     re.IGNORECASE,
 )
-"""Names of models that are known to take no images; of all others the provider itself says so.
+"""Names of models that are known to take no images; for all others the provider itself says so.
 Source: what is known of the models; not looked up again."""
 
 
@@ -43,13 +43,13 @@ def limits_of(settings: Settings, limits: MediaLimits) -> MediaLimits | None:
 
 
 def _within(width: int, height: int, side: float, short_side: float = math.inf) -> tuple[int, int]:
-    """The size as it is scaled down to fit into a square, and its shorter side to a length."""
+    """The size after scaling down to fit into a square, and then the shorter side to a length."""
     scale = min(1.0, side / max(width, height), short_side / min(width, height))
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def tiles(base: int, each: int) -> Tokens:
-    """Tiles of 512 pixels, of an image of at most 2,048 by 768: GPT-4o, GPT-4.1, GPT-5."""
+    """Tiles of 512 pixels, for an image of at most 2,048 by 768: GPT-4o, GPT-4.1, GPT-5."""
 
     def tokens(width: int, height: int) -> int:
         if not (width and height):
@@ -101,7 +101,7 @@ OPENAI_TOKENS: tuple[tuple[str, Tokens], ...] = (
     (r"", tiles(85, 170)),
 )
 """Pattern of models → tokens of an image. Source: OpenAI's guide "Images and vision" (calculating
-costs), of 2025, not looked up again; of newer models the largest that any of them has."""
+costs), of 2025, not looked up again; for newer models the largest figure of any of them."""
 
 CLAUDE_TOKENS: tuple[tuple[str, Tokens], ...] = (
     (r".*claude-(3|(haiku|sonnet)-4|opus-4(-[0156]\b|-2025|$))", area(750, 1_640)),
