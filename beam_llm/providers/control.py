@@ -316,18 +316,18 @@ class ControlCalls:
 
 
 def is_certain_no(status: int | None) -> bool:
-    """Whether nothing was done that a call asked for, by the status that it was answered with: a
-    fault of the call, and no time-out (408, or Google's 499 of what was cancelled on its way), nor
-    a conflict (409): that may be with the job that it made itself, where a proxy sent it twice.
+    """Whether the status of an answer proves that the call had no effect: a 4xx, except for
+    time-outs (408, or Google's 499 for a cancelled call) and conflicts (409), which may be with the
+    job that the same call created, where a proxy sent it twice.
 
-    A redirect is none: 303 answers what was done, and old servers say 301 and 302 for it (RFC 9110,
-    15.4.4).
+    A redirect proves nothing: 303 may follow a successful create, and old servers send 301 and 302
+    for it (RFC 9110, 15.4.4).
     """
     return status is not None and 400 <= status < 500 and status not in (408, 409, 499)
 
 
 class _Enough(Exception):
-    """What is wanted of a body has been read."""
+    """Enough of a body has been read."""
 
 
 class _FirstLine:
@@ -353,7 +353,7 @@ class _FirstLine:
 
 @contextmanager
 def ignoring(*statuses: int) -> Iterator[None]:
-    """Passes over errors of these statuses: what is gone needs no removing."""
+    """Ignores errors with these statuses: what is gone needs no removing."""
     try:
         yield
     except CallError as error:

@@ -1,5 +1,5 @@
-"""What an error's body says, whatever its shape: its codes, its sentence, its details. Pure, and
-nothing is raised, whatever a server sends: what can't be read counts as not there.
+"""Reads an error's body, whatever its shape: its codes, its message, its details. Pure, and nothing
+is raised, whatever a server sends: what can't be read counts as absent.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _MOST_READ_NAME = 400
 
 
 class ErrorBody(NamedTuple):
-    """An error as it was written; empty where it says nothing.
+    """An error as the server wrote it; fields that it doesn't have are empty.
 
         ErrorBody.read(b'{"error": {"code": "context_length_exceeded", "message": "It is long."}}')
 
     Attributes:
-      code, kind: its two names; many servers have one of them.
-      param: which parameter it is about.
-      sentence: for people.
+      code, kind: its two names; many servers send only one of them.
+      param: the parameter that it is about.
+      sentence: the message for people.
     """
 
     code: str
@@ -39,7 +39,7 @@ class ErrorBody(NamedTuple):
 
     @classmethod
     def read(cls, body: Any) -> ErrorBody:
-        """Reads it.
+        """Reads an error's body.
 
         Args:
           body: parsed, or as bytes.
@@ -68,7 +68,7 @@ def status_in(error: Any) -> int | None:
 
 
 def _parse_body(body: Any) -> Any:
-    """A body as JSON, or its text where it is none; of a list its first."""
+    """A body as JSON, or as text where it is not JSON; of a list the first member."""
     if isinstance(body, bytes):
         try:
             body = orjson.loads(body)
@@ -81,14 +81,14 @@ def _error_in(body: Any) -> Any:
     """The error that a body holds, whatever its shape: mostly an object, perhaps a sentence."""
     if not isinstance(body, dict):
         return body
-    # An empty `error` beside other fields is a place that nobody filled: the sentence is in those.
+    # An empty `error` beside other fields was left unset: the message is in those.
     nested = body.get("error")
     return body if nested is None or (nested == "" and len(body) > 1) else nested
 
 
 def _parts_of(body: Any, error: Any) -> tuple[str, str, str, str]:
-    """Code, type, parameter and sentence of an error, cut; empty strings where it has none."""
-    if not isinstance(error, dict):  # xAI's code stands beside its sentence
+    """Code, type, parameter and message of an error, shortened; empty strings where it has none."""
+    if not isinstance(error, dict):  # xAI's code is beside its message
         beside = word(body.get("code"))[:_MOST_READ_NAME] if isinstance(body, dict) else ""
         return beside, "", "", word(error)[:MOST_READ]
     inner = error.get("innererror")
@@ -97,7 +97,7 @@ def _parts_of(body: Any, error: Any) -> tuple[str, str, str, str]:
     if isinstance(error.get("status"), str):  # Google's: the code is HTTP's number once more
         code, kind = error["status"], code if isinstance(code, str) else None
     code, kind, param = (
-        "" if value == "None" else word(value)[:_MOST_READ_NAME]  # as LiteLLM writes nothing
+        "" if value == "None" else word(value)[:_MOST_READ_NAME]  # LiteLLM's word for no value
         for value in (code, kind, error.get("param"))
     )
     sentence = _PYTHON_DICT.sub(r"\1", _sentence_of(error)[:MOST_READ])
@@ -107,19 +107,19 @@ def _parts_of(body: Any, error: Any) -> tuple[str, str, str, str]:
 
 
 _PYTHON_DICT = re.compile(r"\A\{'error': '(.*)'\}\Z", re.DOTALL)
-"""LiteLLM's sentences of its own: what would look like one long quotation, and be left out."""
+"""LiteLLM's own messages, which would look like one long quotation, and be left out."""
 
 _MOST_DETAILS = 20
 
 _DEEPEST = 4
 
 _SENTENCES = ("message", "detail", "msg", "error", "errors")
-"""Fields that an error's words stand in, at any depth: `{"detail": {"error": "…"}}`."""
+"""Fields that hold an error's message, at any depth: `{"detail": {"error": "…"}}`."""
 
 
 def _sentence_of(found: Any, depth: int = 0) -> str:
-    """The words of an error; empty where there are none. FastAPI's, which Mistral and many servers
-    have, are a list of what is wrong where; the input that it repeats is left out.
+    """The message of an error; empty where there is none. FastAPI, which Mistral and many servers
+    use, sends a list of what is wrong where; the input that it repeats is left out.
     """
     if isinstance(found, dict) and depth < _DEEPEST:
         inner = next((found[name] for name in _SENTENCES if found.get(name)), None)
@@ -138,8 +138,8 @@ def _detail(one: Mapping[str, Any]) -> str:
 
 
 def _lines_at_fault(errors: Any) -> str:
-    """What is wrong with which lines of a file that Mistral doesn't take, without what they hold;
-    beside its sentence "Invalid file format." Source: errors in public code, read 2026-11.
+    """Which lines of a file Mistral refuses and why, without their content; it sends them beside
+    the message "Invalid file format." Source: errors in public code, read 2026-11.
     """
     found = []
     for one in errors[:_MOST_DETAILS] if isinstance(errors, list) else []:
@@ -151,8 +151,8 @@ def _lines_at_fault(errors: Any) -> str:
 
 
 def _sentence_behind(metadata: Any) -> str:
-    """What the provider behind OpenRouter said, whose own sentence is "Provider returned error"
-    then; as text, or as that provider's JSON.
+    """The message of the provider behind OpenRouter, as text or as that provider's JSON;
+    OpenRouter's own message is "Provider returned error" then.
     """
     raw = metadata.get("raw") if isinstance(metadata, dict) else None
     if isinstance(raw, str):

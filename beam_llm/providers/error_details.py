@@ -1,5 +1,5 @@
-"""What an API of Google's, Anthropic's or OpenRouter's adds to an error: reasons, quotas, when to
-come back. Pure, and nothing is raised, whatever stands there.
+"""Reads what the APIs of Google, Anthropic and OpenRouter add to an error: reasons, quotas, when to
+come back. Pure, and nothing is raised, whatever a server sends.
 
     {"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "…", "details": [
         {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": [{"quotaId": "…"}]},
@@ -21,7 +21,7 @@ from beam_llm.providers.pace import duration_seconds
 from beam_llm.providers.typed import field_of, word
 
 PER_DAY = "quota_per_day"
-"""Our word for a quota that is filled again tomorrow only."""
+"""This package's word for a quota that is not refilled before tomorrow."""
 
 _ERROR_TYPES = frozenset(
     {
@@ -29,7 +29,7 @@ _ERROR_TYPES = frozenset(
         *("content_policy_violation", "refusal", "image_not_found"),
     }
 )
-"""OpenRouter's, where they say more than the status."""
+"""OpenRouter's error types that say more than the status."""
 
 _MOST_DETAILS = 50
 
@@ -39,7 +39,7 @@ class Details(NamedTuple):
 
     Attributes:
       words: reasons in lower case, and `PER_DAY`.
-      retry_after_seconds: when to come back; None where it isn't said.
+      retry_after_seconds: when to come back; None where the details don't say.
     """
 
     words: frozenset[str] = frozenset()
@@ -59,7 +59,7 @@ def _error_types(error: Any) -> frozenset[str]:
     found = [field_of(error, *at, "error_type") for at in ((), ("metadata",))]
     types = frozenset(one for one in found if isinstance(one, str)) & _ERROR_TYPES
     excluded = field_of(error, "availability", "excluded_by")
-    # No host of the model has room for it, which is told as if there were no host.
+    # The input is too long for every host of the model; OpenRouter reports that no host was found.
     is_too_long = isinstance(excluded, list) and "context_length" in excluded
     return types | {"context_length_exceeded"} if is_too_long else types
 
@@ -80,7 +80,7 @@ def _details_of_list(listed: Any) -> Details:
 
 
 def _quotas(detail: dict[str, Any]) -> Iterator[str]:
-    """The name of each quota that is full, in small letters without a break."""
+    """The name of each exceeded quota, in lower case without separators."""
     violations = detail.get("violations")
     for violation in violations[:_MOST_DETAILS] if isinstance(violations, list) else ():
         if isinstance(violation, dict):

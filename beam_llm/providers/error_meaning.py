@@ -1,6 +1,6 @@
-"""What an HTTP error means, by its status, its codes and its words. Pure.
+"""What an HTTP error means, by its status, its codes and its message. Pure.
 
-The words of all providers stand in one table, for proxies hand those of others through.
+There is one table for all providers, since proxies pass on the errors of others.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from beam_llm.providers.error_details import PER_DAY
 
 
 class Refusal(NamedTuple):
-    """What a server said in place of an answer: all that its meaning depends on.
+    """What a server sent instead of an answer: everything that its meaning depends on.
 
     Attributes:
       words: codes and reasons, in lower case.
-      sentence: for people; it may quote a record.
-      is_page: it was a web page.
+      sentence: the message for people; it may quote a record.
+      is_page: the body was a web page.
     """
 
     status: int
@@ -29,12 +29,12 @@ class Refusal(NamedTuple):
 
     @property
     def is_redirect(self) -> bool:
-        """Whether it sends the call elsewhere."""
+        """Whether it redirects the call."""
         return 300 <= self.status < 400
 
 
 def is_hopeless(sentence: str) -> bool:
-    """Whether a sentence alone, without a status or a code, says that no request will succeed."""
+    """Whether a message alone, without a status or a code, says that no request will succeed."""
     return _ABORTING_WORDS.match(sentence) is not None
 
 
@@ -52,15 +52,15 @@ class Meaning(enum.Enum):
 
 
 def meaning_of(refusal: Refusal) -> Meaning | None:
-    """What the first rule that applies says; None: what the status alone says."""
+    """The meaning by the first rule that applies; None where only the status counts."""
     return next((meaning for meaning, applies in _RULES if applies(refusal)), None)
 
 
 _NOT_THERE = (404, 405, 410)
-"""405: a web server at an address that is no API's. 410: a model that is served no more."""
+"""405: a web server at an address that is not an API's. 410: a model that is no longer served."""
 
 _WRONG_KEY = {"api_key_invalid", "api_key_expired", "api_key_service_blocked"}
-"""Gemini's words for one, which come with a 400."""
+"""Gemini's words for a bad key, which come with a 400."""
 
 _SPENT = {
     "insufficient_quota",
@@ -82,8 +82,8 @@ _SPENT = {
     *("linked_organization_spend_limit_reached", "linked_organization_billing_unavailable"),
     *("organization_on_hold", "workspace_human_review_disabled", "cmek_key_disabled"),
 }
-"""What nobody can mend by asking again. Google's `FAILED_PRECONDITION` is a country or a project
-without billing; `blocked_api_access` is Groq's, `budget_exceeded` LiteLLM's, the two before
+"""Codes of errors that another try can't cure. Google's `FAILED_PRECONDITION` is a country or a
+project without billing; `blocked_api_access` is Groq's, `budget_exceeded` LiteLLM's, the two before
 `PER_DAY` are Moonshot's (with a 429) and DashScope's; the last three rows are Anthropic's (SDK
 2.14, `types/shared`, read 2026-11).
 """
@@ -101,11 +101,12 @@ _ABORTING_WORDS = re.compile(
     r"|the quota for files without expiry is reached|you have exceeded your file storage quota",
     re.IGNORECASE,
 )
-"""What the sentence begins with where no request will succeed, and neither status nor code says so:
-a spent account with Anthropic (400), Gemini, xAI, Bedrock, z.ai, OpenRouter (429) and Fireworks
-(412), a model that OpenRouter, OpenAI, xAI, DeepSeek or a LiteLLM proxy doesn't have, or not by
-batch, a version of its API that Azure, or its model there, doesn't have (400); files that Azure and
-OpenAI keep no more of (400). Further on it may be quoting a record. Source: errors in public issues
+"""Beginnings of messages which mean that no request will succeed, while neither status nor code
+says so: a spent account with Anthropic (400), Gemini, xAI, Bedrock, z.ai, OpenRouter (429) and
+Fireworks (412); a model that OpenRouter, OpenAI, xAI, DeepSeek or a LiteLLM proxy doesn't have, or
+not by batch; an API version that Azure, or its model there, doesn't have (400); a full storage of
+files with Azure and OpenAI (400). Only beginnings count, since the rest may quote a record. Source:
+errors in public issues
 (anthropics/claude-code#66314, continuedev/continue#10373, #10758, hotovo/aider-desk#460,
 egoist/chatwise-releases#258, Azure/azure-sdk-for-java#47401, bespokelabsai/curator#189,
 Ivy-Interactive/Ivy-Tendril#1756, xai-org/xai-sdk-python#176) and code, read 2026-11.
@@ -116,9 +117,9 @@ _NO_MODEL = {
     *("model_not_supported", "unknown_model", "operationnotsupported"),
     *("model_decommissioned", "model_terms_required"),
 }
-"""The row before the last: Hugging Face's, GitHub's, and Azure's of a model that has no chat; the
-last is Groq's, of a model that is served no more, or whose terms nobody has accepted (400). Source:
-errors in public code, read 2026-11.
+"""The last row but one: Hugging Face's, GitHub's, and Azure's for a model that has no chat; the
+last is Groq's, for a model that is no longer served, or whose terms nobody has accepted (400).
+Source: errors in public code, read 2026-11.
 """
 
 _FILTERED = {
@@ -136,19 +137,19 @@ _FLAGGED_WORDS = re.compile(
     r"|\Arequest blocked:|\Arequest failed content safety check",
     re.IGNORECASE,
 )
-"""Of an input that a filter stops with the status of a bad key, or of a bad request: OpenRouter,
-xAI, Anthropic; the last two are of OpenRouter's guardrails and of Azure's API Management. Source:
-openrouter.ai/docs (errors), docs.x.ai (debugging), learn.microsoft.com (llm-content-safety policy),
-2026-11.
+"""Messages about an input that a filter stops with the status of a bad key, or of a bad request:
+OpenRouter, xAI, Anthropic; the last two are OpenRouter's guardrails and Azure's API Management.
+Source: openrouter.ai/docs (errors), docs.x.ai (debugging), learn.microsoft.com (llm-content-safety
+policy), 2026-11.
 """
 
 _BAD_KEY_WORDS = re.compile(r"(incorrect|invalid) api key|bad credentials", re.IGNORECASE)
-"""What the sentence begins with where xAI refuses a key, with a 400; further on it may be quoting a
-record. Source: recorded traffic, 2026-08; errors in public code, read 2026-11.
+"""Beginning of the message with which xAI refuses a key, with a 400; the rest may quote a record.
+Source: recorded traffic, 2026-08; errors in public code, read 2026-11.
 """
 
 _MISSHAPEN = {"json_validate_failed"}
-"""The model's reply did not fit the schema, and the server keeps it to itself: Groq's word. Source:
+"""Groq's code where the model's reply did not fit the schema, and is not sent. Source:
 console.groq.com/docs (structured outputs), 2026-11.
 """
 
@@ -172,15 +173,15 @@ _TOO_LONG_WORDS = re.compile(
     r"|maximum allowed input length|token count of \d+ exceeds the limit",
     re.IGNORECASE,
 )
-"""The last four rows are of vLLM and LM Studio, SGLang and Together; Ollama, Text Generation
-Inference; Groq, Moonshot; Poolside, GitHub. Source: errors in public code, read 2026-11.
+"""The last four rows: vLLM and LM Studio, SGLang and Together; Ollama, Text Generation Inference;
+Groq, Moonshot; Poolside, GitHub. Source: errors in public code, read 2026-11.
 """
 
 _MAY_BE_TOO_LONG = frozenset({400, 422, 429, 500, 502})
-"""500: of servers that people run themselves. 502: also an error in place of a reply."""
+"""500: servers that people run themselves. 502: also an error in place of a reply."""
 
 _RULES: tuple[tuple[Meaning, Callable[[Refusal], object]], ...] = (
-    # These go before the look at the key: they are about one input, and must not end the pipeline.
+    # These come before the rules about keys: they are about one input, and must not end the run.
     (
         Meaning.FILTERED,
         lambda refusal: refusal.status in (400, 403) and _FLAGGED_WORDS.search(refusal.sentence),
@@ -191,8 +192,8 @@ _RULES: tuple[tuple[Meaning, Callable[[Refusal], object]], ...] = (
         Meaning.WRONG_KEY,
         lambda refusal: refusal.status == 400 and _BAD_KEY_WORDS.match(refusal.sentence),
     ),
-    # Words go before the status: a spent quota comes as 429, like a rate limit, but no wait mends
-    # it.
+    # Words come before the status: a spent quota is a 429 like a rate limit, but waiting doesn't
+    # help.
     (
         Meaning.HOPELESS,
         lambda refusal: refusal.words & _SPENT or refusal.status == 402 or refusal.is_redirect,

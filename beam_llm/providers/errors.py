@@ -1,5 +1,5 @@
-"""What a server answers when it does not answer: HTTP errors in our words, for every provider.
-Pure, and nothing is raised, whatever a server sends.
+"""Translates HTTP errors of every provider into `CallError`s. Pure, and nothing is raised, whatever
+a server sends.
 
     body ─► error_body.py: codes, sentence ─► error_meaning.py: what is wrong ─► CallError
 """
@@ -22,13 +22,13 @@ MOST_SHOWN = 200
 
 
 class ErrorContext(NamedTuple):
-    """What messages about one provider must not hold, and what they should.
+    """What messages about one provider must not contain, and what they should.
 
     Attributes:
       secret: the key in use, taken out wherever the provider repeats it.
-      key_reference: where that key is kept, named where the provider refuses it.
-      log_data: whether the provider's sentences may be kept whole; they may quote a record.
-      hint: what may be wrong with the address, where nothing is there.
+      key_reference: where that key is kept; named in the message where the provider refuses it.
+      log_data: whether the provider's messages, which may quote a record, are kept complete.
+      hint: what may be wrong with the address, for a 404.
     """
 
     secret: str | None = None

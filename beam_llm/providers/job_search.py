@@ -1,9 +1,9 @@
-"""Finding the jobs of one name in a provider's list: labelled or not, newest first or not, with an
-end or without.
+"""Finds the jobs of one name in a provider's list: with labels or without, newest first or not,
+with an end or without.
 
-A wrong "there is none" is paid for, so it is only given where the list shows what would tell our
-job from the others, and was seen to its end, or beyond the time before which our job can't have
-been created.
+A wrong "there is none" leads to a second paid job, so it is only given where the list shows what
+distinguishes the job from others, and was read to its end, or beyond the earliest time at which the
+job can have been created.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from beam_llm.providers.ids import identifier_of
 from beam_llm.providers.typed import word
 
 SLACK_SECONDS = 2 * 86_400.0
-"""A job that is older than its marker by less may be ours: for two clocks of one provider, and for
-markers by a wrong clock.
+"""A job may be older than its marker by this much and still be the one: two clocks of one provider
+may differ, and markers may be written by a wrong clock.
 """
 
 
@@ -37,13 +37,13 @@ def find_jobs(
     keeps_inputs: bool = False,
     most_pages: int = 100,
 ) -> list[RemoteJob]:
-    """What `BatchProvider.find` promises, from the pages of a list.
+    """Implements `BatchProvider.find` on the pages of a list.
 
     Args:
-      keeps_names: it is known of the provider that jobs are listed with their names, newest first.
-      keeps_inputs: it is known of the provider that a job is listed with the input that it was
-        created from, under the id that `staged` is.
-      most_pages: that are read.
+      keeps_names: the provider is known to list jobs with their names, newest first.
+      keeps_inputs: the provider is known to list a job with the input that it was created from,
+        by the id in `staged`.
+      most_pages: the most pages that are read.
 
     Raises:
       CannotTell: none was found, and that proves nothing.
@@ -57,7 +57,7 @@ def find_jobs(
                 staged is not None and job.staged == staged
             ):
                 found[job.job_id] = job
-        # Only a list known to be newest first may be left early: in others, ours may stand behind
+        # Only a list known to be newest first may be left early: in others, ours may come after
         # old jobs.
         if not goes_on or (keeps_names and seen.is_past):
             break
@@ -69,13 +69,13 @@ def find_jobs(
 def jobs_since(
     pages: Iterable[Sequence[RemoteJob]], since: float, slack_seconds: float, most_pages: int = 100
 ) -> list[RemoteJob]:
-    """The jobs of a list that are not older, for a provider that has to look at each of them.
+    """The jobs of a list that were created since a time, for a provider that has to read each one.
 
     Args:
-      slack_seconds: by which a job may be older all the same.
+      slack_seconds: a job may be older by this much.
 
     Raises:
-      CannotTell: the list was not seen to its end, or beyond that time.
+      CannotTell: the list was not read to its end, or beyond that time.
     """
     found: dict[str, RemoteJob] = {}
     seen = _Seen(since, most_pages, slack_seconds)
@@ -89,7 +89,7 @@ def jobs_since(
 
 
 def read_jobs(jobs: Any, read: Callable[[dict[str, Any]], RemoteJob]) -> list[RemoteJob]:
-    """The jobs of a page; one that can't be read is passed over."""
+    """The jobs of a page; one that can't be read is skipped."""
     found = []
     for job in jobs if isinstance(jobs, list) else ():
         if isinstance(job, dict):
@@ -99,11 +99,11 @@ def read_jobs(jobs: Any, read: Callable[[dict[str, Any]], RemoteJob]) -> list[Re
 
 
 def pending_in(pages: Iterable[Sequence[RemoteJob]], page_jobs: int = 100) -> list[RemoteJob]:
-    """Jobs under way among the first thousand, each once; what is further on has ended long ago
-    where the newest come first.
+    """Jobs under way among the first thousand, each once; where the newest come first, those
+    further on have ended long ago.
 
     Args:
-      page_jobs: most on a page.
+      page_jobs: the most jobs on a page.
     """
     first = islice(pages, _MOST_PENDING_JOBS // page_jobs)
     found = {job.job_id: job for page in first for job in page if not job.state.has_ended}
@@ -136,21 +136,21 @@ _MOST_TOKEN = 4_000
 
 
 def next_token(page: Mapping[str, Any], name: str) -> str:
-    """The token of the page behind this one, as its field `name` says; empty after the last. A page
-    without a job may have others behind it.
+    """The token of the next page, from the field `name`; empty after the last page. A page without
+    a job may have others behind it.
     """
     return clean(word(page.get(name))[:_MOST_TOKEN])
 
 
 def last_id(page: Mapping[str, Any], jobs: Sequence[RemoteJob], before: str | None) -> str:
-    """The id behind which a list goes on that is walked by ids: of the page's last readable job,
-    else the one that it names as its last.
+    """The id after which the next page begins, in a list that is paged by ids: the page's last
+    readable job, else the one that the page names as its last.
 
     Args:
-      before: the id that this page was asked for behind.
+      before: the id after which this page began.
 
     Raises:
-      CannotTell: neither leads on; what is looked for may stand there.
+      CannotTell: neither leads on, and the job may be further on.
     """
     named = identifier_of(page.get("last_id"), None)
     if not jobs and (named is None or named == before):
@@ -159,7 +159,7 @@ def last_id(page: Mapping[str, Any], jobs: Sequence[RemoteJob], before: str | No
 
 
 class _Seen:
-    """What a list has shown so far."""
+    """What is known of a list so far."""
 
     def __init__(self, since: float, most_pages: int, slack_seconds: float = SLACK_SECONDS):
         self._most_pages = most_pages
@@ -173,17 +173,18 @@ class _Seen:
         self._is_cut = False
 
     def add(self, page: Sequence[RemoteJob]) -> bool:
-        """Returns whether to go on: some servers send the first page for ever, or always another
-        one. An empty page has others behind it where there is one (Google's AIP-158, AWS's lists).
+        """Adds a page. Returns whether to go on: some servers send the first page for ever, or a
+        new one without end. An empty page may have others behind it (Google's AIP-158, AWS's
+        lists).
         """
         fresh = [job for job in page if job.job_id not in self._ids]
         self._pages += 1
-        # A page without a new job is an earlier one again, not the end of the list.
+        # A page without a new job repeats an earlier one, and is not the end of the list.
         self._is_cut = self._pages > self._most_pages or (bool(page) and not fresh)
         for job in fresh:
             self._ids.add(job.job_id)
-            # A job without a time (0.0) says nothing about the order, so the order is no longer
-            # relied on.
+            # A job without a time (0.0) says nothing about the order, which then can't be relied
+            # on.
             self._is_newest_first &= 0.0 < job.created_at <= self._last
             self._last = job.created_at
             self._shows_names |= job.name is not None
@@ -193,18 +194,18 @@ class _Seen:
         return not self._is_cut
 
     def is_recent_enough(self, job: RemoteJob) -> bool:
-        """Whether it is young enough; one that doesn't tell its time may be."""
+        """Whether the job is young enough to be ours; one without a time may be."""
         return not 0.0 < job.created_at < self._oldest_possible
 
     @property
     def is_past(self) -> bool:
-        """Whether what comes now is too old to be ours."""
+        """Whether all further jobs are too old to be ours."""
         return self._is_newest_first and self._last < self._oldest_possible
 
     def prove_absence(self, keeps_names: bool, keeps_inputs: bool) -> None:
-        """Raises CannotTell where the list may have held our job unrecognized, or further on."""
+        """Raises CannotTell where our job may be in the list unrecognized, or further on."""
         self.prove_end()
-        # A server that dropped all names would hide ours, too; one name shown proves that it keeps
+        # A server that drops all names would hide ours, too; one listed name proves that it keeps
         # them.
         would_be_known = keeps_names or self._shows_names or (keeps_inputs and self._shows_inputs)
         if self._candidates and not would_be_known:
@@ -214,7 +215,7 @@ class _Seen:
             )
 
     def prove_end(self) -> None:
-        """Raises CannotTell where our job may stand further on."""
+        """Raises CannotTell where our job may be further on."""
         if self._is_cut and not self.is_past:
             raise CannotTell(
                 f"the provider's list of jobs has no end within {plural(self._pages, 'page')}"

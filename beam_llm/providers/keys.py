@@ -1,5 +1,5 @@
-"""From a reference to a key. References ride in the pipeline; keys are looked up on the worker,
-where a client is made.
+"""Resolves references to keys. The pipeline holds only references; keys are looked up on the
+worker, where a client is made.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ def resolve_key(reference: str | None) -> str | None:
             reference,
             "it holds a character that no key has (a line break, perhaps, or more than one line)",
         )
-    # From here on no message of this process shows it, whoever wrote the message.
+    # From here on no message of this process shows the key, whoever wrote the message.
     remember(key)
     return key
 
 
 def mark_of_key(settings: Settings, salt: str) -> str:
-    """Tells one API key from another, and nothing of either: 32 bits of a digest; empty where there
-    is no key, or a cloud's, which is another one every hour.
+    """A mark that distinguishes API keys and reveals nothing of them: 32 bits of a digest. Empty
+    where there is no key, or a cloud's, which changes every hour.
 
     Raises:
       Aborted: as `resolve_key`.
@@ -80,7 +80,7 @@ def _from_file(reference: str, path: str) -> str:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise _missing(reference, "it is not a regular file")
         with open(path, encoding="utf-8") as file:
-            # A little more than the longest key: a longer one has to be noticed, not cut.
+            # A little more than the longest key, so that a longer one is noticed and not cut.
             return file.read(MOST_KEY_CHARACTERS + 100)
     except (OSError, ValueError) as error:
         raise _missing(
@@ -89,8 +89,8 @@ def _from_file(reference: str, path: str) -> str:
 
 
 def _from_secret_manager(reference: str, name: str) -> str:
-    """Google Secret Manager, with the worker's own credentials; the latest version where none is
-    named.
+    """The key in Google's Secret Manager, by the worker's own credentials; its latest version where
+    none is named.
     """
     try:
         from google.cloud import secretmanager
@@ -103,7 +103,7 @@ def _from_secret_manager(reference: str, name: str) -> str:
         reply = secretmanager.SecretManagerServiceClient().access_secret_version(
             request={"name": version}
         )
-    except Exception as error:  # of the client, or of its credentials library: each means no key
+    except Exception as error:  # of the client or its credentials library: each means no key
         raise _missing(reference, f"Secret Manager refused ({type(error).__name__})") from None
     return str(reply.payload.data.decode("utf-8"))
 

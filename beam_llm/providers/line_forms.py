@@ -1,5 +1,5 @@
-"""The form of a result line, found in one line: which bytes of it may differ in others, by where
-they stand in its JSON."""
+"""Derives the form of result lines from one line: which bytes may differ in others, by their place
+in its JSON."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ def form_of(line: bytes, slots: Mapping[Path, Slot]) -> tuple[bytes | Slot, ...]
         # (b'{"id": "', Slot.NAME, b'", "n": ', Slot.NUMBER, b'}')
 
     Args:
-      slots: by path. A value of another kind (`null` for a name) is fixed, as is all that has none.
+      slots: by path. A value of another kind (`null` for a name) is fixed, as are values without a
+        slot.
 
     Returns:
-      None where a key is no text, or stands twice in one object: of these, readers may take either.
+      None where a key is not text, or occurs twice in one object: readers may take either value.
     """
     line = line.rstrip(b"\r\n")
     parts: list[bytes | Slot] = []
@@ -53,8 +54,8 @@ def form_of(line: bytes, slots: Mapping[Path, Slot]) -> tuple[bytes | Slot, ...]
 
 
 def _values(line: bytes) -> Iterator[tuple[Path, int, int]]:
-    """Path, start and end of every value in a JSON document; of objects and lists only where they
-    begin."""
+    """Path, start and end of every value in a JSON document; for objects and lists only the
+    start."""
     path: list[str | int] = []
     is_key = False
     for token in _TOKEN.finditer(line):

@@ -1,9 +1,9 @@
-"""Live calls over HTTP: one POST to one origin, as often and as many at once as its user likes.
+"""Live calls over HTTP: POSTs to one origin, any number at once.
 
     calls = LiveCalls({"x-api-key": key}, Bounds.of(settings))
     status, headers, body = await calls.post(url, data, timeout_seconds)
 
-Every CompletionProvider over HTTP has one of these; what it sends and reads is its own affair.
+Every CompletionProvider over HTTP has one of these, and decides itself what it sends and reads.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from beam_llm.providers.http import Answer, Bounds
 
 
 class LiveCalls:
-    """Connections that one client keeps. Made anywhere, used and closed on one event loop.
+    """The connections of one client. Created anywhere, used and closed on one event loop.
 
     Args:
-      headers: of every call, the key among them.
-      bounds: of a reply's body.
+      headers: of every call, including the key.
+      bounds: limits of a reply's body.
     """
 
     def __init__(self, headers: Mapping[str, str], bounds: Bounds):
@@ -45,15 +45,15 @@ class LiveCalls:
         timeout_seconds: float,
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
-        """One call within `timeout_seconds`, connecting and reading included; no retry.
+        """Makes one call within `timeout_seconds`, including connecting and reading; no retry.
 
         Args:
           url: a `yarl.URL` is sent as it is encoded.
-          headers: of this call alone (a token that is renewed, a signature).
+          headers: of this call alone (a renewed token, a signature).
 
         Raises:
-          Retryable: no whole answer within the time, a broken connection, or too large a body. An
-            answer with an error's status is an answer.
+          Retryable: no complete answer in time, a broken connection, or too large a body. An answer
+            with an error's status is returned.
         """
         session = self._session or self._open()
         try:
@@ -75,12 +75,12 @@ class LiveCalls:
             raise unreadable(
                 f"the reply is larger than {self._most_bytes:,} bytes (max_reply_bytes)"
             ) from None
-        # Nothing is written to a disk here, so any OSError is the connection's.
+        # Nothing is written to disk here, so any OSError comes from the connection.
         except (aiohttp.ClientError, OSError) as error:
             raise http.broken(error, str(url)) from None
 
     def _open(self) -> aiohttp.ClientSession:
-        """The session belongs to the loop it is first used on."""
+        """The session, which belongs to the event loop that first uses it."""
         self._session = http.session(self._headers)
         return self._session
 
@@ -89,5 +89,5 @@ class LiveCalls:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
-            # Lets transports run their closing callbacks, else they warn when the loop ends.
+            # Lets transports run their closing callbacks, or they warn when the loop ends.
             await asyncio.sleep(0)

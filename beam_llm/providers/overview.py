@@ -1,4 +1,4 @@
-"""What each provider has, in one table: made from their traits, so that no document says otherwise.
+"""A table of what each provider has, made from their traits, so that documents stay true.
 
 print(markdown())
 """
@@ -15,7 +15,7 @@ from beam_llm.provider_table import PROVIDERS
 from beam_llm.providers.openai import servers
 
 _SOME_HAVE_NONE = ("together", "groq")
-"""Some of their models cost as much by batch as live. Source: their price pages, 2026-11."""
+"""Providers where some models cost as much by batch as live. Source: their price pages, 2026-11."""
 
 RECOVERY_WORDS = {
     Recovery.TOKEN: "exact: a create may be repeated",
@@ -49,7 +49,7 @@ class Row(NamedTuple):
 
 
 def row_of(name: str) -> Row:
-    """What the provider of that name has."""
+    """The table's row of a provider."""
     traits = _traits_of(name)
     shape = _structured_output_of(name)
     vectors = _vectors_of(name)
@@ -79,11 +79,11 @@ _EMBEDDERS = {
     "vertex": "text-embedding-005",
     "bedrock": "amazon.titan-embed-text-v2:0",
 }
-"""Models that embed, of providers of which not every name will do."""
+"""An embedding model for each provider that doesn't accept any name as one."""
 
 
 def _vectors_of(name: str) -> str:
-    """How many texts a request embeds, and whether by batch, too."""
+    """How many texts a request embeds, and whether that works by batch, too."""
     module = importlib.import_module(PROVIDERS[name].module)
     if not isinstance(module, HasEmbeddings):
         return "–"

@@ -1,5 +1,5 @@
-"""How fast a provider wants to be called: `retry-after` and rate-limit headers, in seconds and
-counts. Pure: no I/O.
+"""Reads how fast a provider wants to be called from `retry-after` and rate-limit headers, in
+seconds and counts. Pure: no I/O.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from beam_llm.values import Pace
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    """How long the provider asks to wait, up to 30 days; None where it does not say, or nothing
-    that makes sense.
+    """How long the provider asks to wait, up to 30 days; None where it doesn't say, or says
+    something that makes no sense.
 
-    `retry-after-ms` first, then `retry-after` (seconds, a duration or an HTTP date), then the reset
-    of whichever budget is spent.
+    `retry-after-ms` comes first, then `retry-after` (seconds, a duration or an HTTP date), then the
+    reset of whichever budget is spent.
     """
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
@@ -36,7 +36,7 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
         (pace.remaining_requests, pace.reset_requests_seconds),
         (pace.remaining_tokens, pace.reset_tokens_seconds),
     )
-    # A call needs both budgets, so the later of two resets is waited for.
+    # A call needs both budgets, so the later of the two resets counts.
     spent = [reset for remaining, reset in budgets if remaining == 0 and reset is not None]
     return max(spent) if spent else None
 
@@ -50,7 +50,7 @@ def _number(value: str | None) -> float | None:
 
 
 def _until(moment: str, now: str | None) -> float | None:
-    """From `now` by the server's clock, else by this machine's, which may be hours off."""
+    """Seconds from `now` by the server's clock, else by this machine's, which may be hours off."""
     end, start = _timestamp(moment), _timestamp(now)
     if end is None:
         return None
@@ -83,8 +83,8 @@ def pace_of(headers: Mapping[str, str]) -> Pace | None:
 
 
 def anthropic_pace_of(headers: Mapping[str, str]) -> Pace | None:
-    """The `anthropic-ratelimit-*` headers; None where there are none. Of tokens, the budget that is
-    nearest to its end is the one that is told.
+    """The `anthropic-ratelimit-*` headers; None where there are none. Of the token budgets, they
+    show the one that is nearest to its end.
 
     Source: Anthropic API reference, "Rate limits", and recordings of live traffic, read 2026-11.
     """
@@ -103,7 +103,7 @@ def anthropic_pace_of(headers: Mapping[str, str]) -> Pace | None:
 
 @functools.lru_cache(maxsize=256)
 def _seconds_between(date: str | None, moment: str | None) -> float | None:
-    """From a `Date` header to a moment in RFC 3339, both by the server's clock."""
+    """Seconds from a `Date` header to a moment in RFC 3339, both by the server's clock."""
     try:
         start = email.utils.parsedate_to_datetime((date or "")[:100])
         end = datetime.fromisoformat((moment or "")[:40])
@@ -147,7 +147,7 @@ def duration_seconds(text: str | None) -> float | None:
     seconds = _number(text)
     if seconds is None:
         parts = _DURATION.findall(text)
-        # `findall` skips what it can't match: only a text that it used up is a duration.
+        # `findall` skips what it can't match: only a text that it matches completely is a duration.
         if "".join(number + unit for number, unit in parts) != text:
             return None
         seconds = sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts)

@@ -1,4 +1,4 @@
-"""The JSON of a good answer, read so that whatever is odd about it is that reply's own trouble."""
+"""Reads the JSON of a good answer; whatever is odd about it is an error of that reply alone."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ ODD_SHAPE = (
     OverflowError,
     RecursionError,
 )
-"""The last guard: what the readers of single fields did not think of is an error of that reply, and
-of no other.
+"""The last guard: a case that the readers of single fields did not foresee is an error of that
+reply, and of no other.
 """
 
 
 def read_reply(
     body: bytes, read: Callable[[Any], R], expected: str, *, holds_answer: bool = False
 ) -> R:
-    """What `read` makes of the body's JSON.
+    """The result of `read` on the body's JSON.
 
     Args:
-      expected: what the reply has to be, for people: "a message".
-      holds_answer: the body's own fields are the answer, such as a vector; a message's text is read
-        with as much care later.
+      expected: what the reply has to be, for the error message: "a message".
+      holds_answer: the body's own fields are the answer, such as a vector; a message's text is
+        checked later.
 
     Raises:
-      CallError: `read`'s own, or Retryable: it is not JSON, or in a shape that `read` can't take.
+      CallError: from `read`; or Retryable: the body is not JSON, or has a shape that `read` can't
+        take.
     """
     try:
         payload = (loads_answer if holds_answer else loads)(body)
@@ -55,8 +56,8 @@ class WrittenTwice(ValueError):
 
 
 def loads_answer(body: bytes) -> Any:
-    """The JSON of a body or line whose own fields are the answer. A parser keeps the last of two
-    values under one key, and which was meant is not known.
+    """The JSON of a body or line whose own fields are the answer. A parser would keep the last of
+    two values with one key, although nobody knows which was meant.
 
     Raises:
       WrittenTwice: an object in it has two values under one key.

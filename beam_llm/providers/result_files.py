@@ -1,4 +1,4 @@
-"""Result files of a job, streamed into one local file: whole lines first, what was cut last."""
+"""Streams the result files of a job into one local file: complete lines first, cut ones last."""
 
 from __future__ import annotations
 
@@ -12,22 +12,20 @@ from beam_llm.providers.control import ControlCalls
 from beam_llm.providers.typed import loads
 
 _MOST_CUT_BYTES = 1 << 16
-"""That are kept of a line that was cut: nobody will read it, it only tells that something is
-missing.
-"""
+"""Bytes that are kept of a cut line: nobody reads it, it only shows that something is missing."""
 
 
 def fetch_files(
     control: ControlCalls, files: Iterable[tuple[str, str]], seconds: float, path: Path
 ) -> None:
-    """Writes all files into one at `path`, and checks their lengths where the server told them.
+    """Writes all files into one at `path`, and checks their lengths where the server declares them.
 
     Args:
-      files: name, for people, and address of each.
-      seconds: of each, its repetitions included.
+      files: for each the name, for error messages, and the address.
+      seconds: the time for each, including its repetitions.
 
     Raises:
-      CallError: a file can't be read, or is not whole; what can be read is at `path`.
+      CallError: a file can't be read, or is not complete; what can be read is at `path`.
     """
     failed: CallError | None = None
     cut = b""
@@ -38,7 +36,7 @@ def fetch_files(
                 _fetch_file(control, name, url, seconds, file, start)
             except CallError as error:
                 failed = failed or error
-                # Half a file would pass for a whole one with fewer lines.
+                # Half a file would pass for a complete one with fewer lines.
                 file.truncate(start)
                 continue
             cut += remove_cut_line(file, start, control.reply_bytes)
@@ -60,7 +58,7 @@ def _fetch_file(
         length = answer.headers.get("content-length")
         encoded = answer.headers.get("content-encoding", "identity")
         written = file.tell() - start
-        # Of a compressed body the header counts the compressed bytes, which can't be compared.
+        # For a compressed body the header counts the compressed bytes, which can't be compared.
         if length is not None and encoded == "identity" and length != str(written):
             raise Retryable(
                 Kind.UNAVAILABLE, f"file {name!r} was cut: {written:,} of {length[:20]} bytes"
@@ -70,12 +68,12 @@ def _fetch_file(
 
 
 def remove_cut_line(file: IO[bytes], start: int, most_bytes: int) -> bytes:
-    """Takes what was cut of a line off a file's end: another file's lines may follow there. A whole
-    line that only lacks its newline gets one.
+    """Removes and returns a cut line at a file's end, since another file's lines may follow. A
+    complete line that only lacks its newline gets one.
 
     Args:
-      start: where the part begins that is looked at.
-      most_bytes: of a line; a longer one is not looked at.
+      start: where the part to check begins.
+      most_bytes: of a line; a longer one is not checked.
     """
     end = at = file.seek(0, os.SEEK_END)
     newline = -1
@@ -95,7 +93,7 @@ def remove_cut_line(file: IO[bytes], start: int, most_bytes: int) -> bytes:
 
 
 def is_complete_line(line: bytes) -> bool:
-    """Whether a last line without its newline is an object to its end: nothing was cut of it."""
+    """Whether a last line without its newline is a complete JSON object."""
     try:
         return isinstance(loads(line), dict)
     except ValueError:

@@ -1,5 +1,5 @@
-"""Schemas, known again by the identity of their dicts: a task gives the same dict for all prompts
-of one size, and never changes it.
+"""Remembers schemas by the identity of their dicts: a task uses the same dict for all prompts of
+one size, and never changes it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _MOST_REFUSED = 1_000
 def once_per_schema(
     make: Callable[[Schema], Schema | None],
 ) -> Callable[[Schema], Schema | None]:
-    """The same function, which remembers what it made of the schemas it was given: the walk takes
-    longer than all the rest of writing a request.
+    """The same function with a memory of its results: the walk through a schema takes longer than
+    all the rest of writing a request.
     """
     # A schema is kept beside its id, so that no other dict can have that id.
     known: dict[int, tuple[Schema, Schema | None]] = {}
@@ -38,7 +38,7 @@ def once_per_schema(
 
 
 class RefusedSchemas:
-    """The schemas that an endpoint refuses as they are."""
+    """The schemas that an endpoint has refused."""
 
     def __init__(self) -> None:
         # Kept beside their ids, so that no other dict can have one of these.

@@ -1,11 +1,11 @@
-"""What all prompts of a question begin with, for providers that want to be told what to cache."""
+"""The prefix that all prompts of a question share, for providers whose cache needs a mark."""
 
 from __future__ import annotations
 
 from beam_llm.values import Media, Message
 
 CHARACTERS_A_TOKEN = 2
-"""From below: a prefix that is marked and too short is read as usual, and costs nothing."""
+"""From below: a marked prefix that is too short is read as usual, and costs nothing extra."""
 
 
 def split_off_system(messages: tuple[Message, ...]) -> tuple[str, list[Message]]:
@@ -15,14 +15,14 @@ def split_off_system(messages: tuple[Message, ...]) -> tuple[str, list[Message]]
 
 
 def can_be_split(text: str, at: int) -> bool:
-    """Whether a mark may stand there: no block of text may be empty or blank."""
+    """Whether a mark may be set there: no block of text may be empty or blank."""
     before, after = text[:at], text[at:]
     return bool(before and after) and not before.isspace() and not after.isspace()
 
 
 def split_at_mark(message: Message) -> list[str | Media] | None:
-    """The message's texts and images, the first of them its shared prefix; None where no mark may
-    stand behind that.
+    """The message's texts and images, beginning with its shared prefix; None where no mark may be
+    set after that.
     """
     text, shared = message.content, message.shared
     if not message.media:

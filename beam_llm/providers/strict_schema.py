@@ -1,4 +1,4 @@
-"""JSON schemas as OpenAI's strict mode takes them: a grammar of closed objects, all of whose
+"""JSON schemas in the form that OpenAI's strict mode accepts: closed objects, all of whose
 properties are required.
 
 Source: developers' guide to structured outputs, "Supported schemas", read 2026-11.
@@ -17,7 +17,7 @@ from beam_llm.values import Schema
 MOST_PROPERTIES = 5_000
 """Of all objects in a schema together."""
 MOST_CHARACTERS = 120_000
-"""Of all names of properties and definitions, and of all fixed words, together."""
+"""Of all names of properties and definitions, and of all literal values, together."""
 MOST_WORDS = 1_000
 """Of all enums together."""
 LONG_ENUM, MOST_CHARACTERS_OF_A_LONG_ENUM = 250, 15_000
@@ -30,8 +30,8 @@ _KEPT = (
 """Keywords of strict mode that hold no schema."""
 
 _IN_WORDS = ("minLength", "maxLength", "pattern", "format", "uniqueItems")
-"""What strict mode does not enforce goes to the model in words, as part of the description; the
-answer is held to it all the same, when it is read."""
+"""Strict mode does not enforce these, so that they become part of the description; answers are
+checked against them when they are read."""
 
 _FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid")
 _BEYOND = (
@@ -41,18 +41,18 @@ _BEYOND = (
 
 
 def schema_in_words(schema: Schema) -> str:
-    """What asks for a reply of the schema where nothing else does."""
+    """An instruction to reply by the schema, for a request that has no other way to ask for it."""
     words = "Reply with JSON only, without any other text, following this JSON schema:\n"
     return words + orjson.dumps(schema).decode()
 
 
 @once_per_schema
 def strict_schema(schema: Schema) -> Schema | None:
-    """The schema in strict mode's form; None where strict mode can't hold a reply to it, or is too
-    small for it.
+    """The schema in strict mode's form; None where strict mode can't express it, or its limits are
+    too small.
 
-    Unknown keywords are dropped, rules that strict mode has no word for become part of the
-    description, and a property that may be left out may be null instead.
+    Unknown keywords are dropped, rules that strict mode has no keyword for become part of the
+    description, and an optional property may be null instead.
 
         {"type": "object", "properties": {"stars": {"type": "integer"}}}
         → {"type": "object", "properties": {"stars": {"anyOf": [{"type": "integer"}, {"type":
@@ -127,7 +127,7 @@ def _object(node: Schema) -> Schema:
 def _is_allowed(word: str, value: Any) -> bool:
     if word == "format":
         return value in _FORMATS
-    # `(?` begins look-arounds, among others, which no grammar holds.
+    # `(?` begins look-arounds, among others, which grammars can't express.
     return not (word == "pattern" and "(?" in value)
 
 
@@ -138,7 +138,7 @@ def _takes_null(schema: Schema) -> bool:
 
 
 def _is_small_enough(strict: Schema) -> bool:
-    """Whether strict mode's limits hold for the schema."""
+    """Whether the schema is within strict mode's limits."""
     properties = characters = words = 0
     for node in _nodes(strict):
         enum = node.get("enum", ())
@@ -156,7 +156,7 @@ def _characters(names: Iterable[Any]) -> int:
 
 
 def _nodes(node: Schema) -> Iterator[Schema]:
-    """Every schema inside a strict one, itself among them."""
+    """Every schema inside a strict one, including itself."""
     yield node
     inner = [
         *node.get("properties", {}).values(),

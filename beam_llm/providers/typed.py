@@ -1,7 +1,7 @@
-"""Fields of a server's JSON, each read as far as it can be: one of another type than promised
-counts as absent, never as an error.
+"""Reads fields of a server's JSON: one of another type than promised counts as absent, and is never
+an error.
 
-Nothing in here raises for what a server sends, but `loads` for bytes that are not JSON.
+Nothing in here raises for what a server sends, except `loads` for bytes that are not JSON.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from beam_llm.values import Usage
 
 
 def word(value: Any) -> str:
-    """A text for a value of any type, as JSON where it isn't one; empty where there is none, or
-    none that fits.
+    """A text for a value of any type, as JSON where it isn't text; empty where there is no value,
+    or none that JSON can represent.
     """
     if isinstance(value, str):
         return value
@@ -47,13 +47,13 @@ def status_of(value: Any) -> int | None:
 
 
 MOST_TOKENS = 20_000_000
-"""Of one reply: twice the largest window on sale. A larger count is a mistake, and would put
-budgets out for hours.
+"""The most tokens of one reply: twice the largest window on sale. A larger count is a mistake, and
+would block budgets for hours.
 """
 
 
 def token_count(value: Any) -> int:
-    """Tokens as a number, whatever a server writes for one: 0 for nothing, at most
+    """Tokens as a number, whatever type a server writes: 0 where there is none, at most
     `MOST_TOKENS`.
     """
     if type(value) is int:
@@ -72,8 +72,8 @@ def token_count(value: Any) -> int:
 def usage_beside_cache(
     plain: Any, cached: Any, written: Any, outputs: Any, thoughts: Any = None
 ) -> Usage:
-    """The usage of an API that counts three kinds of input apart: those that the cache has nothing
-    to do with, those that were read from it, those that were written to it.
+    """The usage of an API that counts three kinds of input tokens separately: those outside of the
+    cache, those read from it, and those written to it.
     """
     read = token_count(cached)
     put = min(token_count(written), MOST_TOKENS - read)
@@ -83,7 +83,7 @@ def usage_beside_cache(
 
 
 def count_of(found: Any) -> int | None:
-    """A number of requests, also where it is written as text or as a float; None where it isn't."""
+    """A number of requests, also where it is text or a float; None where it is not a number."""
     try:
         number = None if isinstance(found, bool) else int(found)
     except (TypeError, ValueError, OverflowError):
@@ -96,7 +96,7 @@ _MOST_USD = 1_000.0
 
 
 def usd_of(found: Any) -> float | None:
-    """A price in dollars; None where it is none, or can't be one of a reply."""
+    """A price in dollars; None where it is not a number, or can't be the price of one reply."""
     if isinstance(found, bool) or not isinstance(found, int | float):
         return None
     return float(found) if 0 <= found < _MOST_USD else None
@@ -135,12 +135,12 @@ def name_of(value: Any, redactor: Redactor) -> str | None:
 
 
 def loads(data: bytes | str) -> Any:
-    """The JSON value; what strict parsers refuse and people do write gets a second look: half an
-    emoji, NaN, Infinity, a byte order mark, control characters and broken UTF-8 in strings, numbers
-    without end. It may have been paid for.
+    """The JSON value. A second, lenient parser reads what strict ones refuse and servers do send:
+    half an emoji, NaN, Infinity, a byte order mark, control characters and broken UTF-8 in strings,
+    endless numbers; for the reply may have been paid for.
 
     Raises:
-      ValueError: where it is not JSON for that reader either, or nested too deeply.
+      ValueError: the second parser can't read it either, or it is nested too deeply.
     """
     try:
         return orjson.loads(data)
@@ -154,7 +154,7 @@ def loads(data: bytes | str) -> Any:
 
 
 def _integer(digits: str) -> int | float:
-    # Twenty digits hold any 64-bit number; converting more takes time that grows with their square.
+    # Twenty digits are enough for any 64-bit number; converting more takes quadratic time.
     return int(digits) if len(digits) <= 20 else math.inf
 
 

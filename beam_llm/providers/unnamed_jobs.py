@@ -1,5 +1,5 @@
-"""Jobs that a provider keeps without a name: each `custom_id` of a job carries a tag that says what
-the job was created as, and the results of jobs that have ended are looked through for it.
+"""Jobs of a provider that stores no name for them: each `custom_id` of a job carries a tag with the
+job's name, and the results of ended jobs are searched for it.
 
 See `protocols.FindsUnnamed`.
 """
@@ -18,18 +18,18 @@ from beam_llm.protocols import RemoteJob
 from beam_llm.providers.job_search import jobs_since
 
 MOST_CUSTOM_ID = 42
-"""Of the 64 characters that the API allows, the tag has the rest."""
+"""The API allows 64 characters; the tag needs the rest."""
 
 BYTES_A_SECOND = 1_000_000
-"""Of a create's body at least, where it holds the lines, beside the time of any control call."""
+"""The slowest upload of a create's body that holds the lines, beside the time of a control call."""
 
 _TAG = re.compile(r"-([0-9a-f]{16})-([0-9]{4})$")
 _MOST_ATTEMPTS = 10_000
 
 
 def tag_of(name: str) -> str:
-    """What is put behind each `custom_id` of a job of that name, since the job has no name of
-    its own: a hash of the part that all attempts have in common, and the attempt.
+    """The tag that is appended to each `custom_id` of a job of that name: a hash of the part that
+    all attempts have in common, and the attempt.
 
         tag_of("ours-0")  # "-8c1d5d4a7e0f3b21-0000"
     """
@@ -41,13 +41,13 @@ def tag_of(name: str) -> str:
 
 
 def untagged(custom_id: str) -> str:
-    """A `custom_id` as `encode_line` was given it."""
+    """A `custom_id` without its tag, as it was passed to `encode_line`."""
     return _TAG.sub("", custom_id)
 
 
 def name_in(custom_id: str, common: str) -> str:
-    """The name of the job that a line is of, where it begins with `common`; empty where it is
-    another's.
+    """The name of the job that a line belongs to, where the name begins with `common`; empty where
+    it doesn't.
     """
     found = _TAG.search(custom_id)
     # The first 18 characters are the hash between its hyphens; the attempt's number follows.
@@ -57,14 +57,14 @@ def name_in(custom_id: str, common: str) -> str:
 
 
 LINE_HEAD = b'{"custom_id":"'
-"""What every line of a job begins with, before its `custom_id`."""
+"""The beginning of every line of a job, before its `custom_id`."""
 
 
 def write_tagged_lines(body: IO[bytes], lines: Path, tag: bytes, head: bytes) -> int:
     """Writes a create's JSON, each line's `custom_id` with the job's tag; returns its size.
 
     Args:
-      head: what stands before the first line; an array's `[` last.
+      head: written before the first line; ends with an array's `[`.
     """
     start, before = len(LINE_HEAD), head
     with open(lines, "rb") as file:
@@ -80,17 +80,17 @@ def write_tagged_lines(body: IO[bytes], lines: Path, tag: bytes, head: bytes) ->
 
 
 SLACK_SECONDS = 300.0
-"""A job that is older than its marker by less may be ours: for two clocks of one provider."""
+"""A job may be older than its marker by this much: two clocks of one provider may differ."""
 
 
 class UnnamedSearch:
-    """Looks for jobs by the tags in their results; what was seen of an ended job is kept.
+    """Searches jobs by the tags in their results, and remembers what it read of ended jobs.
 
     Args:
       pages: all jobs, page by page.
-      first_custom_id: of an ended job's results; empty where it has none; None where they can't be
-        read any more.
-      most_pages: that are read.
+      first_custom_id: gives the first id in an ended job's results; empty where it has none; None
+        where they can't be read any more.
+      most_pages: the most pages that are read.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class UnnamedSearch:
         """See `protocols.FindsUnnamed`."""
         found, unclear = [], []
         for job in jobs_since(self._pages(), since, SLACK_SECONDS, self._most_pages):
-            # The requests of a job that runs may not have been counted yet.
+            # The requests of a running job may not have been counted yet.
             least = 1 if job.state.has_ended else 0
             if job.total is not None and not least <= job.total <= lines:
                 continue
@@ -122,14 +122,14 @@ class UnnamedSearch:
                 found.append(dataclasses.replace(job, name=named))
             elif named is None and not is_others(job.job_id):
                 unclear.append(job)
-        # A job that was found is the answer; doubt matters only where there is none.
+        # A job that was found is the answer; doubts matter only where there is none.
         if unclear and not found:
             raise_doubt(unclear)
         return found
 
     def _name_of(self, job: RemoteJob, common: str) -> str | None:
-        """What an ended job was created as where that begins with `common`, empty where it is
-        another's; None where its results can't be read any more, or not yet.
+        """The name of an ended job where it begins with `common`, empty where it doesn't; None
+        where the job's results can't be read any more, or not yet.
         """
         custom_id = self._first_ids.get(job.job_id)
         if custom_id is None:
@@ -137,13 +137,13 @@ class UnnamedSearch:
         is_late = custom_id == "" and (job.completed or job.failed)
         if custom_id is None or is_late:
             return None
-        # Results of an ended job don't change: each is read once, however often a search is made.
+        # Results of an ended job don't change: each is read once, however many searches there are.
         self._first_ids[job.job_id] = custom_id
         return name_in(custom_id, common)
 
 
 def raise_doubt(unclear: Sequence[RemoteJob]) -> None:
-    """Raises CannotTell, or Retryable where time will show."""
+    """Raises CannotTell, or Retryable where the end of a job will resolve the doubt."""
     lost = [job for job in unclear if job.errors]
     if lost:
         raise CannotTell(
