@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from beam_llm.calls import Asked, Engine
 from beam_llm.calls import round as round_module
 from beam_llm.calls.limiter import LATE_SECONDS, MINUTE
+from beam_llm.calls.outage import Outage, Turn
 from beam_llm.calls.policy import Next, Step, next_step, next_try, reminder
 from beam_llm.config import settings
 from beam_llm.errors import Aborted, Kind, PromptError, Rejected, Retryable
@@ -898,6 +899,37 @@ def test_an_outage_from_the_start_is_waited_for_where_the_clock_moves_between_tw
     provider = Dies(seconds=0.5)
     provider.calls, provider.until = 0, 1_015.0
     assert not any(None in values(one) for one in asked_one_by_one(provider, 200))
+
+
+class Drains(Dies):
+    """Answers within up to ten seconds; while it fails it goes on answering what it had taken."""
+
+    async def complete(self, request, timeout_seconds):
+        self.seconds = random.Random(self.calls).uniform(0.5, 10.0)
+        return await super().complete(request, timeout_seconds)
+
+
+@pytest.mark.parametrize(("status", "records"), [(500, 1), (503, 1), (503, 20)])
+def test_answers_to_what_was_sent_before_an_outage_do_not_end_it(status, records):
+    provider = Drains()
+    provider.failure, provider.until = (lambda: status_error(status)), 1_015.0
+    prompts = [texts(records)] * 200
+    asked = ask_all(provider, prompts, max_concurrency=16)
+    assert not any(None in values(one) for one in asked)
+
+
+def test_who_is_given_up_while_others_are_answered_says_nothing_of_a_later_outage():
+    async def main() -> list[Turn | None]:
+        outage, now = Outage(), asyncio.get_running_loop().time()
+        outage.answered(now)
+        outage.gave_up()
+        turns = [asyncio.create_task(outage.turn(1.0, 99.0, None)) for _ in range(9)]
+        for _ in range(7):
+            await asyncio.sleep(1.0)
+            outage.ended(in_vain=True)
+        return [await turn for turn in turns]
+
+    assert Turn.OVER not in run_virtually(main())
 
 
 def test_a_dead_server_is_sent_each_record_little_more_than_once():

@@ -60,12 +60,12 @@ class Outage:
         self._answered_at = (
             sent_at if self._answered_at is None else max(self._answered_at, sent_at)
         )
-        self.forget()
+        # A server that fails goes on answering what it had taken before.
+        if self._since is not None and sent_at >= self._since:
+            self.forget()
 
     def forget(self) -> None:
         """Nobody waits for others any more."""
-        if self._since is None:
-            return
         self._since, self._in_vain, self._is_given_up = None, 0, False
         while self._waiters:
             _tell(self._waiters.popleft(), Turn.ON)
@@ -81,7 +81,8 @@ class Outage:
 
     def gave_up(self) -> None:
         """The server has failed at all tries of a call."""
-        self._is_given_up = True
+        # Of no outage where others are answered.
+        self._is_given_up = self._since is not None
 
     async def turn(self, own_seconds: float, left_seconds: float, failed_at: float | None) -> Turn:
         """Waits, where another call is sent again now.
