@@ -253,7 +253,7 @@ def test_a_record_that_cannot_be_asked_ends_its_key_as_an_error_that_names_it(em
     found = by_key(collected(LLMReduce(MODEL, ASK, **options), [*rows, ("good", rows[0][1])]))
     assert found["good"].error is None
     assert found["bad"].element == Group("bad", 5)
-    assert found["bad"].error.kind == "prompt"
+    assert (found["bad"].error.kind, found["bad"].cost_usd) == ("prompt", 0.0)
     assert found["bad"].error.message.startswith(
         "1 of its 5 records can't be asked ('77'): the prompt names the field 'text'"
     )
@@ -281,6 +281,7 @@ def test_a_partial_answer_that_fails_ends_its_key_alone_and_says_over_how_many(e
     assert error.kind == "refused"
     assert "1 partial answer of 3 failed, over 10 of its 30 records; prompt " in error.message
     # What the other prompts cost is still there.
+    assert found["bad"].cost_usd > 0
     book = emulator.totals["batch" if mode else "live"]
     assert sum(each.usage.input_tokens for each in found.values()) == book["input_tokens"]
     # Three prompts over records each, and one over the good one's answers; one was refused.

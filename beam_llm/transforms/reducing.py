@@ -125,7 +125,7 @@ class _Former(beam.DoFn):
     ) -> Any:
         """A group that ends here, without an answer; `is_counted` where its prompts were as
         errors."""
-        outcome = Outcome(None, failure)
+        outcome = Outcome(None, failure, cost_usd=0.0)
         if not is_counted:
             self._meter.outcomes([outcome])
         return _tagged(ENDED, Prediction.of((group.pack(), ""), None, outcome), timestamp)

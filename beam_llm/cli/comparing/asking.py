@@ -61,7 +61,7 @@ def ask(settings: Settings, rows: Sequence[Mapping[str, Any]]) -> Asking:
     prompts: list[list[tuple[Record, int]]] = []
     for place, record in enumerate(records):
         if batcher.too_large(record):
-            outcomes[place] = Outcome(failure=batcher.too_large_failure(record))
+            outcomes[place] = Outcome(failure=batcher.too_large_failure(record), cost_usd=0.0)
         else:
             prompts += batcher.add(record, place)
     prompts += batcher.flush()
