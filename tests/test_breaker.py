@@ -128,3 +128,12 @@ def test_the_first_good_answer_lets_all_the_others_fall_back():
 @pytest.mark.parametrize(("prompts", "calls"), [(1, 5), (5, 5), (7, 7), (8, 8), (500, 8)])
 def test_how_many_calls_the_one_may_make(prompts, calls):
     assert Breaker().calls_before_proof(prompts) == calls
+
+
+def test_an_answer_to_what_was_sent_before_a_server_began_to_fail_lets_nobody_go_on():
+    breaker = proven()
+    assert [breaker.ask(10.0, is_of_server=True) for _ in range(2)] == [YES, WAIT]
+    assert not breaker.good(sent_at=9.0)
+    assert breaker.ask(11.0, is_of_server=True) is WAIT
+    assert breaker.good(sent_at=10.0)
+    assert breaker.ask(11.0, is_of_server=True) is YES

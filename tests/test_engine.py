@@ -918,6 +918,14 @@ def test_answers_to_what_was_sent_before_an_outage_do_not_end_it(status, records
     assert not any(None in values(one) for one in asked)
 
 
+def test_answers_to_what_was_sent_before_an_outage_let_few_prompts_look_for_a_record_to_blame():
+    provider = Drains()
+    provider.failure, provider.until = (lambda: status_error(500)), 1_010.0
+    asked = ask_all(provider, [texts(20)] * 100, max_concurrency=32)
+    assert not any(None in values(one) for one in asked)
+    assert sum(one.tally.requests for one in asked) < 800  # 8,406 where all look for one
+
+
 def test_who_is_given_up_while_others_are_answered_says_nothing_of_a_later_outage():
     async def main() -> list[Turn | None]:
         outage, now = Outage(), asyncio.get_running_loop().time()

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import math
 
 THRESHOLD = 8
 COOLDOWN_SECONDS = 30.0
@@ -81,19 +82,23 @@ class Breaker:
         if self._begun >= (self._threshold if is_closed else 1):
             return Verdict.WAIT
         # So they do where a server fails: it may do so for all, and not at one of the records.
-        if is_of_server and is_closed:
-            if self._begun > self._fruitless:
-                return Verdict.WAIT
-            self._failing_since = now if self._failing_since is None else self._failing_since
+        if is_of_server and is_closed and self._begun > self._fruitless:
+            return Verdict.WAIT
+        if is_of_server and self._failing_since is None:
+            self._failing_since = now
         self._begun += 1
         return Verdict.YES
 
-    def good(self) -> None:
-        """A good answer came, to whomever."""
+    def good(self, sent_at: float = math.inf) -> bool:
+        """A good answer came, to whomever; False where it says nothing of a server that fails: it
+        was to what was sent before."""
         self.is_proven = True
+        if self._failing_since is not None and sent_at < self._failing_since:
+            return False
         self._begun = 0
         self._fruitless = 0
         self._opened_at = self._failing_since = None
+        return True
 
     def fruitless(self, now: float) -> None:
         """A fallback is spent and nothing good came of it."""
@@ -139,10 +144,10 @@ class Guard:
             is_of_server &= not await waiter
         return verdict is Verdict.YES
 
-    def good(self) -> None:
-        """A good answer came, to whomever."""
-        self.breaker.good()
-        self._wake(is_good=True)
+    def good(self, sent_at: float) -> None:
+        """A good answer came to what was sent then, to whomever."""
+        if self.breaker.good(sent_at):
+            self._wake(is_good=True)
 
     def fruitless(self) -> None:
         """A fallback is spent and nothing good came of it."""
@@ -194,12 +199,12 @@ class Fallback:
             self._news.set()
             self._news = None
 
-    def on_answer(self) -> None:
-        """A record got a good answer."""
+    def on_answer(self, sent_at: float) -> None:
+        """A record got a good answer to what was sent then."""
         if not self._has_answer:
             self._has_answer = True
             self._is_let_through = False
-            self._guard.good()
+            self._guard.good(sent_at)
 
     async def may_begin(self) -> bool:
         """Asks the breaker, once; True from then on.

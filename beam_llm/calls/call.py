@@ -37,6 +37,7 @@ class Call:
         "_members",
         "_request",
         "_tally",
+        "sent_at",
         "tries",
         "waits",
     )
@@ -55,6 +56,7 @@ class Call:
         self._deadline = deadline
         self._tally = tally
         self._failed_at: float | None = None  # by the server, the first time
+        self.sent_at = 0.0
         self.tries = 0
         self.waits = 0
 
@@ -230,6 +232,7 @@ class Call:
 
     def _on_reply(self, admission: Admission, completion: Completion) -> None:
         endpoint, tally, usage = self._context.endpoint, self._tally, completion.usage
+        self.sent_at = admission.sent_at
         endpoint.answered(admission.sent_at)
         seconds = asyncio.get_running_loop().time() - admission.sent_at
         tally.latency_ms.append(round(seconds * 1000))

@@ -91,7 +91,7 @@ class Round:
         size.taken(records)
         self._learn_from(completion, way)
         self._note(members, completion)
-        return await self._keep(members, request, completion)
+        return await self._keep(members, request, completion, call.sent_at)
 
     def _rendered(self, members: Sequence[Member], way: Way) -> Request:
         task, records = self._context.task, [member.record for member in members]
@@ -159,7 +159,7 @@ class Round:
             member.last = completion
 
     async def _keep(
-        self, members: Sequence[Member], request: Request, completion: Completion
+        self, members: Sequence[Member], request: Request, completion: Completion, sent_at: float
     ) -> tuple[Sequence[Member], str]:
         """Keeps the good answers; returns those left that may be asked again, and why."""
         values, failures, reply_failure = await self._read(len(members), completion)
@@ -170,7 +170,7 @@ class Round:
         ):
             self._context.endpoint.note_ignored_schema(request, completion)
         if values:
-            self._ask.fallback.on_answer()
+            self._ask.fallback.on_answer(sent_at)
         rest, kind = [], Kind.MISSING
         for index, member in enumerate(members, 1):
             if index in values:
