@@ -343,10 +343,19 @@ def test_a_create_in_doubt_is_not_made_again_with_another_key_whose_account_may_
         assert not billed_twice(world)
 
 
+FAILS_WHILE_WAITED_FOR: dict[str, Callable[[World, float], None]] = {
+    "nothing": lambda world, left: None,
+    "polls for a minute": lambda world, left: setattr(world.fake, "polls_fail", 60 < left < 120),
+    "the first download": lambda world, left: setattr(world.fake, "downloads_fail", left > -3),
+    "results come late": lambda world, left: setattr(world.fake, "hides_files", left > -60),
+}
+
+
+@pytest.mark.parametrize("fails", FAILS_WHILE_WAITED_FOR)
 def test_a_job_in_doubt_that_is_found_under_way_is_waited_for_with_the_key_that_made_it(
-    world: World,
+    world: World, fails: str
 ) -> None:
-    world.account, world.fake.answers_after = "first", 5_000.0
+    world.account, world.fake.answers_after = "first", 500.0
     refs, first = world.plan(TEXTS), world.driver()
     first.step(refs[0])
     hidden, world.fake.jobs, world.account = world.fake.jobs, [], "second"
@@ -355,7 +364,15 @@ def test_a_job_in_doubt_that_is_found_under_way_is_waited_for_with_the_key_that_
     assert "was made with another API key" in str(found[TEXTS[0]][0].failure)
     world.fake.jobs, world.account = hidden, "first"
     world.restart()
-    assert not wrong(world.run(TEXTS), TEXTS)
+    ends, sleep = hidden[0].created_at + 500.0, world.clock.sleep
+
+    def sleep_and_fail(seconds: float) -> None:
+        sleep(seconds)
+        FAILS_WHILE_WAITED_FOR[fails](world, ends - world.clock.now)
+
+    world.clock.sleep = sleep_and_fail  # type: ignore[method-assign]
+    assert not wrong(found := world.run(TEXTS), TEXTS)
+    assert kinds(found) == set()
     assert world.fake.calls["create"] == 1
 
 
@@ -932,6 +949,19 @@ def test_a_job_that_can_never_be_made_ends_at_the_deadline_and_is_asked_another_
     assert kinds(world.run(TEXTS)) == {Kind.UNAVAILABLE}
     assert 360 <= world.clock.now - started < 720
     setattr(world.fake, verb, works)
+    world.restart()
+    assert not wrong(world.run(TEXTS), TEXTS)
+    assert not billed_twice(world)
+
+
+def test_a_create_that_is_never_answered_clearly_ends_at_the_deadline_too(world: World) -> None:
+    world.options |= {"job_deadline_hours": 0.1, "on_doubt": "resubmit"}
+    world.fake.create_faults, started = ["500"] * 1_000, world.clock.now
+    found = world.run(TEXTS)
+    assert kinds(found) == {Kind.DOUBTFUL}
+    assert "no batch job was made until its deadline" in str(found[TEXTS[0]][0].failure)
+    assert 360 <= world.clock.now - started < 400
+    world.fake.create_faults.clear()
     world.restart()
     assert not wrong(world.run(TEXTS), TEXTS)
     assert not billed_twice(world)

@@ -27,10 +27,19 @@ from __future__ import annotations
 
 import logging
 
-from beam_llm.errors import CallError, Failure, Kind, UsageError, guarded
+from beam_llm.errors import (
+    Aborted,
+    CallError,
+    CannotTell,
+    Failure,
+    Kind,
+    Rejected,
+    UsageError,
+    guarded,
+)
 from beam_llm.jobs.closing import collect
 from beam_llm.jobs.job import Job
-from beam_llm.jobs.pacing import deadline_seconds, poll_interval
+from beam_llm.jobs.pacing import deadline_seconds, doubt_seconds, poll_interval
 from beam_llm.jobs.remote_jobs import find_remote
 from beam_llm.jobs.remote_watch import RemoteWatch
 from beam_llm.jobs.step import Waiting
@@ -71,6 +80,9 @@ class JobDriver:
         self._job, self._is_last = job, is_last
         self._submission = Submission(job, inherited)
         self._watch: RemoteWatch | None = None
+        # Of a job that a run has ended in doubt, and this one has seen under way.
+        self._late_deadline: float | None = None
+        self._unseen_since: float | None = None
 
     def step(self) -> Waiting | Done:
         """Goes on with the job as far as it can without waiting.
@@ -141,6 +153,8 @@ class JobDriver:
             end = JobEnd("late", Failure(Kind.UNAVAILABLE, late, 1))
             return collect(job, end, remote, is_whole=True, again=True)
         except CallError as error:
+            if waiting := self._wait_for_a_look(error):
+                return waiting
             unseen = "job %s ended in doubt, and can't be looked at again: %s"
             _LOG.warning(unseen, job.name, error.message)
             return done
@@ -150,11 +164,26 @@ class JobDriver:
         deadline."""
         job = self._job
         age = job.time() - remote.created_at
-        if age >= deadline_seconds(job.settings, job.provider.traits):
+        patience = deadline_seconds(job.settings, job.provider.traits)
+        if age >= patience:
             return None
+        self._late_deadline, self._unseen_since, job.tries = remote.created_at + patience, None, 0
         since = job.shared.here(remote.created_at)
         pause = poll_interval(job.settings, age, job.name)
         return job.wait(pause, remote.word, remote.job_id, since=since)
+
+    def _wait_for_a_look(self, error: CallError) -> Waiting | None:
+        """Until when to wait where a job that was under way, or its results, can't be looked at by
+        now; None where that is the last word."""
+        job, now = self._job, self._job.time()
+        if self._late_deadline is None or isinstance(error, Aborted):
+            return None
+        self._unseen_since = now if self._unseen_since is None else self._unseen_since
+        is_outage = not isinstance(error, CannotTell | Rejected)
+        since = max(self._unseen_since, self._late_deadline) if is_outage else self._unseen_since
+        if now >= since + doubt_seconds(job.settings):
+            return None
+        return job.wait(job.pause_after(error), "unreachable")
 
     def _find_late(self, attempt: int) -> RemoteJob | None:
         """The remote job that the doubt is about; None where it can't be found, or where it may be

@@ -61,6 +61,8 @@ class Submission:
         self._doubt: Doubt | None = None
         # Since when creates have failed without a reason that will pass, such as a full queue.
         self._failing_since: float | None = None
+        # What a create got after all that time, where that was no clear answer.
+        self._last_error: CallError | None = None
 
     def step(self) -> Waiting | Done | None:
         """Takes the job as far as it can go without waiting.
@@ -99,7 +101,9 @@ class Submission:
         decision = self._limit.decide(status.attempt)
         if isinstance(decision, Split) and may_have_sent:
             return self._adopt_before_split(decision, status.attempt)
-        return decision or self._create(status)
+        # Creates that are never answered clearly, and of which no job is found, have an end, too.
+        end = self._last_error and self._given_up(self._last_error)
+        return decision or end or self._create(status)
 
     def _adopt_before_split(self, split: Split, attempt: int) -> Waiting | JobEnd | Split | None:
         """Looks once more for a job that an earlier attempt may have made, for the halves would be
@@ -217,6 +221,7 @@ class Submission:
 
     def _unclear(self, attempt: int, error: CallError) -> Waiting | JobEnd | None:
         """The create had no clear answer: it may have made a job or not."""
+        self._last_error = error if self._given_up(error) else None
         name, unclear = self._job.name, "job %s: create got no clear answer (%s); "
         if self._job.may_repeat_create:
             _LOG.info(unclear + "it is sent again under the same name", name, error.message)
@@ -269,7 +274,7 @@ class Submission:
         # every poll.
         if is_own and self._job.journal.read(Closed, attempt) is not None:
             rejoin(self._job, attempt, remote, file_id)
-        self._job.tries, self._failing_since = 0, None
+        self._job.tries, self._failing_since, self._last_error = 0, None, None
 
     def _doubt_of(self, attempt: int) -> Doubt:
         if self._doubt is None or self._doubt.attempt != attempt:
