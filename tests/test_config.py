@@ -124,6 +124,13 @@ def test_every_option_has_a_key_and_a_meaning():
         ({"response_format": "json.loads"}, "it can't be called with a reply's text and its num"),
         ({"extra_body": "[1]"}, "a mapping"),
         ({"extra_body": "{"}, "a JSON object"),
+        ({"output": "int"}, "a JSON schema; did you mean 'integer'"),
+        ({"output": "Float"}, "did you mean 'number'"),
+        ({"output": "strng"}, "did you mean 'string'"),
+        ({"output": "a|b"}, "did you mean 'enum:a|b'"),
+        ({"output": "list[str]"}, 'write {"type": "array", "items"'),
+        ({"output": "sentiment"}, "try 'enum:positive|negative|neutral'"),
+        ({"output": ["a", "b"]}, "words are not a type; write output=Literal['a', 'b']"),
         ({"output": "enum:"}, "an enum needs members"),
         ({"output": "enum: | "}, "an enum needs members"),
         (

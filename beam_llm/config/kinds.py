@@ -260,6 +260,9 @@ _OUTPUT_WORDS = {"string": str, "integer": int, "number": float, "boolean": bool
 
 
 def _output(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
+    if isinstance(value, (list, tuple)) and value and all(isinstance(each, str) for each in value):
+        members = ", ".join(map(repr, value))
+        raise wrong(name, value, "words are not a type", f"write {name}=Literal[{members}]")
     # Types and schemas are judged where they are understood: `prompting.output_types`.
     if not isinstance(value, str):
         return value
@@ -273,8 +276,23 @@ def _output(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
         name,
         value,
         "it has to be string, integer, number, boolean, enum:a|b|c or a JSON schema",
-        "try 'enum:positive|negative|neutral'",
+        _meant_output(value),
     )
+
+
+def _meant_output(value: str) -> str:
+    """What to write in place of a word that names no output, the likeliest slip first."""
+    word = value.strip().lower()
+    # As Python says it, whose types `output` takes where it isn't text.
+    near = [name for name, kind in _OUTPUT_WORDS.items() if kind.__name__ == word]
+    near = near or difflib.get_close_matches(word, _OUTPUT_WORDS, n=1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    if "|" in word:
+        return f"did you mean {'enum:' + value.strip()!r}?"
+    if word.startswith(("list", "array")):
+        return 'write {"type": "array", "items": {"type": "string"}}'
+    return "try 'enum:positive|negative|neutral'"
 
 
 def _members(name: str, value: str) -> tuple[str, ...]:
