@@ -140,7 +140,7 @@ def read(options: Settings, kind: type[OpenAIBatches], data: bytes) -> Read:
         reader.finish()
         reader.outcomes.flush()
         store.put_file("found.rows", rows.name)
-        store.put("found.index", reader.outcomes.whole()[0])
+        store.put("found.index", reader.outcomes.index()[0])
     outcomes = Outcomes(store, "found")
     found = [outcomes.outcome(at) for at in outcomes.positions(KEYS).tolist()]
     outcomes.close()

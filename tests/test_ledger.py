@@ -528,7 +528,7 @@ def test_an_outcome_comes_back_as_it_was(local: World, tmp_path: Path, what: str
         ):
             writer.put(position, outcome)
         writer.flush()
-    index, counts = writer.whole()
+    index, counts = writer.index()
     store.put("x.index", index)
     store.put_file("x.rows", str(tmp_path / "rows"))
     outcomes = Outcomes(store, "x")

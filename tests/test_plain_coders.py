@@ -31,7 +31,7 @@ from beam_llm.errors import LedgerError
 from beam_llm.stores.local import LocalStore
 from beam_llm.transforms.coders import PredictionCoder
 from beam_llm.transforms.envelopes import EnvelopeCoder, EnvelopeReader
-from beam_llm.transforms.named_classes import fields_of, made_of
+from beam_llm.transforms.named_classes import fields_of, make_instance
 from beam_llm.transforms.plain_coders import NeedsPickle, build_coder, describe_coder, plain
 from beam_llm.values import Prediction
 from tests.element_classes import Named, Plain, Typed
@@ -280,7 +280,7 @@ def test_instances_of_named_fields_cross_without_pickle(tmp_path: Path, element:
 
 
 def test_an_instance_of_a_class_that_is_not_loaded_comes_back_as_a_row_and_loads_nothing() -> None:
-    row = made_of("antigravity", "Anything", {"id": 1, "text": "a"})
+    row = make_instance("antigravity", "Anything", {"id": 1, "text": "a"})
     assert row == beam.Row(id=1, text="a")
     assert "antigravity" not in sys.modules
 
@@ -297,7 +297,7 @@ def test_an_instance_of_a_class_that_is_not_loaded_comes_back_as_a_row_and_loads
 def test_a_name_of_anything_but_a_class_of_just_these_fields_makes_a_row(
     name: tuple[str, str],
 ) -> None:
-    assert made_of(*name, {"args": "x"}) == beam.Row(args="x")
+    assert make_instance(*name, {"args": "x"}) == beam.Row(args="x")
 
 
 def test_an_instance_with_more_than_its_fields_is_not_taken_apart() -> None:

@@ -263,7 +263,7 @@ def test_a_million_keys_are_looked_up_among_a_million_in_seconds() -> None:
     keys = np.frombuffer(rng.bytes(16 * 1_000_000), dtype=KEY)
     run = np.zeros(1_000_000, dtype="S20")
     entries_of(keys, 7, run)
-    known = Known((), 0).joined(run, 7)
+    known = Known((), 0).merged_with(run, 7)
     started = time.process_time()
     found = known.jobs_of(keys[::-1])
     assert time.process_time() - started < 10
@@ -283,7 +283,7 @@ def test_known_keys_answer_like_a_dict(runs: list[list[int]]) -> None:
     for number, run in enumerate(runs, 255):
         entries = np.zeros(len(run), dtype="S20")
         entries_of(np.frombuffer(b"".join(map(key, run)), dtype=KEY), number, entries)
-        known = known.joined(entries, number)
+        known = known.merged_with(entries, number)
         expected.update(dict.fromkeys(run, number))
     wanted = np.frombuffer(b"".join(map(key, expected)), dtype=KEY)
     assert known.jobs_of(wanted).tolist() == list(expected.values())

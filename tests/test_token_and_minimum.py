@@ -371,10 +371,10 @@ def test_of_a_stream_too_few_records_wait_with_more_and_go_live_in_the_end(
     with caplog.at_level(logging.INFO, logger="beam_llm"):
         for _ in range(9):
             now[0] = wait.set_to[-1]
-            assert not list(dofn.waited(**states))
+            assert not list(dofn.on_wait(**states))
         assert wait.set_to[-1] == 1_000.0 + 10 * 60
         now[0] = wait.set_to[-1]
-        (ref,) = [windowed.value for windowed in dofn.waited(**states)]
+        (ref,) = [windowed.value for windowed in dofn.on_wait(**states)]
     assert (ref.records, parts.parts, known.value) == (14, [], None)
     assert [record.message for record in caplog.records] == [
         (
@@ -395,5 +395,5 @@ def test_of_a_stream_enough_records_go_when_their_time_has_come(
     states = {"parts": parts, "known": known, "wait": wait}
     for part in world.spool(TEXTS[:15]):
         list(dofn.process((0, tuple(part)), **states, drain=drain))
-    (ref,) = [windowed.value for windowed in dofn.waited(**states)]
+    (ref,) = [windowed.value for windowed in dofn.on_wait(**states)]
     assert ref.records == 15

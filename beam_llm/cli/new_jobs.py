@@ -48,7 +48,7 @@ class NewJobs:
         ledger = Ledger(open_store(location))
         roots = ledger.intents(self._newest[location])
         return frozenset(
-            root.number for root in roots if not self._here or ledger.appended_here(root.number)
+            root.number for root in roots if not self._here or ledger.was_appended_here(root.number)
         )
 
     def requests(self) -> int:

@@ -156,10 +156,10 @@ def _write(
     store.put_file(f"{name}.rows", path)
     goes_on = _going_on(job, manifest, reader, left, end) if left.any() else None
     if goes_on is None:
-        index, counts = reader.outcomes.whole()
+        index, counts = reader.outcomes.index()
     else:  # two indexes over the same rows: records that end here, and those passed on
-        index, counts = reader.outcomes.part(~left)
-        store.put(f"{name}{LEFT}.index", reader.outcomes.part(left)[0])
+        index, counts = reader.outcomes.index_of(~left)
+        store.put(f"{name}{LEFT}.index", reader.outcomes.index_of(left)[0])
     store.put(f"{name}.index", index)
     done = kind(
         intent=job.intent.fingerprint,
@@ -220,7 +220,7 @@ def write_end(job: Job, done: Done) -> Done:
     if done.outcomes is not None:
         for ending in (".index", ".rows", f"{LEFT}.index"):
             job.store.delete(done.outcomes + ending)
-    return job.journal.needed(type(done))
+    return job.journal.require(type(done))
 
 
 def _going_on(
@@ -235,7 +235,7 @@ def _going_on(
     settings, intent = job.settings, job.intent
     if settings.on_leftover == "fail":
         return None
-    starts = _regrouped(manifest, left, np.frombuffer(reader.regroup, dtype=np.uint8))
+    starts = _regrouped_starts(manifest, left, np.frombuffer(reader.regroup, dtype=np.uint8))
     passed_on = manifest.chosen(np.flatnonzero(left)).in_lines(starts)
     name, records = passed_on.write(job.store), len(passed_on)
     is_job = passed_on.lines >= job.provider.traits.min_requests
@@ -246,7 +246,7 @@ def _going_on(
     return Child(child, name, records, passed_on.lines, tokens)
 
 
-def _regrouped(manifest: LineManifest, left: Array, alone: Array) -> Array:
+def _regrouped_starts(manifest: LineManifest, left: Array, alone: Array) -> Array:
     """Where the follow-up's lines begin: each record of a line that was at fault gets a line of its
     own, the others stay together as they were."""
     starts, count = [0], 0

@@ -149,7 +149,7 @@ class Doubt:
             _LOG.warning("job %s is in doubt: %s", self._job.name, printable(error.message))
         return True
 
-    def give_up_if_told(self) -> bool:
+    def give_up_if_allowed(self) -> bool:
         """Gives the attempt up if the user has chosen that (`on_doubt='resubmit'`). Returns whether
         it was given up."""
         if self._job.settings.on_doubt != "resubmit":

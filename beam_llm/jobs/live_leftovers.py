@@ -57,13 +57,13 @@ class LiveJob:
             manifest, keys=manifest.keys[here], part=manifest.part[here], row=manifest.row[here]
         )
         records = list(records_of(store, chosen))
-        with self._kept_lease():
+        with self._renewing_lease():
             outcomes = self._ask(records)
         with contextlib.closing(PriorOutcomes(store, self._job.prior)) as prior:
             # Should two processes ask one slice, its document says whose answers count.
             name, _ = self._write(
                 chosen.keys,
-                (prior.added(chosen, *numbered) for numbered in enumerate(outcomes)),
+                (prior.with_prior(chosen, *numbered) for numbered in enumerate(outcomes)),
             )
         paid = sum_of_costs(outcome.cost_usd for outcome in outcomes)
         usage = sum((outcome.usage for outcome in outcomes), Usage())
@@ -74,7 +74,7 @@ class LiveJob:
         return 4 * self._job.settings.call_deadline_ms / 1000
 
     @contextlib.contextmanager
-    def _kept_lease(self) -> Iterator[None]:
+    def _renewing_lease(self) -> Iterator[None]:
         """Renews the lease while calls are under way: where few calls are allowed at a time, those
         of a slice may take longer than a lease."""
         has_ended, job = threading.Event(), self._job
@@ -126,7 +126,7 @@ class LiveJob:
                 writer.put(position, outcome)
             writer.flush()
             store.put_file(f"{name}.rows", path)
-        packed, counts = writer.whole()
+        packed, counts = writer.index()
         store.put(f"{name}.index", packed)
         return name, counts
 

@@ -176,12 +176,12 @@ class QueueLimit:
                 # Cut at the middle one of the places where parts that fit end, so that a job of
                 # many parts needs few rounds of halving.
                 why = f"limit of {seen.limit:,} enqueued tokens"
-                return self._split(ends[(len(ends) - 1) // 2], sizes, why)
+                return self._split_job(ends[(len(ends) - 1) // 2], sizes, why)
             case Verdict.HALVE:
                 middle = seen.lines // 2
                 # The best guess, since this half was not refused yet. `completed` raises it again.
                 self._note(found=int(sizes[:middle].sum()))
-                return self._split(
+                return self._split_job(
                     middle, sizes, "queue, which refused it with nothing else pending"
                 )
             case Verdict.TOO_LARGE:
@@ -192,16 +192,16 @@ class QueueLimit:
                 return _too_large(sizes, seen.limit)
             case Verdict.REFUSED:
                 self._note(found=None)  # it was not the size
-                return self._refused(seen.tokens)
+                return self._end_as_refused(seen.tokens)
 
-    def _split(self, at_line: int, sizes: Array, why: str) -> Split:
+    def _split_job(self, at_line: int, sizes: Array, why: str) -> Split:
         counts = at_line, len(sizes) - at_line
         goes = "job %s: goes as two, of %d and %d lines, for the provider's %s"
         _LOG.info(goes, self._job.name, *counts, why)
         failpoint("split")
         return Split(at_line, sizes)
 
-    def _refused(self, tokens: int) -> JobEnd:
+    def _end_as_refused(self, tokens: int) -> JobEnd:
         """Ends a job of one line that is always refused: several records are asked again one by
         one, a single record ends with its error."""
         refused = f"the provider's queue refused even one request of about {tokens:,} tokens"
@@ -240,15 +240,17 @@ class QueueLimit:
 
     def _refusals(self, attempt: int) -> list[Closed]:
         """The latest attempts that the queue refused, newest first."""
-        return list(islice((each for each in self._closed(attempt) if each.refusal), _LOOK_BACK))
+        return list(
+            islice((each for each in self._closed_attempts(attempt) if each.refusal), _LOOK_BACK)
+        )
 
     def _times_in_a_row(self, attempt: int) -> int:
         """How many of the latest attempts in a row the provider had no room for, up to
         `_LOOK_BACK`."""
-        latest = islice(self._closed(attempt), _LOOK_BACK)
+        latest = islice(self._closed_attempts(attempt), _LOOK_BACK)
         return sum(1 for _ in takewhile(lambda each: each.reason is CloseReason.QUEUE, latest))
 
-    def _closed(self, attempt: int) -> Iterator[Closed]:
+    def _closed_attempts(self, attempt: int) -> Iterator[Closed]:
         """How earlier attempts were closed, newest first."""
         for earlier in range(attempt - 1, -1, -1):
             closed = self._job.journal.read(Closed, earlier)

@@ -4,7 +4,7 @@
     an attempt was given up as not found, and its job shows   the older, unless one has completed;
     up later                                                  then that one (`without_double`)
     a process slept in its create, and its attempt was        its own, if the next attempt is free
-    given up meanwhile                                        (`rejoin`, `acknowledged_late`)
+    given up meanwhile                                        (`rejoin`, `find_acknowledged_late`)
     a job was split, and then one shows up that was made of   its halves (`cancel_all`)
     it as a whole
     an attempt in doubt has made several                      the oldest (`Doubt`)
@@ -21,7 +21,14 @@ from itertools import islice
 
 from beam_llm.errors import CallError, guarded, printable
 from beam_llm.jobs.job import Job
-from beam_llm.ledger.journal import Closed, CloseReason, Created, Creating, Twice, acknowledged
+from beam_llm.ledger.journal import (
+    Closed,
+    CloseReason,
+    Created,
+    Creating,
+    Twice,
+    acknowledged_creates,
+)
 from beam_llm.protocols import FindsUnnamed, RemoteJob
 from beam_llm.values import JobState
 
@@ -50,7 +57,7 @@ def find_remote(job: Job) -> list[RemoteJob]:
     found: dict[str, RemoteJob] = {}
     # An input that was staged anew has another name, and the job may have been made of either.
     for staged in {marker.file_id for marker in markers} or {None}:
-        for remote in _listed(job, staged, since):
+        for remote in _list_remote_jobs(job, staged, since):
             if remote.job_id in cancelled:
                 # It still runs, so its cancellation was lost.
                 if remote.job_id not in job.cancelling and not remote.state.has_ended:
@@ -60,11 +67,11 @@ def find_remote(job: Job) -> list[RemoteJob]:
     return sorted(found.values(), key=lambda remote: (remote.created_at, remote.job_id))
 
 
-def _listed(job: Job, staged: str | None, since: float) -> Sequence[RemoteJob]:
+def _list_remote_jobs(job: Job, staged: str | None, since: float) -> Sequence[RemoteJob]:
     provider, intent = job.provider, job.intent
     if not isinstance(provider, FindsUnnamed):
         return guarded(provider.find, intent.fingerprint, staged, since)
-    known, rest = set[str](), islice(acknowledged(job.store), MOST_READ)
+    known, rest = set[str](), islice(acknowledged_creates(job.store), MOST_READ)
 
     # The job that is looked for is not acknowledged, so any acknowledged job is another one.
     def is_known(job_id: str) -> bool:
@@ -157,13 +164,13 @@ def rejoin(job: Job, attempt: int, remote: RemoteJob, file_id: str | None) -> No
         return
     marker = job.journal.read(Creating, following)
     if marker is not None and marker.adopts == remote.job_id:
-        return  # the other process has adopted it, by `acknowledged_late`
+        return  # the other process has adopted it, by `find_acknowledged_late`
     if settle_doubles(job, None, [remote.job_id]):
         asleep = "job %s: another process has taken it over while this one was asleep in its create"
         _LOG.warning(asleep, job.name)
 
 
-def acknowledged_late(job: Job) -> RemoteJob | None:
+def find_acknowledged_late(job: Job) -> RemoteJob | None:
     """The remote job of an attempt that was given up while the process that sent its create was
     suspended, and that this process has acknowledged since; None where there is none.
 

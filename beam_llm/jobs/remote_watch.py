@@ -51,7 +51,7 @@ class RemoteWatch:
     """
 
     def __init__(self, job: Job, attempt: int):
-        created = job.journal.needed(Created, attempt)
+        created = job.journal.require(Created, attempt)
         self._job, self._attempt = job, attempt
         self._job_id, self._created_at = created.job_id, created.created_at
         # A job that has not ended by then is cancelled.
@@ -122,7 +122,7 @@ class RemoteWatch:
         if isinstance(error, UnknownJob):
             self._unknown_since = now if self._unknown_since is None else self._unknown_since
             if now - self._unknown_since >= doubt_seconds(job.settings):
-                return self._lost()
+                return self._end_as_lost()
         elif now >= max(self._deadline, self._failing_since) + doubt_seconds(job.settings):
             return collect(job, late(JobState.RUNNING))
         # A refusal is an answer, not an outage: no backoff, but the usual pace.
@@ -130,7 +130,7 @@ class RemoteWatch:
             return self._wait_for_poll(now - self._created_at, "unreachable")
         return self._wait(job.pause_after(error), "unreachable")
 
-    def _lost(self) -> Done:
+    def _end_as_lost(self) -> Done:
         cancel(self._job, self._job_id)  # in case the provider knows it after all
         known = printable(self._job_id)
         lost = f"the provider no longer knows job {known}, which it had taken"

@@ -31,7 +31,7 @@ from beam_llm.jobs.input_file import Staged, stage, stage_anew
 from beam_llm.jobs.job import Job
 from beam_llm.jobs.pacing import SHORTEST_PAUSE_SECONDS, deadline_seconds, visible_seconds
 from beam_llm.jobs.queue_limit import QueueLimit, Split
-from beam_llm.jobs.remote_jobs import acknowledged_late, find_remote, rejoin
+from beam_llm.jobs.remote_jobs import find_acknowledged_late, find_remote, rejoin
 from beam_llm.jobs.step import Waiting
 from beam_llm.ledger.failpoints import failpoint
 from beam_llm.ledger.journal import Closed, CloseReason, Done
@@ -118,7 +118,7 @@ class Submission:
             found = find_remote(job)
         except CallError as error:
             # A provider that can never tell would hold the job up for ever.
-            return split if isinstance(error, CannotTell) else self._not_seen(error, "doubt")
+            return split if isinstance(error, CannotTell) else self._wait_unseen(error, "doubt")
         if found:
             self._adopt(attempt, found[0])
             return None
@@ -146,19 +146,23 @@ class Submission:
             try:
                 staged = stage(self._job, status, Path(path))
             except CallError as error:
-                return self._end_of(error) or self._given_up(error) or self._later(error, "planned")
+                return (
+                    self._end_of(error)
+                    or self._end_if_overdue(error)
+                    or self._later(error, "planned")
+                )
             if staged is None:
                 why = "no line of this job fits the provider's limits"
                 return JobEnd("empty", Failure(Kind.TOO_LARGE, why), final=False)
             try:
                 may_send = self._mark(status.attempt, staged)
             except CallError as error:
-                return self._not_seen(error, "planned")
+                return self._wait_unseen(error, "planned")
             if not may_send:
                 return self._job.wait(self._job.soon(), "leased")
             return self._send(status.attempt, staged)
 
-    def _given_up(self, error: CallError) -> JobEnd | None:
+    def _end_if_overdue(self, error: CallError) -> JobEnd | None:
         """How a job ends that can't be created by its deadline; None before that. If it certainly
         was never created, nothing is lost: a later run asks its records again."""
         job, now = self._job, self._job.time()
@@ -170,11 +174,11 @@ class Submission:
             return JobEnd("doubtful", Failure(Kind.DOUBTFUL, f"{why}; one may have been before", 1))
         return JobEnd("unreachable", Failure(Kind.UNAVAILABLE, why, 1))
 
-    def _not_seen(self, error: CallError, status: str) -> Waiting | JobEnd:
+    def _wait_unseen(self, error: CallError, status: str) -> Waiting | JobEnd:
         """The provider can't be asked now about a job that an earlier attempt may have made."""
         if isinstance(error, Aborted) and self._job.settings.on_abort == "raise":
             raise error
-        return self._given_up(error) or self._later(error, status)
+        return self._end_if_overdue(error) or self._later(error, status)
 
     def _mark(self, attempt: int, staged: Staged) -> bool:
         """Records that a create may be sent from now on. False: it must not be, because another
@@ -185,7 +189,7 @@ class Submission:
             return False
         # An earlier attempt's create may have been answered meanwhile, in a process that was
         # suspended.
-        late = acknowledged_late(job) if attempt else None
+        late = find_acknowledged_late(job) if attempt else None
         if late is not None:
             self._adopt(attempt, late)
             return False
@@ -212,7 +216,7 @@ class Submission:
             finally:
                 failpoint("create.sent")
         except NotCreated as no:
-            return self._not_created(attempt, staged, no.reason)
+            return self._end_not_created(attempt, staged, no.reason)
         except CallError as error:
             return self._unclear(attempt, error)
         failpoint("create.after")
@@ -230,7 +234,7 @@ class Submission:
         self._doubt_of(attempt).count()
         return self._job.wait(self._job.soon(), "doubt")
 
-    def _not_created(
+    def _end_not_created(
         self, attempt: int, staged: Staged, error: CallError
     ) -> Waiting | JobEnd | None:
         """The provider has certainly refused to create the job."""
@@ -245,7 +249,7 @@ class Submission:
             # A full queue empties at some time, so it counts toward no deadline; a server that is
             # only busy may stay so for ever.
             self._failing_since = None
-        elif end := self._given_up(error):
+        elif end := self._end_if_overdue(error):
             self._job.close(attempt, CloseReason.REFUSED)
             return end
         return self._end_of(error) or self._limit.queue_up(attempt, None, error)
@@ -291,7 +295,7 @@ class Submission:
                 raise
             if doubt.may_pass(error):
                 return self._later(error, "doubt")
-            if doubt.give_up_if_told():
+            if doubt.give_up_if_allowed():
                 return self._job.wait(0.0, "planned")
             message = f"a batch job may have been created, but can't be looked for: {error.message}"
             return JobEnd("doubtful", Failure(Kind.DOUBTFUL, message, 1))

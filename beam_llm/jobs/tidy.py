@@ -128,7 +128,7 @@ def _find_parts(ledger: Ledger, trees: Sequence[JobTree], found: Cleanup) -> Non
     store, finished = ledger.store, set(found.jobs)
     needed: set[str] = set()
     gone: set[str] = set()
-    known = ledger.known()
+    known = ledger.known_keys()
     # The log names only the rows of the run that planned a job; a re-run has rows of its own.
     of_lines = {intent.lines: tree.number for tree in trees for intent in tree.intents()}
     for full_name in valid_names(store, "manifests/"):

@@ -342,7 +342,7 @@ def job_of(name: str) -> str | None:
     return f"{int(found[1])}{found[2]}" if found else None
 
 
-def acknowledged(store: Store) -> Iterator[tuple[str, str]]:
+def acknowledged_creates(store: Store) -> Iterator[tuple[str, str]]:
     """(job, the provider's id) of every acknowledged create in a ledger, newest job first."""
     # There is no index of the provider's ids, since a job is seldom looked up by one.
     for name in reversed([name for name in store.list("jobs/") if f"/{Created.word}-" in name]):
@@ -382,7 +382,7 @@ class Journal:
             self._known[kind, count] = found
         return found
 
-    def needed(self, kind: type[D], count: int = 0) -> D:
+    def require(self, kind: type[D], count: int = 0) -> D:
         """One document that has to be there. Raises LedgerError also where it is missing."""
         found = self.read(kind, count)
         if found is None:

@@ -37,7 +37,7 @@ class Known:
                 _look_up(level, chunk, found)
         return numbers
 
-    def joined(self, run: Array, last: int) -> Known:
+    def merged_with(self, run: Array, last: int) -> Known:
         """The same with later entries. Levels of similar size are merged, so that there are few."""
         levels = [*self.levels]
         if len(run):

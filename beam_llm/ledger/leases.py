@@ -79,7 +79,7 @@ class Leases:
         wanted = max(self._seconds, seconds)
         held = self._held.get(job)
         # Renewed early, so that most of a term is left for what comes next.
-        if held is not None and self._left(held) > 0.75 * wanted:
+        if held is not None and self._seconds_left(held) > 0.75 * wanted:
             return None
         newest = self._newest(job)
         if newest >= 0 and (held is None or newest != held.newest):
@@ -98,7 +98,7 @@ class Leases:
         shared = self._clock.provider_time() is not None
         return Lease(self.owner, expires_at, os.getpid(), seconds, shared, _place())
 
-    def _left(self, held: _Held) -> float:
+    def _seconds_left(self, held: _Held) -> float:
         """Seconds left of it, by whichever clock says less: the shared one may be set, and the
         monotonic one stands still while the machine is suspended."""
         return min(held.expires_at - self._clock.time(), held.ends - self._clock.monotonic())
@@ -110,7 +110,7 @@ class Leases:
             # Forgotten, so that `hold` looks again who has it.
             self._held.pop(job, None)
             return False
-        return self._left(held) > 0.25 * self._seconds
+        return self._seconds_left(held) > 0.25 * self._seconds
 
     def release(self) -> None:
         """Gives all leases back, so that nobody has to wait for them. Call it only when nothing is

@@ -65,7 +65,7 @@ class Ledger:
         _appended_here.add((self.id, intent.number))
         return signed
 
-    def appended_here(self, number: int) -> bool:
+    def was_appended_here(self, number: int) -> bool:
         """Whether this process wrote that entry."""
         return (self.id, number) in _appended_here
 
@@ -114,7 +114,7 @@ class Ledger:
                     "restore it, or go on in another staging location"
                 )
 
-    def known(self) -> Known:
+    def known_keys(self) -> Known:
         """The keys of all jobs up to now. Kept per process, so that the next call reads only what
         was appended since."""
         with _lock:
@@ -141,7 +141,7 @@ class Ledger:
             entries_of(keys, intent.number, run[at : at + len(keys)])
             at += len(keys)
             del keys  # a view that keeps a whole manifest in memory
-        return known.joined(run, intents[-1].number)
+        return known.merged_with(run, intents[-1].number)
 
     def _snapshot_number(self) -> int:
         return max(numbers_in(self.store, "snapshots/"), default=0)

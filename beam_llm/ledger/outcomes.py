@@ -179,7 +179,7 @@ class OutcomeWriter:
             raise LedgerError(f"outcomes can't be written to a temporary file: {error}") from error
         self._buffer.clear()
 
-    def part(self, chosen: Array) -> tuple[bytes, dict[str, int]]:
+    def index_of(self, chosen: Array) -> tuple[bytes, dict[str, int]]:
         """Once all rows are flushed: the index object for the chosen positions (a mask), and
         records by kind; `""`: answered."""
         table = np.frombuffer(self._table, dtype=_ROW)
@@ -196,8 +196,8 @@ class OutcomeWriter:
             "outcomes", columns, kinds=_KINDS, rows=self._digest.hexdigest(), **names
         ), counts
 
-    def whole(self) -> tuple[bytes, dict[str, int]]:
-        return self.part(np.ones(len(self._keys), dtype=bool))
+    def index(self) -> tuple[bytes, dict[str, int]]:
+        return self.index_of(np.ones(len(self._keys), dtype=bool))
 
 
 class _Names(dict[Any, int]):

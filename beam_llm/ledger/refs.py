@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from beam_llm.config import Settings
 from beam_llm.errors import UsageError
 from beam_llm.ledger.job_tree import JobTree
-from beam_llm.ledger.journal import acknowledged
+from beam_llm.ledger.journal import acknowledged_creates
 from beam_llm.ledger.log import Ledger, find_intent
 from beam_llm.ledger.manifest import Manifest
 from beam_llm.ledger.parts import PartReader
@@ -84,12 +84,12 @@ def find_job(ledger: Ledger, job_id: str) -> str:
     number = job_id.removeprefix("#")
     if number != job_id and number.isdecimal() and find_intent(ledger.store, int(number)):
         return number
-    known = acknowledged(ledger.store)
+    known = acknowledged_creates(ledger.store)
     if job := next((job for job, remote in known if remote == job_id), None):
         return job
     where = (
         "`beam-llm jobs ls` lists those there are"
-        if next(acknowledged(ledger.store), None)
+        if next(acknowledged_creates(ledger.store), None)
         else "it holds no jobs at all: is it the one they were submitted with?"
     )
     raise UsageError(

@@ -108,7 +108,7 @@ class _Plan:
 
     def _known_jobs(self) -> Array:
         """The number of each row's job; 0 for rows that are new, or not to be asked at all."""
-        known = self._ledger.known()
+        known = self._ledger.known_keys()
         self._last = known.last
         numbers = known.jobs_of(self._pool.keys)
         # Rows that failed early share a key of zeros, which no record has.
@@ -155,7 +155,7 @@ class _Plan:
     def _leave_to_winner(self, distinct: Array, numbers: Array, leaders: Leaders) -> None:
         """Sets the numbers of rows that another planner has claimed since the log was last read."""
         open_rows = distinct[numbers[distinct] == 0]
-        known, seen = self._ledger.known(), self._last
+        known, seen = self._ledger.known_keys(), self._last
         claimed = known.jobs_of(self._pool.keys_of(open_rows))
         claimed[claimed <= seen] = 0  # an old job, whose record is asked again: no new claim
         self._last = known.last
@@ -268,7 +268,7 @@ class _Plan:
             return ref
         tree, intent = self._tree(number), ledger.intent(number)
         reused = tree.finished_nodes()
-        if not reused and ledger.appended_here(number) and manifest != intent.rows:
+        if not reused and ledger.was_appended_here(number) and manifest != intent.rows:
             # An earlier plan of this very process has the job, and its ref reports the cost.
             reused = ALL_PHASES
         state = "done" if tree.is_finished() else "created" if tree.job_id else "planned"

@@ -20,7 +20,7 @@ class PriorOutcomes:
     def is_empty(self) -> bool:
         return self._known is None
 
-    def added(self, manifest: Manifest, position: int, outcome: Outcome) -> Outcome:
+    def with_prior(self, manifest: Manifest, position: int, outcome: Outcome) -> Outcome:
         """The outcome, plus what the record has used and cost before, and how often it was
         tried."""
         failure = outcome.failure
@@ -35,7 +35,7 @@ class PriorOutcomes:
         cost = sum_of_costs((outcome.cost_usd, before.cost_usd))
         return outcome._replace(usage=outcome.usage + before.usage, cost_usd=cost, failure=failure)
 
-    def failed_as(self, kind: str, manifest: Manifest, position: int) -> bool:
+    def has_failed_as(self, kind: str, manifest: Manifest, position: int) -> bool:
         """Whether the parent passed the record on because of a failure of this kind."""
         if self._known is None:
             return False

@@ -257,7 +257,7 @@ class ResultReader:
         """Whether this record's last answer couldn't be read either: a further one would probably
         be paid for in vain, too."""
         unreadable = Kind.UNREADABLE
-        return failure.kind == unreadable and self._prior.failed_as(
+        return failure.kind == unreadable and self._prior.has_failed_as(
             unreadable, self._manifest, position
         )
 
@@ -282,7 +282,7 @@ class ResultReader:
     def _put(self, position: int, outcome: Outcome, final: bool) -> None:
         if not final:
             self.left[position] = 1
-        self.outcomes.put(position, self._prior.added(self._manifest, position, outcome))
+        self.outcomes.put(position, self._prior.with_prior(self._manifest, position, outcome))
 
 
 def _unreadable_line(line: bytes, error: Exception, most_bytes: int) -> CallError:

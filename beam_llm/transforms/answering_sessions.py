@@ -99,7 +99,7 @@ class AnswerSessions(beam.PTransform):
             answering = (AnswerTurns if is_local else AnswerTurnsAndForget)(settings, keying)
         answer = beam.ParDo(answering).with_output_types(Prediction)
         predictions = set_windowing(groups | "Answer turns" >> answer, elements.windowing)
-        return runners.shuffled(predictions, "Keep what is paid for")
+        return runners.reshuffled(predictions, "Keep what is paid for")
 
 
 def _whole(windowfn: Any) -> beam.Windowing:
@@ -233,12 +233,12 @@ class AskSessions(WithEngine[tuple[Session, list[Turn]]]):
             else:
                 session.add(turn)
         self._ask_next(session)
-        yield from self._finished(self._landed())
+        yield from self._emit(self._take_done())
 
-    def _landed(self) -> Iterator[list[tuple[tuple[Session, list[Turn]], Asked]]]:
+    def _take_done(self) -> Iterator[list[tuple[tuple[Session, list[Turn]], Asked]]]:
         """What has landed, even where there is room for more: sessions wait for it."""
-        yield self._in_flight.landed_already()
-        yield from self._in_flight.landed()
+        yield self._in_flight.take_done_now()
+        yield from self._in_flight.take_done()
 
     def _ask_next(self, session: Session) -> None:
         turns = [] if session.is_asking else session.next_turns()
@@ -288,7 +288,7 @@ class AnswerGroups(AskSessions):
         yield from self._take(self.session(), in_order(turns, self._settings.turn_order))
 
     def finish_bundle(self) -> Iterator[Any]:
-        yield from self._finished(self._in_flight.landed(all_of_them=True))
+        yield from self._emit(self._in_flight.take_done(all_of_them=True))
 
 
 class AnswerTurns(AskSessions):
@@ -314,7 +314,7 @@ class AnswerTurns(AskSessions):
         return self._sessions[key]
 
     def finish_bundle(self) -> Iterator[Any]:
-        yield from self._finished(self._in_flight.landed(all_of_them=True))
+        yield from self._emit(self._in_flight.take_done(all_of_them=True))
         for key, session in self._sessions.items():
             self._cells.write(key, session.state)
 

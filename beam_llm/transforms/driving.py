@@ -63,7 +63,7 @@ class DriveJobs(beam.PTransform):
 
     def expand(self, refs: pvalue.PCollection) -> pvalue.PCollection:
         # All refs come from one planner. Fused with it, a single worker would wait for all jobs.
-        refs = runners.shuffled(refs, "Spread jobs")
+        refs = runners.reshuffled(refs, "Spread jobs")
         driving: beam.DoFn
         if runners.waiting_for(refs, self._settings.waiting) == "loop":
             refs = refs | "Gather jobs" >> beam.ParDo(GatherJobs()).with_output_types(list[Any])
@@ -153,7 +153,7 @@ class JobRunner:
         uncounted: list[Outcome] = []
         collecting, read = self._collecting, self._read(answers)
         window, of = [GlobalWindow()], Prediction.of
-        for arrived, value, outcome in read if self._guard is None else self._guard.checked(read):
+        for arrived, value, outcome in read if self._guard is None else self._guard.check(read):
             # The records of a line are counted together.
             if len(uncounted) >= 1000 and outcome.request_id != uncounted[-1].request_id:
                 self._count(uncounted)
@@ -174,7 +174,7 @@ class JobRunner:
             try:
                 value = load(outcome.value)
             except Exception as error:
-                outcome, value = _refused(outcome, error), None
+                outcome, value = _refused_outcome(outcome, error), None
             yield decode(data), value, outcome
 
     def step(self, ref: BatchJobRef, phase: int) -> Waiting | Ready:
@@ -209,7 +209,7 @@ class JobRunner:
             closing.callback(self.driver.close)
 
 
-def _refused(outcome: Outcome, error: Exception) -> Outcome:
+def _refused_outcome(outcome: Outcome, error: Exception) -> Outcome:
     """The outcome of an answer that `output` doesn't accept any more, or whose validators raise. It
     is the error of that record only.
     """

@@ -247,7 +247,7 @@ class EnvelopeReader:
                 "does not match its name"
             )
         try:
-            return _built(orjson.loads(document), self._allow_pickle)
+            return _build_coder(orjson.loads(document), self._allow_pickle)
         except (ValueError, KeyError, TypeError) as error:
             raise LedgerError(f"{object_name} does not describe a coder: {error}") from error
 
@@ -263,7 +263,7 @@ def _document(
     return orjson.dumps({"format": 1, "element": element, "window": window})
 
 
-def _built(document: Any, allow_pickle: bool) -> coders.Coder:
+def _build_coder(document: Any, allow_pickle: bool) -> coders.Coder:
     if "pickled" in document:
         if not allow_pickle:
             raise NeedsPickle()

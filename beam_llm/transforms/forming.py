@@ -37,7 +37,7 @@ class FormPromptBatches(beam.PTransform):
         self._settings = settings
 
     def expand(self, elements: pvalue.PCollection) -> pvalue.PCollection:
-        elements = runners.shuffled(elements, "Spread records")
+        elements = runners.reshuffled(elements, "Spread records")
         forming = beam.ParDo(form_in_bundles(self._settings, elements.windowing.windowfn))
         return elements | "Form" >> forming.with_output_types(PromptBatch)
 

@@ -90,7 +90,7 @@ class FormFromStream(beam.PTransform):
         batches = set_windowing(keyed, one_window()) | "Fill buffers" >> filling
         # There are few buffers, and without a shuffle only the workers that hold them would make
         # calls.
-        return runners.shuffled(batches, "Spread prompt batches")
+        return runners.reshuffled(batches, "Spread prompt batches")
 
     def _by_triggers(
         self, keyed: pvalue.PCollection, windowfn: Any, coder: coders.Coder
@@ -256,12 +256,12 @@ class _FormFromEnvelopes(_OfEnvelopes):
             self._reader.caps, self._settings.model_name
         )
 
-    def _buffered(
+    def _buffered_record(
         self, envelope: bytes, arrived: WindowedValue, record: Record | Failure
     ) -> BufferedRecord:
         return BufferedRecord.of(envelope, arrived.timestamp_micros, record, self._task)
 
-    def _packed(self, members: Iterable[BufferedRecord]) -> Iterator[WindowedValue]:
+    def _pack_batches(self, members: Iterable[BufferedRecord]) -> Iterator[WindowedValue]:
         for member in members:
             for batch in self._batcher.add(member.record, member):
                 yield pack([buffered for _, buffered in batch])
@@ -341,7 +341,7 @@ class FormAcrossBundles(_FormFromEnvelopes):
         record = self._reader.record(arrived.value)
         if isinstance(record, Failure):
             # It bypasses the buffer: nothing is asked about it, so it needn't wait.
-            yield pack([self._buffered(keyed[1], arrived, record)], record)
+            yield pack([self._buffered_record(keyed[1], arrived, record)], record)
             return
         # The figures are kept beside the bag: reading the whole buffer for each element would be
         # quadratic.
@@ -349,7 +349,7 @@ class FormAcrossBundles(_FormFromEnvelopes):
         if held.overflows(record, caps):
             yield from self._take(buffer)
             held = Buffered()
-        buffer.add(tuple(self._buffered(keyed[1], arrived, record)))
+        buffer.add(tuple(self._buffered_record(keyed[1], arrived, record)))
         held = self._with(held, record, arrived, window_end, wait)
         if held.records >= caps.records:
             yield from self._take(buffer)
@@ -377,7 +377,7 @@ class FormAcrossBundles(_FormFromEnvelopes):
         return new
 
     @on_timer(WAIT)
-    def waited(
+    def on_wait(
         self, buffer: Any = beam.DoFn.StateParam(BUFFER), known: Any = beam.DoFn.StateParam(KNOWN)
     ) -> Iterator[Any]:
         """Sends what is buffered: it has waited `batch_timeout_ms`."""
@@ -401,7 +401,7 @@ class FormAcrossBundles(_FormFromEnvelopes):
         """All that is buffered, as prompt batches; nothing where the buffer is empty."""
         held = [BufferedRecord(*member) for member in buffer.read()]
         buffer.clear()
-        yield from self._packed(held)
+        yield from self._pack_batches(held)
 
 
 class FormFromGroups(_FormFromEnvelopes):
@@ -412,9 +412,9 @@ class FormFromGroups(_FormFromEnvelopes):
         for envelope in grouped[1]:
             arrived = self._decode(envelope)
             record = self._reader.record(arrived.value)
-            member = self._buffered(envelope, arrived, record)
+            member = self._buffered_record(envelope, arrived, record)
             if isinstance(record, Failure):
                 yield pack([member], record)
             else:
                 members.append(member)
-        yield from self._packed(members)
+        yield from self._pack_batches(members)

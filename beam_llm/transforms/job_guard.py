@@ -65,16 +65,16 @@ class JobGuard:
         alone = compile_alone(settings)
         return None if alone is None else cls(settings, alone, meter, live_ids)
 
-    def checked(self, answers: Iterable[Answered]) -> Iterator[Answered]:
+    def check(self, answers: Iterable[Answered]) -> Iterator[Answered]:
         """The same answers in the same order; those of the guard once they are compared."""
         waiting: deque[tuple[Answered, Future[Asked] | None]] = deque()
         try:
             for answer in answers:
                 waiting.append((answer, self._asked(answer)))
                 while waiting and (waiting[0][1] is None or len(waiting) > _MOST_WAITING):
-                    yield self._settled(*waiting.popleft())
+                    yield self._settle(*waiting.popleft())
             while waiting:
-                yield self._settled(*waiting.popleft())
+                yield self._settle(*waiting.popleft())
         finally:
             for _, future in waiting:
                 if future is not None:
@@ -101,7 +101,7 @@ class JobGuard:
         future: Future[Asked] = self._engine.submit([record])
         return future
 
-    def _settled(self, answer: Answered, future: Future[Asked] | None) -> Answered:
+    def _settle(self, answer: Answered, future: Future[Asked] | None) -> Answered:
         if future is None:
             return answer
         outcomes, tally = future.result()

@@ -43,7 +43,7 @@ class AskTheModel(beam.PTransform):
     def expand(self, batches: pvalue.PCollection) -> pvalue.PCollection:
         calling = beam.ParDo(CallModel(self._settings)).with_output_types(Prediction)
         predictions = set_windowing(batches | "Call" >> calling, self._windowing)
-        return runners.shuffled(predictions, "Keep what is paid for")
+        return runners.reshuffled(predictions, "Keep what is paid for")
 
 
 class InFlight(Generic[T]):
@@ -78,18 +78,18 @@ class InFlight(Generic[T]):
         if len(self._running) - len(self._landed) <= self._awaited and not self._enough.is_set():
             self._enough.set()
 
-    def landed(self, *, all_of_them: bool = False) -> Iterator[list[tuple[T, Asked]]]:
+    def take_done(self, *, all_of_them: bool = False) -> Iterator[list[tuple[T, Asked]]]:
         """Those that have landed, once there is no room for another; group by group to the last one
         where `all_of_them`.
         """
         if len(self._running) >= self._most() or all_of_them:
             while self._running:
                 self._wait_for(len(self._running) - max(len(self._running) // 8, 1))
-                yield self.landed_already()
+                yield self.take_done_now()
                 if not all_of_them:
                     return
 
-    def landed_already(self) -> list[tuple[T, Asked]]:
+    def take_done_now(self) -> list[tuple[T, Asked]]:
         """What has landed by now."""
         futures = [self._landed.popleft() for _ in range(len(self._landed))]
         return [(self._running.pop(future), future.result()) for future in futures]
@@ -151,7 +151,7 @@ class WithEngine(beam.DoFn, Generic[T]):
             self._engine = None
             QUIET_GC.release()
 
-    def _finished(self, groups: Iterable[list[tuple[T, Asked]]]) -> Iterator[Any]:
+    def _emit(self, groups: Iterable[list[tuple[T, Asked]]]) -> Iterator[Any]:
         """Predictions of what has landed.
 
         A bundle that fails here, or below here, takes its calls along.
@@ -186,10 +186,10 @@ class CallModel(WithEngine[PromptBatch]):
             yield from _predictions(batch, outcomes)
         else:
             self._in_flight.add(self._engine.submit(batch.records), batch)
-            yield from self._finished(self._in_flight.landed())
+            yield from self._emit(self._in_flight.take_done())
 
     def finish_bundle(self) -> Iterator[Any]:
-        yield from self._finished(self._in_flight.landed(all_of_them=True))
+        yield from self._emit(self._in_flight.take_done(all_of_them=True))
 
     def _predictions(self, group: list[tuple[PromptBatch, Asked]]) -> Iterator[WindowedValue]:
         # Counted once for all that have landed together: a dozen counters each would cost more than

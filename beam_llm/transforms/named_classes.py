@@ -41,7 +41,9 @@ def fields_of(value: Any) -> dict[str, Any] | None:
     return {name: getattr(value, name) for name in names}
 
 
-def made_of(module: str, qualname: str, fields: Mapping[str, Any], *, load: bool = False) -> Any:
+def make_instance(
+    module: str, qualname: str, fields: Mapping[str, Any], *, load: bool = False
+) -> Any:
     """The instance, or a `beam.Row` of its fields where no class of that name and with these fields
     is loaded.
 

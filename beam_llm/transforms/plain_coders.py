@@ -43,7 +43,7 @@ from beam_llm.transforms.beam_internals import (
     schema_pb2,
 )
 from beam_llm.transforms.coders import AnyObjectCoder
-from beam_llm.transforms.named_classes import fields_of, made_of
+from beam_llm.transforms.named_classes import fields_of, make_instance
 
 _LEAVES: dict[str, type[coders.Coder]] = {
     "str": coders.StrUtf8Coder,
@@ -201,7 +201,7 @@ class _PlainValueCoder(coders.Coder):
             return beam.Row(**_PRIMITIVES.decode(encoded[1:]))
         if encoded[:1] == _NAMED:
             # What this coder reads its own run has written, so the class's module may be imported.
-            return made_of(*_PRIMITIVES.decode(encoded[1:]), load=True)
+            return make_instance(*_PRIMITIVES.decode(encoded[1:]), load=True)
         read = _READERS.get(encoded[:1])
         return _PICKLES.decode(encoded) if read is None else read(encoded[1:])
 
@@ -229,7 +229,7 @@ class _PlainPrimitives(coder_impl.StreamCoderImpl):
                 for _ in pairs
             }
         if tag == PrimitiveTag.OTHER:
-            return self._decode_tagged(_taken(stream, nested))
+            return self._decode_tagged(_read_bytes(stream, nested))
         return self._decode_scalar(tag, stream, nested)
 
     def _decode_scalar(self, tag: int, stream: Any, nested: bool) -> Any:
@@ -242,9 +242,9 @@ class _PlainPrimitives(coder_impl.StreamCoderImpl):
         if tag == PrimitiveTag.BOOL:
             return bool(stream.read_byte())
         if tag == PrimitiveTag.BYTES:
-            return _taken(stream, nested)
+            return _read_bytes(stream, nested)
         if tag == PrimitiveTag.TEXT:
-            return _taken(stream, nested).decode()
+            return _read_bytes(stream, nested).decode()
         raise NeedsPickle()
 
     def _decode_tagged(self, data: bytes) -> Any:
@@ -253,7 +253,9 @@ class _PlainPrimitives(coder_impl.StreamCoderImpl):
                 **self.decode_from_stream(coder_impl.create_InputStream(data[1:]), False)
             )
         if data[:1] == _NAMED:
-            return made_of(*self.decode_from_stream(coder_impl.create_InputStream(data[1:]), False))
+            return make_instance(
+                *self.decode_from_stream(coder_impl.create_InputStream(data[1:]), False)
+            )
         if data[:1] not in _READERS:
             raise NeedsPickle()
         return _READERS[data[:1]](data[1:])
@@ -272,7 +274,7 @@ def _count(stream: Any) -> int:
     return count
 
 
-def _taken(stream: Any, nested: bool) -> bytes:
+def _read_bytes(stream: Any, nested: bool) -> bytes:
     return bytes(stream.read(_count(stream) if nested else stream.size()))
 
 

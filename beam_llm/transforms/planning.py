@@ -99,7 +99,7 @@ class PlanParts(beam.DoFn):
     def process(self, keyed: tuple[Any, Iterable[tuple]]) -> Iterator[Any]:
         parts = [PartRef(*part) for part in keyed[1]]
         if parts:  # a trigger may fire an empty pane
-            yield from self._planner.planned(parts)
+            yield from self._planner.plan(parts)
 
 
 _MOST_WAITS = 10
@@ -123,7 +123,7 @@ class Planner:
         self._bytes = settings.job_max_bytes or self._traits.max_bytes
         self._tokens = settings.job_max_tokens or float("inf")
 
-    def filled(self, records: int, size: int, tokens: int) -> float:
+    def filled_fraction(self, records: int, size: int, tokens: int) -> float:
         """Which fraction of a job these records, bytes and tokens of texts fill; an upper estimate,
         with each line's frame and prompt.
         """
@@ -137,7 +137,7 @@ class Planner:
         """Whether the provider takes no job of so few records."""
         return math.ceil(records / self._caps.records) < self._traits.min_requests
 
-    def planned(self, parts: Sequence[PartRef]) -> Iterator[WindowedValue]:
+    def plan(self, parts: Sequence[PartRef]) -> Iterator[WindowedValue]:
         """Plans the parts; gives the refs of their jobs, each at the timestamp of its earliest
         element."""
         refs = plan(self._store, self._task, self._caps, self._traits, parts, time)
@@ -213,7 +213,7 @@ class PlanAcrossBundles(beam.DoFn):
         held = self._with(before, part)
         # A part that would overfill the job isn't added: the job is planned without it, and the
         # part begins the next one.
-        if before.rows and self._filled(held) > 1:
+        if before.rows and self._filled_fraction(held) > 1:
             yield from self._take(parts, known)
             before, held = Gathered(), self._with(Gathered(), part)
         parts.add(tuple(part))
@@ -223,7 +223,7 @@ class PlanAcrossBundles(beam.DoFn):
             # The global window ends with the input, or at a drain.
             drain.set(GlobalWindow().max_timestamp())
             wait.set(held.due)
-        if self._filled(held) >= 1:
+        if self._filled_fraction(held) >= 1:
             yield from self._take(parts, known)
         else:
             known.write(tuple(held))
@@ -231,11 +231,11 @@ class PlanAcrossBundles(beam.DoFn):
     def _with(self, held: Gathered, part: PartRef) -> Gathered:
         return held.with_part(part, time.time() + self._settings.job_max_wait_seconds)
 
-    def _filled(self, held: Gathered) -> float:
-        return self._planner.filled(held.rows, held.size, held.tokens)
+    def _filled_fraction(self, held: Gathered) -> float:
+        return self._planner.filled_fraction(held.rows, held.size, held.tokens)
 
     @on_timer(WAIT)
-    def waited(
+    def on_wait(
         self,
         parts: Any = beam.DoFn.StateParam(PARTS),
         known: Any = beam.DoFn.StateParam(KNOWN),
@@ -266,7 +266,7 @@ class PlanAcrossBundles(beam.DoFn):
         return waits
 
     @on_timer(DRAIN)
-    def drained(
+    def on_drain(
         self,
         parts: Any = beam.DoFn.StateParam(PARTS),
         known: Any = beam.DoFn.StateParam(KNOWN),
@@ -283,4 +283,4 @@ class PlanAcrossBundles(beam.DoFn):
         parts.clear()
         known.clear()
         if held:
-            yield from self._planner.planned(held)
+            yield from self._planner.plan(held)

@@ -183,8 +183,8 @@ def _ask_in_levels(formed: Any, settings: Settings) -> pvalue.PCollection:
     whole = [each[WHOLE] for each in outputs] | "All groups" >> beam.Flatten()
     answered = whole | "Ask for the answer" >> AskPrompts(final)
     ended = [each[ENDED] for each in outputs] | "All that ended before" >> beam.Flatten()
-    answered = runners.shuffled(answered, "Apart from what asked")
-    ended = runners.shuffled(ended, "Apart from what formed")
+    answered = runners.reshuffled(answered, "Apart from what asked")
+    ended = runners.reshuffled(ended, "Apart from what formed")
     return (answered, ended) | "All ended" >> beam.Flatten()
 
 

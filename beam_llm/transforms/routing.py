@@ -42,7 +42,7 @@ def predict_by_model(
     predictions = [
         chosen[tag] | name >> _PredictWith(predict, by_model[name]) for name, tag in tags.items()
     ]
-    without = runners.shuffled(chosen[_NONE], "Apart from what chose")
+    without = runners.reshuffled(chosen[_NONE], "Apart from what chose")
     return (*predictions, without) | "All models" >> beam.Flatten()
 
 
@@ -65,7 +65,7 @@ class _PredictWith(beam.PTransform):
         predictions = self._predict(elements, self._settings)
         if self._settings.mode == "online":  # which are behind a shuffle already
             return predictions
-        return runners.shuffled(predictions, "Apart from what drives")
+        return runners.reshuffled(predictions, "Apart from what drives")
 
 
 class _ChooseModel(beam.DoFn):

@@ -78,7 +78,7 @@ def is_local(pipeline: Any) -> bool:
     return runner_kind(pipeline) == "local"
 
 
-def shuffled(pcoll: Any, label: str) -> Any:
+def reshuffled(pcoll: Any, label: str) -> Any:
     """The PCollection after a Reshuffle; on a local runner, where that is of no use, the
     PCollection itself.
 
