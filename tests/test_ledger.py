@@ -276,7 +276,7 @@ def test_a_snapshot_keeps_the_tail_short_and_knows_the_same(
     monkeypatch.setattr(
         Ledger, "intent", lambda self, number: read.append(number) or original(self, number)
     )
-    known = Ledger(store).known()
+    known = Ledger(store).known_keys()
     assert len(read) <= 3
     assert len(known) == 15
 

@@ -207,7 +207,7 @@ def test_what_was_spooled_for_another_question_makes_no_job(world: World) -> Non
     parts = world.spool(TEXTS, prompt="Is it spam? {{ element }}")
     with pytest.raises(UsageError, match="let the pipeline drain"):
         world.plan_parts(parts, prompt="Is it rude? {{ element }}")
-    assert Ledger(open_store(world.location)).known().last == 0
+    assert Ledger(open_store(world.location)).known_keys().last == 0
 
 
 def test_the_loser_of_a_race_leaves_to_the_winner_what_it_claimed(
