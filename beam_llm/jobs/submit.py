@@ -102,7 +102,7 @@ class Submission:
         if isinstance(decision, Split) and may_have_sent:
             return self._adopt_before_split(decision, status.attempt)
         # Creates that are never answered clearly, and of which no job is found, have an end, too.
-        end = self._last_error and self._given_up(self._last_error)
+        end = self._last_error and self._end_if_overdue(self._last_error)
         return decision or end or self._create(status)
 
     def _adopt_before_split(self, split: Split, attempt: int) -> Waiting | JobEnd | Split | None:
@@ -225,7 +225,7 @@ class Submission:
 
     def _unclear(self, attempt: int, error: CallError) -> Waiting | JobEnd | None:
         """The create had no clear answer: it may have made a job or not."""
-        self._last_error = error if self._given_up(error) else None
+        self._last_error = error if self._end_if_overdue(error) else None
         name, unclear = self._job.name, "job %s: create got no clear answer (%s); "
         if self._job.may_repeat_create:
             _LOG.info(unclear + "it is sent again under the same name", name, error.message)
