@@ -90,7 +90,8 @@ class Ask:
                 self._count_re_ask()
                 continue
             if self._context.asks_once:
-                is_answering = self._context.endpoint.answers_lately()
+                endpoint = self._context.endpoint
+                is_answering = endpoint.answers_lately() and not endpoint.outage.is_known()
                 self._state.tally.may_be_one = kind == Kind.REJECTED and is_answering
                 return
             step = next_step(

@@ -20,9 +20,9 @@ back by then. So only `threshold` fallbacks may begin after the last good answer
 one waits for their verdict. While good answers keep coming, a few bad replies among many wait for
 nothing.
 
-A server that fails at a prompt each time may do so because of one of its records, or for all. Until
-somebody gets a good answer, such prompts are halved one after the other: an outage costs few calls,
-and is waited for.
+A server that fails at a prompt each time may do so because of one of its records, or for all. An
+outage of moments has been waited for before (outage.py); of what is left, one prompt is halved, and
+the others wait for the verdict.
 """
 
 from __future__ import annotations
@@ -33,9 +33,6 @@ import math
 
 THRESHOLD = 8
 COOLDOWN_SECONDS = 30.0
-OUTAGE_SECONDS = 20.0
-"""So long a server that fails is tried by one prompt after another, before it is taken to fail for
-all: an outage of moments is waited for."""
 LEAST_CALLS, MOST_CALLS = 5, 8
 """Of a fallback before the first good answer: enough to halve twice and ask one record alone."""
 
@@ -103,9 +100,9 @@ class Breaker:
     def fruitless(self, now: float) -> None:
         """A fallback is spent and nothing good came of it."""
         self._fruitless += 1
-        is_outage = self._failing_since is not None and now >= self._failing_since + OUTAGE_SECONDS
-        is_known = self._opened_at is not None or not self.is_proven
-        if is_outage or is_known or self._fruitless >= self._threshold:
+        is_closed = self._opened_at is None and self.is_proven
+        is_failing = self._failing_since is not None
+        if is_failing or not is_closed or self._fruitless >= self._threshold:
             self._opened_at = now
             # Room for a probe, once the cool-down is over.
             self._begun = 0
@@ -175,6 +172,7 @@ class Fallback:
 
     Attributes:
       is_of_server: the server fails each time, which may be because of one of the records.
+      is_probe: it goes on without a good answer, and the breaker waits for what comes of it.
     """
 
     def __init__(self, guard: Guard):
@@ -182,7 +180,7 @@ class Fallback:
         self.is_of_server = False
         self._guard = guard
         self._has_answer = False
-        self._is_let_through = False  # by the breaker, which waits for a verdict
+        self.is_probe = False
         self._calls_left = 0  # while nobody has got a good answer
         self._under_way = 0  # requests, with their retries
         # Set when one of them has ended; made only where a part waits for that.
@@ -203,7 +201,7 @@ class Fallback:
         """A record got a good answer to what was sent then."""
         if not self._has_answer:
             self._has_answer = True
-            self._is_let_through = False
+            self.is_probe = False
             self._guard.good(sent_at)
 
     async def may_begin(self) -> bool:
@@ -211,10 +209,10 @@ class Fallback:
 
         Waits where it wants to see first how others fare.
         """
-        if not (self._has_answer or self._is_let_through):
-            self._is_let_through = await self._guard.may_fall_back(self.is_of_server)
+        if not (self._has_answer or self.is_probe):
+            self.is_probe = await self._guard.may_fall_back(self.is_of_server)
             self._calls_left = self._guard.breaker.calls_before_proof(self._guard.prompts)
-        return self._has_answer or self._is_let_through
+        return self._has_answer or self.is_probe
 
     async def affords(self, calls: int) -> bool:
         """Whether so many calls more may be made: any number once somebody has got a good answer.
@@ -242,7 +240,7 @@ class Fallback:
         `is_verdict`: it came to its own end, so that having no answer says something about the
         endpoint.
         """
-        if self._is_let_through:
+        if self.is_probe:
             if is_verdict:
                 self._guard.fruitless()
             else:

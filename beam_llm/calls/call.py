@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from beam_llm import events
 from beam_llm.calls.outage import Turn
 from beam_llm.calls.policy import Again, next_try, retries_seconds
-from beam_llm.calls.state import AskContext, Deadline, Member
-from beam_llm.calls.tally import Tally
+from beam_llm.calls.state import AskContext, AskState, Deadline, Member
 from beam_llm.errors import CallError, Kind, Remedy, Retryable, where_of
 from beam_llm.events import ACTIVITY
 from beam_llm.protocols import Admission, CompletionProvider
@@ -33,9 +32,9 @@ class Call:
     __slots__ = (
         "_context",
         "_deadline",
-        "_failed_at",
         "_members",
         "_request",
+        "_state",
         "_tally",
         "sent_at",
         "tries",
@@ -48,14 +47,14 @@ class Call:
         members: Sequence[Member],
         request: Request,
         deadline: Deadline,
-        tally: Tally,
+        state: AskState,
     ):
         self._context = context
         self._members = members
         self._request = request
         self._deadline = deadline
-        self._tally = tally
-        self._failed_at: float | None = None  # by the server, the first time
+        self._state = state
+        self._tally = state.tally
         self.sent_at = 0.0
         self.tries = 0
         self.waits = 0
@@ -81,28 +80,31 @@ class Call:
             finally:
                 if turn is Turn.ALONE:
                     self._context.endpoint.outage.ended(in_vain=in_vain)
-            turn = await self._turn(failed, again) if in_vain else Turn.ON
+            turn, seconds = Turn.ON, again.seconds
+            if (
+                in_vain and not again.is_wait
+            ):  # who was told when to come back waits for nobody else
+                turn, seconds = await self._turn(failed, again)
             self._count_again(failed, again)
-            await self._pause(again, turn)
+            await self._pause(seconds, turn)
             if again.is_wait:
                 self.waits += 1
             else:
                 self.tries += 1
 
-    async def _turn(self, error: CallError, again: Again) -> Turn:
-        """How it is sent again after an error of the server's; waits, where others are.
-
-        Who was told when to come back waits for nobody else. Nor do prompts of several records,
-        where one of these may be to blame: what is spent on their parts is the breaker's business.
+    async def _turn(self, error: CallError, again: Again) -> tuple[Turn, float]:
+        """How it is sent again after an error of the server's, and after which pause; waits, where
+        others are.
 
         Raises:
           CallError: the same, where it is not sent again.
         """
-        if again.is_wait or (len(self._members) > 1 and is_of_server(error)):
-            return Turn.ON
         context, outage = self._context, self._context.endpoint.outage
-        failed_at, now = self._failed_at, asyncio.get_running_loop().time()
-        self._failed_at = now if failed_at is None else failed_at
+        # Parts of a prompt that was waited for in vain: they are to show whether one record is why.
+        if self._state.fallback.is_probe and outage.is_known():
+            raise error
+        failed_at, now = self._state.failed_at, asyncio.get_running_loop().time()
+        self._state.failed_at = now if failed_at is None else failed_at
         own = again.seconds + retries_seconds(
             self.tries + 1, context.settings.max_retries, context.rng
         )
@@ -110,19 +112,18 @@ class Call:
         if turn is Turn.OVER:
             error.message += "; not sent again, for the server answers nobody"
             raise error
-        if self._deadline.left() <= self._pause_seconds(again, turn):
+        seconds = again.seconds
+        if turn is Turn.ALONE:
+            seconds = outage.pause_seconds(seconds, context.rng)
+        if self._deadline.left() <= seconds:
             if turn is Turn.ALONE:
                 outage.ended(in_vain=False)
             raise error
-        return turn
+        return turn, seconds
 
-    def _pause_seconds(self, again: Again, turn: Turn) -> float:
-        outage = self._context.endpoint.outage
-        return outage.pause_seconds(again.seconds) if turn is Turn.ALONE else again.seconds
-
-    async def _pause(self, again: Again, turn: Turn) -> None:
+    async def _pause(self, seconds: float, turn: Turn) -> None:
         try:
-            await asyncio.sleep(self._pause_seconds(again, turn))
+            await asyncio.sleep(seconds)
         except asyncio.CancelledError:
             if turn is Turn.ALONE:
                 self._context.endpoint.outage.ended(in_vain=False)

@@ -10,17 +10,23 @@ So an outage of moments is waited for, at the price of few calls, and uses up ha
 retries. A server that goes on failing is sent most records once; for as long as its retries would
 have taken, the record waits. Where there are but `FEW`, and nobody was ever answered, nobody waits:
 the address may be wrong, and who tries it out is to hear of it soon.
+
+A prompt of several records waits like any other. Given up, it is halved, for one of its records may
+be why: what is spent on that is the breaker's business (breaker.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import enum
+import random
 from collections import deque
 
-from beam_llm.calls.breaker import OUTAGE_SECONDS
 from beam_llm.calls.policy import longest_backoff
 
+OUTAGE_SECONDS = 20.0
+"""So long a server that fails is tried by one call after another, before it is taken to fail for
+all: an outage of moments is waited for."""
 LONGEST_PAUSE_SECONDS = 2.0
 """Between two calls to a server that fails: so much later at most its recovery is seen."""
 LEAST_IN_VAIN = 5
@@ -84,6 +90,14 @@ class Outage:
         # Of no outage where others are answered.
         self._is_given_up = self._since is not None
 
+    def is_known(self) -> bool:
+        """Whether nobody has been answered for as long as an outage is waited for, and somebody was
+        given up.
+        """
+        if self._since is None or not self._is_given_up:
+            return False
+        return asyncio.get_running_loop().time() >= self._since + OUTAGE_SECONDS
+
     async def turn(self, own_seconds: float, left_seconds: float, failed_at: float | None) -> Turn:
         """Waits, where another call is sent again now.
 
@@ -108,8 +122,8 @@ class Outage:
         if turn is not None:
             return turn
         # All tries of one at least: it may be that each needs several.
-        is_known = self._is_given_up and self._in_vain > max(before, LEAST_IN_VAIN - 1)
-        return Turn.OVER if is_known else Turn.ON
+        is_over = self._is_given_up and self._in_vain > max(before, LEAST_IN_VAIN - 1)
+        return Turn.OVER if is_over else Turn.ON
 
     async def _wait(self, seconds: float) -> Turn | None:
         """What the call is told; None where it is told nothing for so long."""
@@ -127,14 +141,15 @@ class Outage:
             return None
         return waiter.result()
 
-    def pause_seconds(self, own_seconds: float) -> float:
+    def pause_seconds(self, own_seconds: float, rng: random.Random) -> float:
         """Before a call is sent alone.
 
         Args:
           own_seconds: before its own next retry.
+          rng: for jitter: at an even pace a server that comes and goes may be met down each time.
         """
         pace = longest_backoff(self._in_vain - 1) if self._in_vain else 0.0
-        return max(own_seconds, min(pace, LONGEST_PAUSE_SECONDS))
+        return max(own_seconds, min(pace, LONGEST_PAUSE_SECONDS) * rng.uniform(0.5, 1.0))
 
 
 def _tell(waiter: asyncio.Future[Turn], turn: Turn) -> bool:

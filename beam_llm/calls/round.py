@@ -78,7 +78,7 @@ class Round:
             # What went wrong before says more than that the time was up in the end.
             fail(members, Failure(Kind.TIMED_OUT, message), keep_known=True)
             return members, Kind.TIMED_OUT
-        call = Call(self._context, members, request, deadline, self._ask.tally)
+        call = Call(self._context, members, request, deadline, self._ask)
         records, size = [member.record for member in members], self._context.size
         try:
             completion = await call.completion()

@@ -54,12 +54,14 @@ class AskState:
       fallback: what it may spend while it has no good answer.
       bills: every reply, with those who share its price.
       aborted: why no call can succeed any more.
+      failed_at: when the server failed at one of its calls first; None: it has not.
     """
 
     fallback: Fallback
     tally: Tally = field(default_factory=Tally)
     bills: list[tuple[Sequence[Member], Completion]] = field(default_factory=list)
     aborted: Aborted | None = None
+    failed_at: float | None = None
 
 
 class Deadline:
