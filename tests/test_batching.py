@@ -145,7 +145,7 @@ def test_what_a_batch_template_writes_is_never_counted_by_the_inputs_alone():
 )
 def test_a_record_too_large_for_any_prompt_is_told_by_size_limit_and_remedy(caps, one, words):
     batcher: Batcher[None] = Batcher(caps, count=no_better_count)
-    assert batcher.too_large(one)
+    assert batcher.is_too_large(one)
     failure = batcher.too_large_failure(one)
     assert failure.kind == Kind.TOO_LARGE
     assert failure.attempts == 0
@@ -154,14 +154,14 @@ def test_a_record_too_large_for_any_prompt_is_told_by_size_limit_and_remedy(caps
 
 def test_a_record_that_only_the_estimate_finds_too_large_is_not():
     batcher: Batcher[None] = Batcher(Caps(1, 100, None), count=lambda text, model: 91)
-    assert not batcher.too_large(record(95))
-    assert not batcher.too_large(record(50))
+    assert not batcher.is_too_large(record(95))
+    assert not batcher.is_too_large(record(50))
 
 
 def test_a_text_larger_than_the_window_is_found_by_its_estimate():
     text = "word " * 50_000
     batcher: Batcher[None] = Batcher(Caps(1, 40_000, None), count=no_better_count)
-    assert batcher.too_large(Record((text,), estimate_tokens(text)))
+    assert batcher.is_too_large(Record((text,), estimate_tokens(text)))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from beam_llm.config import settings
 from beam_llm.errors import CallError, Kind, PromptError, UsageError
 from beam_llm.prompting.batching import Batcher, prompt_caps
 from beam_llm.prompting.embed_task import EmbedTask
-from beam_llm.prompting.tokens import counted_tokens
+from beam_llm.prompting.tokens import count_tokens
 from beam_llm.prompting.vectors import pack, unpack
 from beam_llm.provider_table import PROVIDERS
 from beam_llm.providers import check, compile_task
@@ -169,11 +169,11 @@ def test_texts_fill_a_request_up_to_its_tokens_and_one_that_is_too_long_is_told(
     long = task.record({}, "word " * 6_000)
     prompts = [batch for _ in range(60) for batch in batcher.add(long, None)] + batcher.flush()
     assert len(prompts) > 1
-    count = partial(counted_tokens, model="text-embedding-3-small")
+    count = partial(count_tokens, model="text-embedding-3-small")
     assert all(sum(count(*r.inputs) for r, _ in prompt) <= 270_000 for prompt in prompts)
     too_long = task.record({}, "word " * 12_000)
-    assert batcher.too_large(too_long)
-    assert not batcher.too_large(long)
+    assert batcher.is_too_large(too_long)
+    assert not batcher.is_too_large(long)
     assert "8,201 fit" in batcher.too_large_failure(too_long).message
 
 

@@ -410,7 +410,7 @@ def test_a_prompt_is_full_where_its_images_fill_a_request():
     sizes = [[n for _, n in batch] for batch in [*closed, *batcher.flush()]]
     assert sizes == [[0, 1], [2, 3]]
     huge = task.record({"text": "a", "photo": RED + b"\0" * 3_000_000}, None)
-    assert batcher.too_large(huge)
+    assert batcher.is_too_large(huge)
     assert "the provider, or batch_max_bytes," in batcher.too_large_failure(huge).message
 
 

@@ -380,7 +380,9 @@ def test_a_batch_template_without_records_is_refused():
 )
 def test_only_fields_that_a_batch_template_may_read_are_carried(source, needed):
     assert (
-        BatchTemplate(source).needed({"id": 1, "day": datetime.date(2026, 1, 2), "name": "id"})
+        BatchTemplate(source).needed_fields(
+            {"id": 1, "day": datetime.date(2026, 1, 2), "name": "id"}
+        )
         == needed
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from beam_llm.prompting.tokens import counted_tokens
+from beam_llm.prompting.tokens import count_tokens
 from beam_llm.values import Request
 
 TEXT_ANSWER_TOKENS = 100
@@ -43,14 +43,12 @@ def tokens_of_answer(schema: Mapping[str, Any], *, text: bool = False) -> Answer
     shape = example.of(schema)
     free = example.free_strings * STRING_FIELD_TOKENS
     several = range(1, _SAMPLE + 1)  # several, for a token may reach from one answer into the next
-    keyed = counted_tokens("".join(f'"{number}":{shape},' for number in several)) / _SAMPLE
+    keyed = count_tokens("".join(f'"{number}":{shape},' for number in several)) / _SAMPLE
     numbered = (
-        counted_tokens("".join(f'{{"index":{number},"value":{shape}}},' for number in several))
+        count_tokens("".join(f'{{"index":{number},"value":{shape}}},' for number in several))
         / _SAMPLE
     )
-    return AnswerTokens(
-        counted_tokens(f'{{"value":{shape}}}') + free, keyed + free, numbered + free
-    )
+    return AnswerTokens(count_tokens(f'{{"value":{shape}}}') + free, keyed + free, numbered + free)
 
 
 class _Example:

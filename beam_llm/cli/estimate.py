@@ -228,7 +228,7 @@ class Forecaster:
 
     def add(self, record: Record) -> None:
         """Counts a record in; one that is too large for any prompt is counted apart."""
-        if self._batcher.too_large(record):
+        if self._batcher.is_too_large(record):
             self._too_large += 1
             return
         for batch in self._batcher.add(record, None):

@@ -20,7 +20,7 @@ from jinja2.sandbox import SandboxedEnvironment
 
 from beam_llm.errors import LLMError, UsageError
 from beam_llm.fronts.yaml import PROVIDERS_FILE
-from beam_llm.prompting.sandbox import BoundedEnvironment, bounded
+from beam_llm.prompting.sandbox import BoundedEnvironment, render_bounded
 
 _JINJA_HINT = (
     "Beam runs the file through Jinja2 first: write a prompt's own braces as "
@@ -125,7 +125,7 @@ def _rendered(text: str, variables: dict[str, Any], folder: str) -> str:
         undefined=jinja2.StrictUndefined, loader=jinja2.FunctionLoader(partial(_included, folder))
     )
     template = environment.from_string(_without_comments(text))
-    return bounded(template.generate, datetime=datetime, **variables)
+    return render_bounded(template.generate, datetime=datetime, **variables)
 
 
 def _included(folder: str, name: str) -> str | None:

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 FLOAT_TOLERANCE = 0.01
-"""Two numbers of which one has a fraction are the same where they differ by no more than this part
-of the larger of them, or of 1: a model that is asked twice for a score of 0…1 writes 0.8 and 0.805.
+"""Two numbers, at least one with a fraction, count as the same where they differ by at most this
+part of the larger one, or of 1: a model that is asked twice for a score of 0…1 writes 0.8 and
+0.805.
 """
 
 CONFIDENCE_95 = 1.959964
@@ -80,8 +81,8 @@ def same_answer(one: Any, other: Any, tolerance: float = FLOAT_TOLERANCE) -> boo
 
 
 def same_fields(one: Any, other: Any, tolerance: float = FLOAT_TOLERANCE) -> dict[str, bool]:
-    """Of two objects: for each field of the first, whether the second has the same there. Empty
-    where the first is not an object.
+    """For each field of the first object, whether the second has the same value there. Empty where
+    the first is not an object.
     """
     if not isinstance(one, Mapping):
         return {}
@@ -101,7 +102,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _same_number(one: float, other: float, tolerance: float) -> bool:
-    """Whole numbers count as they are: 3 stars are not 4, whatever the tolerance."""
+    """Integers have to be equal: 3 stars are not 4, whatever the tolerance."""
     if one == other:
         return True
     if isinstance(one, int) and isinstance(other, int):

@@ -1,4 +1,4 @@
-"""What no answer can be, whatever its type: and how an unusable type is spoken of."""
+"""What no answer can be, whatever its type, and the error for types that can't be used."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ USABLE = (
 )
 
 MOST_INTEGER = 2**63 - 1
-"""What the widest integer column holds: of Beam's rows, of Parquet, of a ledger."""
+"""The largest integer that Beam's rows, Parquet and the ledger can hold."""
 UNUSABLE_NUMBER = "a number is not finite, or needs more than 64 bits"
 TOO_DEEP = "nested too deeply"
 
 
 def has_usable_numbers(value: Any) -> bool:
-    """Whether no number inside is NaN, infinite or beyond 64 bits: JSON has no word for the first,
-    ledgers and rows no room for the last.
+    """Whether no number inside is NaN, infinite or beyond 64 bits: JSON can't write the first two,
+    and ledgers and rows can't hold the last.
 
     pydantic reads the string "nan" as a number in a model's fields, and integers of any length.
     """
@@ -49,17 +49,17 @@ def has_usable_numbers(value: Any) -> bool:
     return True
 
 
-def unusable(declared: Any, why: str) -> UsageError:
-    """The error of a type that no answer can have; says which types can be used."""
+def unusable_type(declared: Any, why: str) -> UsageError:
+    """The error for a type that no answer can have; it names the types that can be used."""
     return UsageError(
-        f"output is {_short(declared)}: it can't be used as the type of an answer "
+        f"output is {_short_repr(declared)}: it can't be used as the type of an answer "
         f"({why}); use {USABLE}"
     )
 
 
-def _short(declared: Any) -> str:
+def _short_repr(declared: Any) -> str:
     try:
         text = repr(declared)
-    except Exception:  # of the user's own class
+    except Exception:  # raised by the user's own class
         text = f"a {type(declared).__name__}"
     return text if len(text) <= 80 else text[:77] + "…"

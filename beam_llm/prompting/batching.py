@@ -14,7 +14,7 @@ from beam_llm.caps import RECORD_OVERHEAD_TOKENS, Caps, tokens_of
 from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind, UsageError
 from beam_llm.pricing import window_of
-from beam_llm.prompting.tokens import counted_tokens
+from beam_llm.prompting.tokens import count_tokens
 from beam_llm.protocols import Task
 from beam_llm.values import Record
 
@@ -60,8 +60,8 @@ def prompt_ends(
     record.
 
     Args:
-      token_sums: of `tokens_of` each record, from the first to this one.
-      byte_sums: of its bytes; None where no cap asks for them.
+      token_sums: running sums of `tokens_of` the records.
+      byte_sums: running sums of their bytes; None where no cap needs them.
     """
     ends, start, tokens_before, bytes_before = [], 0, 0, 0
     while start < len(token_sums):
@@ -76,7 +76,7 @@ def prompt_ends(
         ):
             end = bisect_right(byte_sums, bytes_before + caps.bytes, start, end)
         if end < most:
-            # At least one: a record that passes a cap alone has a prompt alone.
+            # At least one: a record that exceeds a cap on its own gets a prompt of its own.
             end = start + common_count(max(end - start, 1))
         ends.append(end)
         start, tokens_before = end, token_sums[end - 1]
@@ -94,7 +94,7 @@ def prompt_caps(settings: Settings, task: Task) -> Caps:
 
 
 def caps_of(settings: Settings, shared_tokens: int, window: int | None) -> Caps:
-    """The caps that settings and the model's window give.
+    """The caps that follow from the settings and the model's window.
 
     Args:
       shared_tokens: input tokens of the prompt without records (instruction, schema, system
@@ -159,7 +159,7 @@ class Batcher(Generic[T]):
     )
 
     def __init__(
-        self, caps: Caps, model: str = "", count: Callable[[str, str], int] = counted_tokens
+        self, caps: Caps, model: str = "", count: Callable[[str, str], int] = count_tokens
     ):
         self._caps = caps
         self._most_of_record = caps.most_of_record
@@ -170,22 +170,23 @@ class Batcher(Generic[T]):
         self._bytes = 0
         self._exact = False
 
-    def add(self, record: Record, carried: T) -> list[list[tuple[Record, T]]]:
-        """Takes a record; returns the prompt batches that are full now, in order; mostly none or
-        one."""
+    def add(self, record: Record, payload: T) -> list[list[tuple[Record, T]]]:
+        """Adds a record; returns the prompt batches that are full now, in order; mostly none or
+        one.
+        """
         closed = []
         caps = self._caps
         size = caps.bytes_of(record)
         tokens = record.tokens + RECORD_OVERHEAD_TOKENS
         # An exact sum stays exact: whatever joins the open prompt is then counted exactly, too.
         if self._tokens + tokens > caps.tokens or self._exact:
-            tokens = self._refined(record)
+            tokens = self._exact_tokens(record)
         # Perhaps twice: records above a common count stay open, and may leave no room either.
         while self._members and not caps.hold(self._tokens + tokens, self._bytes + size):
             closed.append(self._close_at_common_count())
         self._tokens += tokens
         self._bytes += size
-        self._members.append((record, carried))
+        self._members.append((record, payload))
         if len(self._members) >= caps.records:
             closed.append(self._close())
         return closed
@@ -194,10 +195,10 @@ class Batcher(Generic[T]):
         """The prompt that is still open, if it holds anything."""
         return [self._close()] if self._members else []
 
-    def too_large(self, record: Record) -> bool:
+    def is_too_large(self, record: Record) -> bool:
         """Whether the record alone passes a cap, so that no prompt can hold it."""
         most = self._most_of_record
-        # Written out, as in `add`: once per record.
+        # Written out for speed, as in `add`: it runs once per record.
         if record.tokens + RECORD_OVERHEAD_TOKENS > most and self._count(record) > most:
             return True
         return self._caps.bytes is not None and self._caps.bytes_of(record) > self._caps.bytes
@@ -218,7 +219,7 @@ class Batcher(Generic[T]):
             "Shorten the text, or raise max_input_tokens or context_window",
         )
 
-    def _refined(self, record: Record) -> int:
+    def _exact_tokens(self, record: Record) -> int:
         """The record's tokens, counted exactly where possible. The first time, the open prompt's
         are counted as well."""
         if not self._exact:
@@ -227,8 +228,7 @@ class Batcher(Generic[T]):
         return self._count(record)
 
     def _count(self, record: Record) -> int:
-        """The record's tokens as near to the truth as possible, and never more than
-        `record.tokens`."""
+        """The record's tokens as exactly as possible, and never more than `record.tokens`."""
         # A batch template writes more than the inputs, and images have tokens, too.
         if record.fields is not None or record.media:
             return tokens_of(record)

@@ -89,12 +89,12 @@ class ChatTask:
         )
         source = settings.batch_prompt_template
         self._batch_template = BatchTemplate(source) if source is not None else None
-        self._batchless_tokens = _batchless_tokens(self._batch_template)
+        self._template_tokens = _template_tokens(self._batch_template)
         self._may_batch = settings.batch_size != 1
         self._media = media_of(settings, media_limits)
         self._kind = reply_kind(settings)
         self._extra = dict(settings.extra_body or {})
-        self._enforced_schema = enforced_schema or _enforces_nothing
+        self._enforced_schema = enforced_schema or _enforce_nothing
         self._build_reply_tools()
         self.fingerprint = _fingerprint(settings, self.output)
         self._hasher = hashlib.sha256(self.fingerprint)
@@ -135,13 +135,13 @@ class ChatTask:
         return self.output.schema
 
     def caps(self, window: int | None) -> Caps:
-        """How much one prompt holds, by the model's window and what the provider takes of images.
+        """How much one prompt holds, by the model's window and the provider's limits on images.
 
         Raises:
           UsageError: where the prompt alone leaves no room for any record.
         """
         caps = caps_of(self.settings, self.shared_tokens, window)
-        return caps if self._media is None else self._media.narrowed(caps)
+        return caps if self._media is None else self._media.narrow_caps(caps)
 
     # Records: once per element
 
@@ -152,8 +152,8 @@ class ChatTask:
 
         Args:
           fields: the element's fields by name; empty for a string.
-          element: the whole of it.
-          count: tokens of a text, from above.
+          element: the complete element.
+          count: tokens of a text, an upper estimate.
 
         Raises:
           PromptError: where the element does not fit the prompt.
@@ -170,7 +170,7 @@ class ChatTask:
         if self._media is not None:
             media = self._media.read(fields, element)
             tokens += self._media.tokens(media)
-            fields, element = self._media.masked(fields, element)
+            fields, element = self._media.mask_images(fields, element)
         inputs = self._template.inputs(fields, element)
         tokens += sum(map(count, inputs))
         if self._batch_template is None:
@@ -178,13 +178,18 @@ class ChatTask:
                 self._template.check_inputs(inputs, fields, element)
             record_id = record_id_of(self.settings.record_id, fields)
             return Record(inputs, tokens, None, record_id, media)
-        needed = self._batch_template.needed(fields)
+        needed = self._batch_template.needed_fields(fields)
         # Rendered for this record alone first, so that an error in the template ends only this
         # record.
         view = RecordView(1, self._template.fill(inputs), needed)
-        written = estimate_tokens(self._batch_template.render([view], "")) - self._batchless_tokens
+        rendered_tokens = (
+            estimate_tokens(self._batch_template.render([view], "")) - self._template_tokens
+        )
         return Record(
-            inputs, max(tokens, written), needed, record_id_of(self.settings.record_id, fields)
+            inputs,
+            max(tokens, rendered_tokens),
+            needed,
+            record_id_of(self.settings.record_id, fields),
         )
 
     def key(self, record: Record) -> bytes:
@@ -204,18 +209,18 @@ class ChatTask:
             parts += ["media", *media]
         # A single text needs no frame: whether there is one is the same for all records of a task.
         is_bare = len(parts) == 1 and self._media is None
-        hasher.update(parts[0].encode() if is_bare else _framed(parts))
+        hasher.update(parts[0].encode() if is_bare else _frame_texts(parts))
         return hasher.digest()[:RECORD_KEY_BYTES]
 
     # Requests: once per prompt
 
     def render(self, records: Sequence[Record], enforced: bool = True, note: str = "") -> Request:
-        """The request that asks about 1…n records; about one, what a person would send.
+        """The request about 1…n records; for one record, it is what a person would send.
 
         Args:
-          enforced: this endpoint holds replies to their schema, as far as is known. Where it does
-            not, several records' answers are asked for as an array of numbered ones.
-          note: a sentence to add, where the same was asked before and the reply was no good.
+          enforced: whether this endpoint enforces schemas, as far as is known. If not, answers to
+            several records are requested as a numbered array.
+          note: a sentence to add where the same was asked before and the reply was useless.
 
         Raises:
           PromptError: where a user's batch template fails on these records together.
@@ -223,12 +228,14 @@ class ChatTask:
         count, reply_format = len(records), self._reply_format
         is_single = self._is_single(count)
         is_keyed = not is_single and enforced and reply_format.is_keyed(count)
-        asked = (
-            self._text.of_one(records[0]) if is_single else self._text.of_several(records, is_keyed)
+        message = (
+            self._text.message_about_one(records[0])
+            if is_single
+            else self._text.message_about_several(records, is_keyed)
         )
         if note:
-            asked = dataclasses.replace(asked, content=f"{asked.content}\n\n{note}")
-        messages: tuple[Message, ...] = (asked,)
+            message = dataclasses.replace(message, content=f"{message.content}\n\n{note}")
+        messages: tuple[Message, ...] = (message,)
         system = self.settings.system_prompt
         if system:
             messages = (Message("system", system, len(system)), *messages)
@@ -261,7 +268,7 @@ class ChatTask:
         return size
 
     def _is_single(self, count: int) -> bool:
-        """Whether the record goes without an envelope."""
+        """Whether a record is sent without an envelope."""
         if count != 1 or (self._batch_template is not None and self._may_batch):
             return False
         return self.output.is_text or self._kind in ("json", "custom")
@@ -269,13 +276,14 @@ class ChatTask:
     # Replies
 
     def read(self, count: int, completion: Completion) -> Reading:
-        """What the reply says about the `count` records of its prompt. Never raises, whatever a
-        model writes or a user's class does."""
+        """The answers that the reply gives to the `count` records of its prompt. Never raises,
+        whatever a model writes or a user's class does.
+        """
         return self._reply_reader.read(count, completion, self._is_single(count))
 
     def plain_answer(self, text: str) -> bytes | None:
-        """The answer to a single record, as JSON for `load`, where a reply that ended well is
-        nothing but what was asked for: what `read` and `stored` give, in half the time.
+        """The answer to a single record, as JSON for `load`, where the reply ended well and holds
+        nothing else: the result of `read` and `stored` in half the time.
 
         Returns:
           None for any other reply, good ones among them.
@@ -283,8 +291,9 @@ class ChatTask:
         return self._reply_reader.plain_answer(text)
 
     def stored(self, reading: Reading, index: int) -> Any:
-        """The answer as JSON from which `load` makes the same value, whatever validators its class
-        has."""
+        """The answer as JSON from which `load` restores the same value, whatever validators its
+        class has.
+        """
         return self._reply_reader.stored(reading, index)
 
     def dump(self, value: Any) -> Any:
@@ -295,33 +304,33 @@ class ChatTask:
         """The typed value of a stored answer.
 
         Raises:
-          ValueError: the class of today does not take it; with a short reason that does not hold
+          ValueError: today's class does not accept it; with a short reason that does not contain
             the value.
         """
         return self.output.load(data)
 
 
-def _enforces_nothing(schema: Schema) -> Schema | None:
+def _enforce_nothing(schema: Schema) -> Schema | None:
     """For a provider that enforces no schema."""
     return None
 
 
-def _batchless_tokens(template: BatchTemplate | None) -> int:
-    """Estimated tokens of a batch template's own text: what it writes about no record at all."""
+def _template_tokens(template: BatchTemplate | None) -> int:
+    """Estimated tokens of a batch template's own text, rendered without any record."""
     try:
         return estimate_tokens(template.render([], "")) if template is not None else 0
     except PromptError:
         return 0
 
 
-def _framed(texts: Sequence[str]) -> bytes:
+def _frame_texts(texts: Sequence[str]) -> bytes:
     """The texts as bytes that keep them apart."""
     encoded = [text.encode() for text in texts]
     return b"".join([b"%d:%b" % (len(text), text) for text in encoded])
 
 
 def _fingerprint(settings: Settings, output: Output) -> bytes:
-    """sha256 over all that shapes an answer except the record, its batch and the limits of calls.
+    """sha256 over all that shapes an answer, except the record, its batch and the limits of calls.
 
     It has the neutral schema: answers stay known when a provider's dialect changes.
     """

@@ -39,20 +39,24 @@ FINGERPRINT_VERSION = 1
 """Changed only when the same settings have to ask anew: it makes all known vectors unknown."""
 
 LARGEST_VECTOR = 3_072
-"""Numbers of a vector where nobody has chosen: text-embedding-3-large's and gemini-embedding-001's.
-Of the models in use only Qwen3's have more (4,096). Source: the models' cards, 2026-11."""
+"""Numbers in a vector where the user has not chosen: as text-embedding-3-large and
+gemini-embedding-001 give. Of the models in use only Qwen3's have more (4,096). Source: the models'
+cards, 2026-11.
+"""
 
 REPLY_SHARE = 0.8
 """The fraction of `max_reply_bytes` that the vectors of one request may take."""
 
 LIVE_NUMBERS = 2**18
-"""Numbers that the vectors of one live request have where nobody has chosen its size: 8 MB as
+"""Numbers in the vectors of one live request where the user has not chosen its size: 8 MB as
 Python's floats, with dozens of replies at a time in a worker. More saves nothing: 30,000 vectors of
-1,536 numbers took 12 s in requests of 1,893 texts and 1.3 GB, and 11 s in requests of 128."""
+1,536 numbers took 12 s in requests of 1,893 texts and 1.3 GB, and 11 s in requests of 128.
+"""
 
 REQUEST_SHARE = 0.9
 """How much of a provider's limit on a request's tokens is used: an estimate may be a tenth too low,
-and a request that is refused is asked for again in pieces."""
+and a refused request is sent again in pieces.
+"""
 
 
 class EmbedTask:
@@ -95,7 +99,7 @@ class EmbedTask:
         self._hasher = hashlib.sha256(self.fingerprint)
 
     def caps(self, window: int | None) -> Caps:
-        """How much one request holds: as the provider says, which a window doesn't change."""
+        """How much one request holds, by the provider's limits; the window doesn't matter."""
         return self._caps
 
     def record(
@@ -122,8 +126,9 @@ class EmbedTask:
         return hasher.digest()[:RECORD_KEY_BYTES]
 
     def render(self, records: Sequence[Record], enforced: bool = True, note: str = "") -> Request:
-        """The request for the vectors of 1…n records. It has no words to change: `enforced` and
-        `note` are for models that read."""
+        """The request for the vectors of 1…n records. `enforced` and `note` are ignored: there are
+        no instructions to change.
+        """
         return Request(
             model=self.settings.model_name,
             messages=(),
@@ -147,25 +152,29 @@ class EmbedTask:
         """
         vectors = completion.vectors
         if vectors is None:
-            return _unreadable("the reply holds no vectors")
-        strangers = [v.place for v in vectors if v.place is not None and not 0 <= v.place < count]
-        if strangers:
-            reason = f"the reply has a vector of text {strangers[0]}, asked for 0 to {count - 1}"
-            return _unreadable(reason, "unknown_index")
-        found, warnings = _by_index(vectors)
-        expected = self.settings.dimensions or _usual_length(found)
+            return _unreadable_reading("the reply holds no vectors")
+        unknown_places = [
+            v.place for v in vectors if v.place is not None and not 0 <= v.place < count
+        ]
+        if unknown_places:
+            reason = (
+                f"the reply has a vector of text {unknown_places[0]}, asked for 0 to {count - 1}"
+            )
+            return _unreadable_reading(reason, "unknown_index")
+        numbers_by_index, warnings = _numbers_by_index(vectors)
+        expected = self.settings.dimensions or _usual_length(numbers_by_index)
         values: dict[int, list[float]] = {}
         failures: dict[int, Failure] = {}
-        for index, numbers in found.items():
-            wrong = self._wrong(numbers, expected)
-            if wrong is not None:
-                failures[index] = Failure(Kind.INVALID, wrong)
+        for index, numbers in numbers_by_index.items():
+            problem = self._vector_problem(numbers, expected)
+            if problem is not None:
+                failures[index] = Failure(Kind.INVALID, problem)
             elif numbers is not None:
                 values[index] = unpack(numbers)
-        kept = {index: found[index] for index in values}
+        kept = {index: numbers_by_index[index] for index in values}
         return Reading(values, failures, None, tuple(sorted(warnings)), kept)
 
-    def _wrong(self, numbers: bytes | None, expected: int | None) -> str | None:
+    def _vector_problem(self, numbers: bytes | None, expected: int | None) -> str | None:
         """Why these are not the numbers of a vector; None where they are."""
         if numbers is None or not numbers:
             return "the reply has something else in the place of the vector's numbers"
@@ -176,7 +185,7 @@ class EmbedTask:
             return f"the vector has {len(numbers) // 4:,} numbers; {asked} {expected:,}"
         if not is_finite(numbers):
             return "a number of the vector is infinite or not a number"
-        # It has no direction: it is as near to one text as to any other, or divides by zero.
+        # It has no direction: it is equally near to every text, or divides by zero.
         return (
             "all numbers of the vector are 0, so that it says nothing of the text"
             if is_zero(numbers)
@@ -184,12 +193,13 @@ class EmbedTask:
         )
 
     def plain_answer(self, text: str) -> bytes | None:
-        """None: a vector is no text."""
+        """None: a vector is not a text."""
         return None
 
     def stored(self, reading: Reading, index: int) -> str:
-        """The vector's bytes in base64, from which `load` makes the same numbers: a third of what
-        they take as JSON, and read ten times as fast."""
+        """The vector's bytes in base64, from which `load` restores the same numbers: a third of the
+        size of JSON, and read ten times as fast.
+        """
         return base64.b64encode(reading.raws[index]).decode()
 
     def dump(self, value: Any) -> Any:
@@ -197,10 +207,10 @@ class EmbedTask:
         return list(value)
 
     def load(self, data: Any) -> list[float]:
-        """The vector of what `stored` gave.
+        """The vector from the result of `stored`.
 
         Raises:
-          ValueError: it is none, or of other dimensions than are asked for today.
+          ValueError: it is not a vector, or has other dimensions than are requested today.
         """
         if not isinstance(data, str):
             raise ValueError("not a stored vector")
@@ -213,37 +223,40 @@ class EmbedTask:
         return numbers
 
 
-def _by_index(vectors: Sequence[Vector]) -> tuple[dict[int, bytes | None], set[str]]:
-    """The numbers by the index of their record, 1…n, and what was odd; without those of which two
-    vectors say different things."""
-    found: dict[int, bytes | None] = {}
+def _numbers_by_index(vectors: Sequence[Vector]) -> tuple[dict[int, bytes | None], set[str]]:
+    """The numbers by the index of their record, 1…n, and the warnings; without records for which
+    two vectors differ.
+    """
+    numbers_by_index: dict[int, bytes | None] = {}
     warnings: set[str] = set()
     clashing: set[int] = set()
     for place, numbers in vectors:
         if place is None:
             warnings.add("no_index")
-        elif place + 1 not in found:
-            found[place + 1] = numbers
+        elif place + 1 not in numbers_by_index:
+            numbers_by_index[place + 1] = numbers
         else:
             warnings.add("duplicate_index")
-            if found[place + 1] != numbers:
+            if numbers_by_index[place + 1] != numbers:
                 clashing.add(place + 1)
-    return {index: found[index] for index in found if index not in clashing}, warnings
+    return {
+        index: numbers_by_index[index] for index in numbers_by_index if index not in clashing
+    }, warnings
 
 
-def _usual_length(found: Mapping[int, bytes | None]) -> int | None:
-    """Numbers that more than half of the vectors have; None where no number is that common."""
-    lengths = Counter(len(numbers) for numbers in found.values() if numbers)
+def _usual_length(numbers_by_index: Mapping[int, bytes | None]) -> int | None:
+    """The length that more than half of the vectors have; None where no length is that common."""
+    lengths = Counter(len(numbers) for numbers in numbers_by_index.values() if numbers)
     [(length, times)] = lengths.most_common(1) or [(0, 0)]
     return length // 4 if 2 * times > lengths.total() else None
 
 
-def _unreadable(reason: str, *warnings: str) -> Reading:
+def _unreadable_reading(reason: str, *warnings: str) -> Reading:
     return Reading({}, {}, Failure(Kind.UNREADABLE, reason), warnings)
 
 
 def _caps(settings: Settings, limits: EmbedLimits) -> Caps:
-    """How much one request holds: as the provider says, and as its reply may be large."""
+    """How much one request holds, by the provider's limits and the largest reply."""
     if settings.batch_size != "auto" and settings.batch_size > limits.inputs:
         most = f"{limits.inputs:,} texts a request at most"
         if limits.inputs == 1:
@@ -254,15 +267,15 @@ def _caps(settings: Settings, limits: EmbedLimits) -> Caps:
         )
     vector_bytes = limits.number_bytes * (settings.dimensions or LARGEST_VECTOR)
     fitting = int(settings.max_reply_bytes * REPLY_SHARE / vector_bytes)
-    records = max(min(_wanted(settings, limits), fitting), 1)
+    records = max(min(_records_per_request(settings, limits), fitting), 1)
     each = settings.context_window or limits.input_tokens or UNKNOWN_WINDOW
     together = int((limits.request_tokens or 0) * REQUEST_SHARE) or each * records
     tokens = min(together, settings.max_input_tokens or together)
     return Caps(records, tokens, settings.batch_max_bytes, each)
 
 
-def _wanted(settings: Settings, limits: EmbedLimits) -> int:
-    """How many texts a request is to have, if its reply holds them."""
+def _records_per_request(settings: Settings, limits: EmbedLimits) -> int:
+    """How many texts a request should have, if the reply can hold their vectors."""
     if settings.batch_size != "auto":
         return settings.batch_size
     usual = limits.usual_inputs or limits.inputs
@@ -272,7 +285,7 @@ def _wanted(settings: Settings, limits: EmbedLimits) -> int:
 
 
 def _fingerprint(settings: Settings, limits: EmbedLimits) -> bytes:
-    """sha256 over all that shapes a vector except its text."""
+    """sha256 over everything that shapes a vector, except its text."""
     given = settings.provider_options or {}
     options = {name: given[name] for name in limits.shaping_options if name in given}
     shaping = {
@@ -283,7 +296,7 @@ def _fingerprint(settings: Settings, limits: EmbedLimits) -> bytes:
         "dimensions": settings.dimensions,
         "extra_body": dict(settings.extra_body or {}),
         "fresh": settings.fresh,
-        # Without them as it was before there were any: what is known stays known.
+        # Left out where there are none, so that vectors from before these options stay known.
         **({"provider_options": options} if options else {}),
     }
     return hashlib.sha256(orjson.dumps(shaping, option=orjson.OPT_SORT_KEYS)).digest()

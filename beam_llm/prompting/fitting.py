@@ -1,8 +1,8 @@
-"""Whether JSON can be what a schema says, as far as its shape and its fixed words tell: for unions,
-for booleans in a number's place, and for fixed words in another case.
+"""Whether JSON fits a schema, judged by its shape and its fixed words only: for unions, for
+booleans in a number's place, and for fixed words in another case.
 
-A validator says whether a value fits; this says of which member of a union it is one, before
-anything is converted.
+A validator says whether a value fits; this says which member of a union it fits, before anything is
+converted.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from beam_llm.values import Schema
 
 
 class Fit(enum.IntEnum):
-    """How a value and a schema go together; the larger number is the better fit."""
+    """How well a value fits a schema; a larger number is a better fit."""
 
     OTHER = 0
     """Another shape, or another fixed word: the value is meant for another schema."""
 
     BOOLEAN_AS_NUMBER = 1
-    """It would fit, but for a boolean where a number has to be."""
+    """It would fit, except for a boolean where a number has to be."""
 
     GOOD = 2
 
 
-# A reference may lead back to itself, and would be followed for ever.
+# A reference may lead back to itself; without a bound it would be followed for ever.
 _MOST_REFERENCES = 20
 _KINDS: dict[type, str] = {dict: "object", list: "array", bool: "boolean"}
 
 
 def fit(raw: Any, schema: Mapping[str, Any], root: Schema) -> Fit:
-    """How well `raw`, as JSON gives it, fits. Numbers and strings may stand for one another
-    (`"4"`): only fixed words tell them apart.
+    """How well the JSON value `raw` fits. Numbers and strings may replace one another (`"4"`),
+    except among fixed words.
 
     Args:
       root: where the schema's references lead.
@@ -45,8 +45,9 @@ def fit(raw: Any, schema: Mapping[str, Any], root: Schema) -> Fit:
 
 
 class _Fitting:
-    """One value's look at a schema. Each part of it is compared once with each schema, however
-    often unions meet it: linear."""
+    """Compares one value with a schema. Each part of it is compared only once with each schema,
+    however often unions contain it, so the time is linear.
+    """
 
     def __init__(self, root: Schema):
         self._root = root
@@ -55,14 +56,14 @@ class _Fitting:
     def fit(self, raw: Any, schema: Mapping[str, Any]) -> Fit:
         if not isinstance(raw, (dict, list)):
             return self._fit(raw, schema)
-        # By identity: neither can be hashed, and both live as long as this look does.
+        # By identity: neither can be hashed, and both outlive this comparison.
         pair = (id(raw), id(schema))
         if pair not in self._known:
             self._known[pair] = self._fit(raw, schema)
         return self._known[pair]
 
     def _fit(self, raw: Any, schema: Mapping[str, Any]) -> Fit:
-        schema = meant(schema, self._root)
+        schema = dereferenced(schema, self._root)
         members = [member for word in ("anyOf", "oneOf") for member in schema.get(word, ())]
         if members:
             return max(self.fit(raw, member) for member in members)
@@ -81,31 +82,36 @@ class _Fitting:
         if any(name not in raw for name in schema.get("required", ())):
             return Fit.OTHER
         pairs = [(value, fields.get(name, others)) for name, value in raw.items()]
-        return _worst(self.fit(value, field) for value, field in pairs if isinstance(field, dict))
+        return _worst_fit(
+            self.fit(value, field) for value, field in pairs if isinstance(field, dict)
+        )
 
     def _fit_of_list(self, raw: list[Any], schema: Mapping[str, Any]) -> Fit:
         first, others = schema.get("prefixItems", []), schema.get("items")
         pairs = [
             (item, first[place] if place < len(first) else others) for place, item in enumerate(raw)
         ]
-        return _worst(self.fit(item, member) for item, member in pairs if isinstance(member, dict))
+        return _worst_fit(
+            self.fit(item, member) for item, member in pairs if isinstance(member, dict)
+        )
 
 
 def _fit_of_word(raw: Any, words: Iterable[Any]) -> Fit:
-    # True equals 1 in Python, and as a fixed word is another one.
+    # True equals 1 in Python, but as a fixed word it is a different one.
     if any(word == raw and isinstance(word, bool) == isinstance(raw, bool) for word in words):
         return Fit.GOOD
     return Fit.BOOLEAN_AS_NUMBER if isinstance(raw, bool) and raw in words else Fit.OTHER
 
 
-def _worst(found: Iterable[Fit]) -> Fit:
-    """Of several parts: a boolean in a number's place counts, whatever else is wrong; validators
-    judge the rest."""
+def _worst_fit(found: Iterable[Fit]) -> Fit:
+    """The worst fit among several parts: a boolean in a number's place comes first, whatever else
+    is wrong; validators judge the rest.
+    """
     seen = set(found)
     return next((one for one in (Fit.BOOLEAN_AS_NUMBER, Fit.OTHER) if one in seen), Fit.GOOD)
 
 
-def meant(schema: Mapping[str, Any], root: Schema) -> Mapping[str, Any]:
+def dereferenced(schema: Mapping[str, Any], root: Schema) -> Mapping[str, Any]:
     """The schema behind references."""
     for _ in range(_MOST_REFERENCES):
         if "$ref" not in schema:
@@ -116,7 +122,7 @@ def meant(schema: Mapping[str, Any], root: Schema) -> Mapping[str, Any]:
 
 
 def words_of(schema: Mapping[str, Any]) -> list[Any]:
-    """The fixed words of which an answer is one; empty where there are none."""
+    """The fixed words that an answer may be; empty where there are none."""
     return (
         list(schema["enum"]) if "enum" in schema else [schema["const"]] if "const" in schema else []
     )
@@ -129,15 +135,15 @@ def kinds_of(schema: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def respelled(raw: Any, schema: Any, root: Schema) -> Any:
-    """`raw` with its fixed words as the schema spells them, where they differ in case alone.
+    """`raw` with its fixed words as the schema spells them, where they differ only in case.
 
     Args:
       root: where the schema's references lead.
     """
     if not isinstance(schema, Mapping):
         return raw
-    schema = meant(schema, root)
-    # Of a union, as of `Mood | None`, the one member that isn't null.
+    schema = dereferenced(schema, root)
+    # For a union such as `Mood | None`, the one member that isn't null.
     members = [part for part in schema.get("anyOf", ()) if part != {"type": "null"}]
     if len(members) == 1:
         return respelled(raw, members[0], root)
@@ -152,14 +158,15 @@ def respelled(raw: Any, schema: Any, root: Schema) -> Any:
 
 
 def choice_of(text: str, known: Mapping[str, Any], otherwise: Any) -> Any:
-    """What `text` spells of these `choices`, perhaps in another case."""
+    """The one of these `choices` that `text` spells, perhaps in another case."""
     text = text.strip()
     return known.get(text, known.get(text.casefold(), otherwise))
 
 
 def choices(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Spelling → raw value for a schema that is a closed list of scalars; the exact spelling goes
-    before the folded."""
+    """Spelling → raw value for a schema that is a closed list of scalars; the exact spelling takes
+    precedence over the folded one.
+    """
     exact: dict[str, Any] = {}
     folded: dict[str, list[Any]] = {}
     for member in words_of(schema):

@@ -1,4 +1,4 @@
-"""What an image's first bytes say: its kind, and its width and height. Nothing is decoded."""
+"""An image's kind, width and height from its first bytes. Nothing is decoded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WORDS = {
 """MIME type → what people call it."""
 
 ENDINGS = {"png": PNG, "jpg": JPEG, "jpeg": JPEG, "webp": WEBP, "gif": GIF}
-"""Of a name → the kind that it promises."""
+"""A file name's ending → the kind that it promises."""
 
 # The last five are known so that an error can name them; no provider's row has them.
 _MAGIC = (
@@ -38,11 +38,11 @@ _MAGIC = (
 )
 
 _MOST_SEGMENTS = 1_000
-"""Of a JPEG that are looked at before its frame: cameras write some dozens."""
+"""Segments of a JPEG to read before its frame: cameras write some dozens."""
 
 
 def kind_of(data: bytes) -> str | None:
-    """The MIME type by the file's first bytes; None of what is not known."""
+    """The MIME type by the file's first bytes; None where it is not known."""
     kind = next((kind for kind, at, magic in _MAGIC if data.startswith(magic, at)), None)
     # A WebP is one of several files that begin with RIFF and their length.
     return None if kind == WEBP and not data.startswith(b"RIFF") else kind
@@ -87,7 +87,7 @@ def _jpeg(data: bytes) -> tuple[int, int]:
         while data[at] == 0xFF and data[at + 1] == 0xFF:  # fill bytes
             at += 1
         marker = data[at + 1]
-        # A frame's header, of whatever coding; C4, C8 and CC are tables.
+        # A frame's header, whatever its coding; C4, C8 and CC are tables.
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack_from(">HH", data, at + 5)
             return width, height

@@ -1,7 +1,7 @@
 """Fields that hold images: read from an element, and put beside the texts of a prompt.
 
-one record    the prompt's text, then its images
-n records     each record's line, then its images, each under a line that says whose it is:
+one record    the prompt's text, then its images n records     each record's line, then its images,
+each under a line that names its record:
               Input 3: "…"
               Input 3, photo: [image]
 """
@@ -26,7 +26,7 @@ from beam_llm.protocols import MediaLimits
 from beam_llm.values import Media, Record
 
 FRAME_BYTES = 250
-"""What an image's part of a request has around its data, in any provider's form, from above."""
+"""Bytes around an image's data in a request: an upper bound for all providers."""
 
 LABEL_TOKENS = 10
 """What `Input 12, photo:` and the borders of its image add to a prompt."""
@@ -35,14 +35,14 @@ MOST_URI_CHARACTERS = 8_192
 
 _DATA_URL = re.compile(r"\s*data:([^,;]{0,100})((?:;[^,;]{0,100}){0,9}),", re.IGNORECASE)
 _ADDRESS = re.compile(r"[a-z0-9]+://[!#-;=?-\[\]_a-z~]+", re.IGNORECASE)
-"""The characters that an address may have, by RFC 3986; all others are percent-encoded in it."""
+"""The characters that an address may have, by RFC 3986; all others have to be percent-encoded."""
 
-Placed = tuple[str, tuple[tuple[int, Media], ...]]
-"""A text, and the images in it by the number of characters before each."""
+PlacedText = tuple[str, tuple[tuple[int, Media], ...]]
+"""A text and the images in it, each with the number of characters before it."""
 
 
 class MediaFields:
-    """The option `media`, compiled: what one record's images are, and how many a prompt may hold.
+    """The compiled option `media`: finds a record's images, and says how many a prompt may hold.
 
         fields = MediaFields(settings("openai:gpt-4.1-mini", media=["photo"]), limits)
         fields.read({"photo": open("cat.png", "rb").read()}, None)  # (Media("photo", "image/png"),)
@@ -59,21 +59,22 @@ class MediaFields:
         self._names, self._limits = tuple(settings.media), limits
         self._provider = settings.provider
         self._most_records = most_records(settings, limits)
-        records = min(self._most_records or 1, _wanted(settings))
+        records = min(self._most_records or 1, _records_per_prompt(settings))
         self._most_images = None if limits.images is None else limits.images // records
 
     def read(self, fields: Mapping[str, Any], element: Any) -> tuple[Media, ...]:
         """The images of an element, in the order in which the option names their fields.
 
         Raises:
-          PromptError: a field is missing, or holds what is not an image that the provider takes.
+          PromptError: a field is missing, or holds something that is not an image that the provider
+            takes.
         """
         found: list[Media] = []
         for name in self._names:
             value = element if name == ELEMENT else fields.get(name, _MISSING)
             if value is _MISSING:
                 raise PromptError(lacks_field("media", name, fields))
-            found += [self._image(name, one) for one in _several(value)]
+            found += [self._read_image(name, one) for one in _field_values(value)]
         if self._most_images is not None and len(found) > self._most_images:
             raise PromptError(
                 f"the element has {len(found):,} images; {self._provider}: takes "
@@ -82,33 +83,33 @@ class MediaFields:
             )
         return tuple(found)
 
-    def masked(self, fields: Mapping[str, Any], element: Any) -> tuple[Mapping[str, Any], Any]:
+    def mask_images(self, fields: Mapping[str, Any], element: Any) -> tuple[Mapping[str, Any], Any]:
         """Fields and element as a template sees them: an image is its field's name in brackets."""
         hidden: dict[str, Any] = dict(fields)
         for name in self._names:
             if name in hidden:
-                hidden[name] = f"[{name}]" if _several(hidden[name]) else None
+                hidden[name] = f"[{name}]" if _field_values(hidden[name]) else None
         if ELEMENT in self._names:
             return hidden, f"[{ELEMENT}]"
         return hidden, hidden if fields else element
 
     def tokens(self, media: Sequence[Media]) -> int:
-        """Input tokens of images, from above."""
+        """Input tokens of the images, an upper estimate."""
         return sum(
             [LABEL_TOKENS + self._limits.tokens(*size_of(_first_bytes(one))) for one in media]
         )
 
-    def narrowed(self, caps: Caps) -> Caps:
-        """The caps with what the provider takes of images in one request."""
+    def narrow_caps(self, caps: Caps) -> Caps:
+        """The caps, narrowed to the images that the provider takes in one request."""
         records = min(caps.records, self._most_records or caps.records)
         sizes = [size for size in (caps.bytes, self._limits.request_bytes) if size is not None]
         return caps._replace(records=records, bytes=min(sizes, default=None))
 
-    def behind_one(self, text: str, record: Record, suffix: str) -> Placed:
-        """A record's text with its images after it: of several fields each under its field's name.
+    def place_after_text(self, text: str, record: Record, suffix: str) -> PlacedText:
+        """A record's text followed by its images; with several fields, each under its field's name.
 
         Args:
-          suffix: what stands behind them.
+          suffix: text to add after them.
         """
         places = []
         for one in record.media:
@@ -117,9 +118,12 @@ class MediaFields:
             places.append((len(text), one))
         return text + suffix, tuple(places)
 
-    def behind_each(self, prefix: str, lines: Sequence[str], records: Sequence[Record]) -> Placed:
-        """The lines of several records, each with its images after it, and whose they are before
-        each."""
+    def place_after_lines(
+        self, prefix: str, lines: Sequence[str], records: Sequence[Record]
+    ) -> PlacedText:
+        """The lines of several records, each followed by its images, and each image by the label of
+        its record before it.
+        """
         pieces, length, places = [prefix], len(prefix), []
         for index, (line, record) in enumerate(zip(lines, records, strict=True), 1):
             line = line if index == 1 else f"\n{line}"
@@ -132,20 +136,20 @@ class MediaFields:
                 places.append((length, one))
         return "".join(pieces), tuple(places)
 
-    def _image(self, name: str, value: Any) -> Media:
+    def _read_image(self, name: str, value: Any) -> Media:
         if isinstance(value, str):
             data_url = _DATA_URL.match(value)
             if data_url is None:
-                return self._address(name, str(value))
-            return self._data(name, _decoded(name, value, data_url))
+                return self._read_address(name, str(value))
+            return self._read_data(name, _decode_data_url(name, value, data_url))
         if isinstance(value, (bytes, bytearray, memoryview)):
-            return self._data(name, bytes(value))
+            return self._read_data(name, bytes(value))
         raise PromptError(
             f"{name!r} holds a value of type {type(value).__name__}, which is not an image: "
             f"{self._allowed}"
         )
 
-    def _data(self, name: str, data: bytes) -> Media:
+    def _read_data(self, name: str, data: bytes) -> Media:
         kind, most = kind_of(data), self._limits.image_bytes
         if kind not in self._limits.kinds:
             what = f"a {WORDS[kind]} file" if kind in WORDS else "not an image that is known here"
@@ -157,7 +161,7 @@ class MediaFields:
             )
         return Media(name, kind, base64.b64encode(data).decode())
 
-    def _address(self, name: str, value: str) -> Media:
+    def _read_address(self, name: str, value: str) -> Media:
         scheme = value.partition("://")[0].lower()
         if scheme not in self._limits.schemes or not _is_address(value):
             raise PromptError(
@@ -185,19 +189,21 @@ class MediaFields:
 _MISSING = object()
 
 
-def _several(value: Any) -> Sequence[Any]:
+def _field_values(value: Any) -> Sequence[Any]:
     """The values of a field: one, several, or none."""
-    # An empty text is what CSV has for nothing.
-    value = _unwrapped(value)
+    # CSV has an empty text where there is no value.
+    value = _unwrap_bytes(value)
     if is_missing(value) or (isinstance(value, str) and not value):
         return ()
     if isinstance(value, (list, tuple)):
-        return [one for one in map(_unwrapped, value) if not is_missing(one)]
+        return [one for one in map(_unwrap_bytes, value) if not is_missing(one)]
     return (value,)
 
 
-def _unwrapped(value: Any) -> Any:
-    """The bytes of `{"bytes": …, "path": …}`, as Hugging Face's parquet files have images."""
+def _unwrap_bytes(value: Any) -> Any:
+    """The bytes out of `{"bytes": …, "path": …}`, the form of images in Hugging Face's parquet
+    files.
+    """
     is_wrapped = isinstance(value, Mapping) and "bytes" in value and value.keys() <= _WRAPPING
     return value["bytes"] if is_wrapped else value
 
@@ -205,20 +211,19 @@ def _unwrapped(value: Any) -> Any:
 _WRAPPING = frozenset({"bytes", "path"})
 
 
-def _decoded(name: str, value: str, data_url: re.Match[str]) -> bytes:
+def _decode_data_url(name: str, value: str, data_url: re.Match[str]) -> bytes:
     try:
         if "base64" not in data_url[2].lower().split(";"):
             raise ValueError("without base64")
-        return _forgiving(value[data_url.end() :])
-    except ValueError:  # characters beyond ASCII among them
+        return _decode_base64(value[data_url.end() :])
+    except ValueError:  # also for characters beyond ASCII
         raise PromptError(
             f"{name!r} holds a data: URL whose data is not base64: write data:image/png;base64,…"
         ) from None
 
 
-def _forgiving(text: str) -> bytes:
-    """What base64 in a URL stands for, as browsers read it: in lines, percent-encoded, or without
-    the signs that fill it up.
+def _decode_base64(text: str) -> bytes:
+    """Decodes base64 in a URL as browsers do: also in lines, percent-encoded, or without padding.
 
     Source: WHATWG Infra, "forgiving-base64 decode", read 2026-11.
     """
@@ -239,15 +244,15 @@ def _is_address(value: str) -> bool:
 
 
 def _first_bytes(media: Media) -> bytes:
-    # A photo's own header, thumbnails in it, is a few dozen kilobytes.
-    return binascii.a2b_base64(media.data[:_LOOKED_AT])
+    # A photo's header, with its thumbnails, takes a few dozen kilobytes.
+    return binascii.a2b_base64(media.data[:_HEADER_CHARACTERS])
 
 
-_LOOKED_AT = 4 * 65_536
-"""Characters of base64 in which a size is looked for; a multiple of four."""
+_HEADER_CHARACTERS = 4 * 65_536
+"""Characters of base64 in which the size is looked up; a multiple of four."""
 
 
-def _wanted(settings: Settings) -> int:
+def _records_per_prompt(settings: Settings) -> int:
     return AUTO_RECORDS if settings.batch_size == "auto" else settings.batch_size
 
 
@@ -276,7 +281,7 @@ def media_of(settings: Settings, limits: MediaLimits | None) -> MediaFields | No
       limits: what the provider takes; None: no images.
 
     Raises:
-      UsageError: they can't be sent, whatever is in them.
+      UsageError: images can't be sent with these settings.
     """
     if not settings.media:
         return None

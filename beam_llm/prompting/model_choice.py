@@ -1,7 +1,7 @@
 """A model for each record: `model="openai:{{ 'gpt-4.1' if tier == 'high' else 'gpt-4.1-mini' }}"`.
 
-The models that a template may give are known when the pipeline is built: each has settings, prompts
-and jobs of its own, and what is wrong with one of them is said then.
+The models that a template may give are known when the pipeline is built: each has its own settings,
+prompts and jobs, and errors in one of them are reported then.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from beam_llm.prompting.templates import PromptTemplate, parse
 from beam_llm.provider_table import EXAMPLE_MODEL
 
 MOST_MODELS = 100
-"""Of one template: each has an engine, a planner and jobs of its own."""
+"""Most models of one template: each has its own engine, planner and jobs."""
 
 
 def settings_by_model(settings: Settings) -> dict[str, Settings]:
-    """The settings of each model that `settings.model` may give; of a plain name, these alone.
+    """The settings of each model that `settings.model` may give; for a plain name, only these
+    settings.
 
         settings_by_model(settings("openai:{{ 'gpt-4.1' if hard else 'gpt-4.1-mini' }}"))
         # {"openai:gpt-4.1": …, "openai:gpt-4.1-mini": …}
 
     Raises:
-      UsageError: a template that may give any model, where `models` doesn't say which; or whatever
-        is wrong with the settings of one of them.
+      UsageError: a template may give any model and `models` doesn't name them, or the settings of
+        one of them are wrong.
     """
     if not is_template(settings.model):
         return {settings.model: settings}
@@ -77,38 +78,38 @@ class ModelChoice:
 
 
 def _texts_of(tree: nodes.Template) -> frozenset[str] | None:
-    """All texts that a template can come to; None where that depends on more than its branches."""
-    found = _of_body(tree.body)
+    """All texts that a template can give; None where they depend on more than its branches."""
+    found = _texts_of_body(tree.body)
     return None if found is None else frozenset(text.strip() for text in found)
 
 
-def _of_body(body: Sequence[nodes.Node]) -> set[str] | None:
+def _texts_of_body(body: Sequence[nodes.Node]) -> set[str] | None:
     texts = {""}
     for node in body:
-        more = _of_node(node)
-        # Branches in a row multiply, so the bound is looked at before they do.
+        more = _texts_of_node(node)
+        # Successive branches multiply, so the bound is checked first.
         if more is None or len(texts) * len(more) > MOST_MODELS**2:
             return None
         texts = {start + end for start in texts for end in more}
     return texts
 
 
-def _of_node(node: nodes.Node) -> set[str] | None:
+def _texts_of_node(node: nodes.Node) -> set[str] | None:
     if isinstance(node, nodes.Output):
-        return _of_body(node.nodes)
+        return _texts_of_body(node.nodes)
     if isinstance(node, nodes.TemplateData):
         return {node.data}
     if isinstance(node, nodes.Const):
         return {str(node.value)}
     if isinstance(node, nodes.CondExpr) and node.expr2 is not None:
-        return _either(_of_node(node.expr1), _of_node(node.expr2))
+        return _union(_texts_of_node(node.expr1), _texts_of_node(node.expr2))
     if isinstance(node, nodes.If):
-        found = _either(_of_body(node.body), _of_body(node.else_))
+        found = _union(_texts_of_body(node.body), _texts_of_body(node.else_))
         for other in node.elif_:
-            found = _either(found, _of_body(other.body))
+            found = _union(found, _texts_of_body(other.body))
         return found
     return None
 
 
-def _either(one: set[str] | None, other: set[str] | None) -> set[str] | None:
+def _union(one: set[str] | None, other: set[str] | None) -> set[str] | None:
     return None if one is None or other is None else one | other

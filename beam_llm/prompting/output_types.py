@@ -1,4 +1,4 @@
-"""What an answer has to be: a Python type or a JSON schema as one object that describes, checks,
+"""The type of an answer: a Python type or a JSON schema as one object that describes, checks,
 writes and reads values.
 
     output=Review ─► Output ─┬─ schema      what the model is asked to follow
@@ -6,7 +6,7 @@ writes and reads values.
                              ├─ parse_text  text of an XML or delimited reply ─► typed value
                              └─ dump, load  typed value ⇄ JSON, for ledgers and shuffles
 
-Reasons never hold the value itself: they go into messages that may be logged.
+Reasons never contain the value itself: they go into messages that may be logged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import orjson
 from beam_llm.prompting.fitting import choice_of, choices, respelled
 from beam_llm.prompting.readers.doubles import DOUBLED, contradicts_itself
 from beam_llm.prompting.schema_checker import SchemaChecker
-from beam_llm.prompting.schemas import every_field_asked_for, may_be_object
+from beam_llm.prompting.schemas import may_be_object, require_every_field
 from beam_llm.prompting.type_checker import TypeChecker
 from beam_llm.values import Schema
 
@@ -39,8 +39,8 @@ class Output:
         a `$ref`.
       is_text: output is `str`, so that a single record needs no schema.
       is_object: an answer is a JSON object.
-      may_be_object: an answer is one, or may be one beside other things: `Review | None`.
-      properties: names of the fields of an object answer that is closed; empty for all else.
+      may_be_object: an answer is, or may be, a JSON object: `Review | None`.
+      properties: names of the fields of a closed object answer; empty for all other types.
       python_type: what `validate` gives; for Beam's row types.
 
     Args:
@@ -56,9 +56,7 @@ class Output:
         )
         self.declared = declared
         self.schema: Schema = (
-            checker.schema
-            if isinstance(declared, Mapping)
-            else every_field_asked_for(checker.schema)
+            checker.schema if isinstance(declared, Mapping) else require_every_field(checker.schema)
         )
         self.is_text = declared is str
         self.is_object = self.schema.get("type") == "object"
@@ -75,7 +73,7 @@ class Output:
         self._choices = choices(self.schema)
 
     def parse_text(self, text: str) -> tuple[Any, Any]:
-        """The typed value that `text` spells, and the JSON that it was made of: `3`, `positive`,
+        """The typed value that `text` spells, and the JSON it was made from: `3`, `positive`,
         `"positive"`, `{"sentiment": …}`.
 
         A member of a Literal or Enum may differ in case where that leaves only one.
@@ -86,24 +84,24 @@ class Output:
         if self.is_text:
             return text, text
         text = text.strip()
-        # Before JSON is tried: where "true" is one of the words, it is not a boolean.
+        # Tried before JSON: where "true" is one of the choices, it is not a boolean.
         raw = self.choice_of(text, _NOTHING)
         if raw is not _NOTHING:
             return self.validate(raw), raw
         try:
             raw = orjson.loads(text)
         except orjson.JSONDecodeError as error:
-            return self._plain_text(text, error), text
+            return self._validate_text(text, error), text
         if contradicts_itself(text, raw):
             raise ValueError(DOUBLED.reason)
         try:
-            return self.typed(raw)
+            return self.read_value(raw)
         except ValueError as error:
-            return self._plain_text(text, error), text
+            return self._validate_text(text, error), text
 
-    def typed(self, raw: Any) -> tuple[Any, Any]:
-        """The typed value of an answer, and the answer: in its fields and lists, too, a member of
-        a Literal or Enum may differ in case.
+    def read_value(self, raw: Any) -> tuple[Any, Any]:
+        """The typed value of an answer, and the answer. A member of a Literal or Enum may differ in
+        case, also inside fields and lists.
 
         Raises:
           ValueError: with a short reason that does not hold the answer.
@@ -122,9 +120,10 @@ class Output:
         """
         return choice_of(text, self._choices, otherwise)
 
-    def _plain_text(self, text: str, error: ValueError) -> Any:
-        """The text as a string value: a date, say, or a member of a union. The reason is that of
-        JSON, if it was JSON."""
+    def _validate_text(self, text: str, error: ValueError) -> Any:
+        """The text validated as a string: a date, say, or a member of a union. Where it was JSON,
+        the error is the one about the JSON.
+        """
         try:
             return self.validate(text)
         except ValueError as plain:

@@ -1,5 +1,4 @@
-"""How a reply is asked for: the JSON schema that goes beside a prompt, and where there is none,
-words.
+"""How a prompt asks for its reply: by the JSON schema sent with it or, without one, in words.
 
 one record       the answer itself                       {"sentiment": "positive"}
 n, enforced      an object with a required key for each  {"1": "positive", "2": "negative"}
@@ -65,17 +64,17 @@ class ReplyFormat:
 
     Attributes:
       single_schema: of the reply to one record; None where there is none to give.
-      single_suffix: what is added to the prompt of one record, where no schema says how to reply.
+      single_suffix: text to add to the prompt of one record where no schema says how to reply.
       has_keys: whether replies to several records are keyed where the provider enforces their
         schema.
       array_words: how to reply to several records with numbered answers; empty where only the user
-        knows.
+        knows how.
       keyed_words: the same for keyed replies.
       envelope: index and inputs → a record's line.
-      envelope_tokens: what a record takes in a prompt of several beside its own texts.
+      envelope_tokens: tokens that a record takes in a prompt of several, beside its own texts.
 
     Args:
-      enforced: what the provider makes of a schema that it enforces.
+      enforced: gives the provider's form of a schema that it enforces.
       answer: schema of one answer, as the provider enforces it where it does: words say what a
         grammar says.
       kind: of the reply: `json`, `xml`, `delimited` or `custom`.
@@ -86,11 +85,11 @@ class ReplyFormat:
         template: PromptTemplate, enforced: SchemaDialect, answer: Schema | None,
     ):  # fmt: skip
         self._settings, self._output = settings, output
-        # An answer that stands alone in its reply has nothing around it; all others have.
+        # These answers have nothing around them in the reply to one record; all others have.
         self._stands_alone = output.is_text or output.is_object or kind == "custom"
         self._shape, self._enforced = shape, enforced
         self._keys = (_keys_to_answers(settings) if kind == "json" else None) or [ANSWERS]
-        is_built_in = _finds_built_in(reader, kind, settings.response_path, shape)
+        is_built_in = _can_read_built_in(reader, kind, settings.response_path, shape)
         is_enforced = answer is not None
         needs_json = kind == "json" and not output.is_text
         self._has_schemas = kind == "json" and is_built_in and is_enforced
@@ -103,14 +102,14 @@ class ReplyFormat:
         self.single_suffix = "\n\n" + words.single() if needs_json and not is_enforced else ""
         self.array_words = words.several(kind, self._keys) if is_built_in else ""
         self.keyed_words = words.keyed() if self.has_keys else ""
-        how = IN_TURN if settings.task == "session" else SEPARATELY
+        answering = IN_TURN if settings.task == "session" else SEPARATELY
         self._prefixes = [
-            "\n\n".join([*filter(None, [template.instruction]), f"{how}\n{told}", ""])
-            for told in (self.array_words or UNKNOWN_SHAPE, self.keyed_words)
+            "\n\n".join([*filter(None, [template.instruction]), f"{answering}\n{words}", ""])
+            for words in (self.array_words or UNKNOWN_SHAPE, self.keyed_words)
         ]
         make_envelope = xml_envelope if kind == "xml" else json_envelope
         self.envelope = make_envelope(template.names)
-        # Several inputs stand in the envelope as an object: each further one brings its name along.
+        # Several inputs are an object in the envelope: each further one adds its name.
         self.envelope_tokens = ENVELOPE_TOKENS + 4 * (len(template.names) - 1)
         if self.has_keys:
             self.envelope_tokens += KEY_TOKENS
@@ -137,7 +136,7 @@ class ReplyFormat:
         ) + around
 
     def _schema_tokens(self, schema: Schema | None) -> int:
-        """Of the schema as it is sent."""
+        """Tokens of the schema as it is sent."""
         return (
             0
             if schema is None
@@ -145,17 +144,18 @@ class ReplyFormat:
         )
 
     def is_keyed(self, count: int) -> bool:
-        """Whether the reply to `count` records is to be an object with a key for each, where it is
-        enforced."""
-        # A grammar has room for so many keys only; how many, the provider knows.
+        """Whether to request an object with a key per record as the reply to `count` records, where
+        schemas are enforced.
+        """
+        # A grammar has room for a limited number of keys; only the provider knows how many.
         schema = self.schema_of_several(count, True) if self.has_keys else None
         return schema is not None and self._enforced(schema) is not None
 
     def max_tokens(self, count: int, is_single: bool) -> int | None:
-        """Most tokens of a reply to `count` records; None where the user has not said.
+        """Most tokens of a reply to `count` records; None where the user has set no limit.
 
         Args:
-          is_single: the one record goes without an envelope, and so may its answer.
+          is_single: the one record is sent without an envelope, and so may be its answer.
         """
         each = self._settings.max_output_tokens
         if each is None or (is_single and self._stands_alone):
@@ -177,11 +177,11 @@ class ReplyFormat:
         if known is None:
             if len(self._schemas) >= _MOST_SCHEMAS_KEPT:
                 self._schemas.clear()
-            known = self._made(count, is_keyed)
+            known = self._build_schema(count, is_keyed)
             self._schemas[count, is_keyed] = known
         return known
 
-    def _made(self, count: int, is_keyed: bool) -> Schema:
+    def _build_schema(self, count: int, is_keyed: bool) -> Schema:
         if is_keyed:
             return keyed_schema(self._output, count)
         return array_schema(self._output, self._shape, self._keys, count)
@@ -192,14 +192,15 @@ def _keys_to_answers(settings: Settings) -> list[str] | None:
 
 
 def _has_default_shape(settings: Settings) -> bool:
-    """Whether the user has left the shape of replies to us."""
+    """Whether the user has left the shape of replies to this package."""
     is_given = settings.response_path is not None or settings.response_value_field is not None
     return not is_given and settings.response_index_field == "index"
 
 
-def _finds_built_in(reader: Reader, kind: str, path: str | None, shape: Shape) -> bool:
-    """Whether a reply of the built-in shape is read by the user's `response_path`; if not, only the
-    user can ask for the right one."""
+def _can_read_built_in(reader: Reader, kind: str, path: str | None, shape: Shape) -> bool:
+    """Whether the user's `response_path` can read a reply of the built-in shape; if not, only the
+    user's prompt can ask for the right one.
+    """
     if path is None:
         return kind != "custom"
     if kind == "json":
@@ -215,7 +216,7 @@ def _finds_built_in(reader: Reader, kind: str, path: str | None, shape: Shape) -
 def single_schema(output: Output, value_field: str) -> Schema:
     """Schema of the reply to one record: the answer itself where it is an object, else an object
     around it."""
-    return output.schema if output.is_object else _around(output.schema, (value_field,))
+    return output.schema if output.is_object else _wrap(output.schema, (value_field,))
 
 
 def keyed_schema(output: Output, count: int) -> Schema:
@@ -255,10 +256,10 @@ def array_schema(output: Output, shape: Shape, keys: Sequence[str], count: int) 
     }
     number = {"minItems": count, "maxItems": count} if count else {}
     definitions = {"$defs": output.schema["$defs"]} if "$defs" in output.schema else {}
-    return _around({"type": "array", "items": item, **number, **definitions}, keys)
+    return _wrap({"type": "array", "items": item, **number, **definitions}, keys)
 
 
-def _around(schema: Schema, keys: Sequence[str]) -> Schema:
+def _wrap(schema: Schema, keys: Sequence[str]) -> Schema:
     """Objects of one property each around the schema; its definitions move to the root."""
     inner = _without_definitions(schema)
     for key in reversed(keys):

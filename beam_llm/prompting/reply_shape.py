@@ -1,4 +1,4 @@
-"""How answers stand in a task's replies, as its settings say, and the reader of such replies."""
+"""The shape of answers in a task's replies, by its settings, and the reader of such replies."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def reply_kind(settings: Settings) -> str:
 
 
 def reader_of(settings: Settings, kind: str, shape: Shape, answer: Schema) -> Reader:
-    """Finds answers in replies of a kind.
+    """The reader that finds answers in replies of this kind.
 
     Args:
       answer: schema of one answer.
@@ -49,10 +49,10 @@ def _parser(declared: Any) -> Parser:
 
 
 def shape_of(settings: Settings, output: Output) -> Shape:
-    """How one answer stands in a reply to several records.
+    """The shape of one answer in a reply to several records.
 
     Raises:
-      UsageError: its index and itself would stand in the same field.
+      UsageError: its index and its value would be in the same field.
     """
     index_field = settings.response_index_field
     value_field = settings.response_value_field or "value"
@@ -63,7 +63,7 @@ def shape_of(settings: Settings, output: Output) -> Shape:
         )
     is_flat = settings.response_value_field is None and index_field not in output.properties
     if settings.response_format == "xml":
-        # Fields become elements, which not every name can be; JSON inside the answer then.
+        # Fields become elements, but not every name can be one; the answer is JSON text then.
         is_flat = is_flat and all(
             re.fullmatch(r"[A-Za-z_][\w.-]*", name, re.ASCII) for name in output.properties
         )

@@ -1,5 +1,6 @@
-"""How to reply, in words: a sketch of the reply beside a schema that is enforced, and a schema in
-words where none is."""
+"""Instructions on how to reply: a sketch of the reply beside an enforced schema, or the schema
+itself in the prompt where none is enforced.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from beam_llm.prompting.text import quote
 from beam_llm.values import Schema
 
 _MOST_LEVELS = 4
-"""Of objects in a sketch; deeper ones are three dots in it. The schema has them all."""
+"""Levels of objects in a sketch; deeper ones are an ellipsis in it. The schema has them all."""
 
 _PLAIN_TYPES = {"integer": "an integer", "number": "a number", "boolean": "true or false"}
 
@@ -28,8 +29,8 @@ class ReplyWords:
 
     Args:
       answer: schema of one answer.
-      shape: how an answer stands in the reply.
-      is_enforced: a schema goes beside the prompt, so that a sketch is enough.
+      shape: where an answer is in the reply.
+      is_enforced: a schema accompanies the prompt, so that a sketch is enough.
     """
 
     def __init__(self, output: Output, answer: Schema, shape: Shape, is_enforced: bool):
@@ -37,33 +38,33 @@ class ReplyWords:
         self._shape, self._is_enforced = shape, is_enforced
 
     def single(self) -> str:
-        """To one record, in JSON, where no schema can say it."""
+        """How to reply to one record in JSON, where no schema can say it."""
         field = quote(self._shape.value_field)
-        shape, what = self._sketched(), "It"
+        shape, what = self._sketch_of_answer(), "It"
         if not self._output.is_object:
             shape, what = f"{{{field}: {shape}}}", f"The {field}"
-        schema = _json(self._answer)
+        schema = _schema_json(self._answer)
         return f"Reply with nothing but JSON: {shape}\n{what} follows this JSON schema: {schema}"
 
     def keyed(self) -> str:
-        """To several records, each answer under its number."""
+        """How to reply to several records, with each answer under its number."""
         return (
             "Reply with nothing but JSON, each answer under its number:\n"
-            f'{{"1": {self._sketched()}, "2": …}}'
+            f'{{"1": {self._sketch_of_answer()}, "2": …}}'
         )  # fmt: skip
 
     def several(self, kind: str, keys: Sequence[str]) -> str:
-        """To several records, with numbered answers.
+        """How to reply to several records with numbered answers.
 
         Args:
           kind: `json`, `xml` or `delimited`.
-          keys: under which the array of answers stands in JSON.
+          keys: path of keys to the array of answers in JSON.
         """
         if kind == "json":
-            return self._json_array(keys)
-        return self._xml() if kind == "xml" else self._delimited()
+            return self._json_words(keys)
+        return self._xml_words() if kind == "xml" else self._delimited_words()
 
-    def _json_array(self, keys: Sequence[str]) -> str:
+    def _json_words(self, keys: Sequence[str]) -> str:
         answer, shape = self._answer, self._shape
         own = {name: answer["properties"][name] for name in shape.fields} or {
             shape.value_field: answer
@@ -77,10 +78,10 @@ class ReplyWords:
         if self._is_enforced:
             return words
         what = "Every element" if shape.fields else f"Every {quote(shape.value_field)}"
-        return f"{words}\n{what} follows this JSON schema: {_json(answer)}"
+        return f"{words}\n{what} follows this JSON schema: {_schema_json(answer)}"
 
-    def _xml(self) -> str:
-        """An element per answer, and in it one per field of an object."""
+    def _xml_words(self) -> str:
+        """An element per answer, containing one per field of an object."""
         fields = self._answer.get("properties", {})
         inner = (
             "".join(
@@ -103,7 +104,7 @@ class ReplyWords:
     def _bare_sketch(self, field: Any) -> str:
         return sketch(field, self._answer).replace('"', "").replace("<", "").replace(">", "")
 
-    def _delimited(self) -> str:
+    def _delimited_words(self) -> str:
         """Lines of index and answer."""
         return (
             "Reply with nothing but one line per input, its index and the answer, "
@@ -112,22 +113,22 @@ class ReplyWords:
         )
 
     def _type_in_words(self) -> str:
-        """What an answer is, where no schema goes beside the prompt; nothing for text."""
+        """The type of an answer, where no schema accompanies the prompt; empty for text."""
         answer = self._answer
         if self._output.is_text:
             return ""
         if "enum" in answer or "const" in answer:
-            return f"\nThe answer is one of: {self._sketched().replace(' | ', ', ')}."
+            return f"\nThe answer is one of: {self._sketch_of_answer().replace(' | ', ', ')}."
         plain = _PLAIN_TYPES.get(str(answer.get("type")))
         if plain and answer.keys() <= {"type", "title"}:
             return f"\nThe answer is {plain}."
-        return f"\nThe answer follows this JSON schema: {_json(answer)}"
+        return f"\nThe answer follows this JSON schema: {_schema_json(answer)}"
 
-    def _sketched(self) -> str:
+    def _sketch_of_answer(self) -> str:
         return sketch(self._answer, self._answer)
 
 
-def _json(schema: Schema) -> str:
+def _schema_json(schema: Schema) -> str:
     return orjson.dumps(schema).decode()
 
 

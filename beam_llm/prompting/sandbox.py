@@ -1,8 +1,8 @@
-"""A Jinja2 environment whose templates end, and don't fill memory: what they write, repeat and
-count is bounded.
+"""A Jinja2 environment whose templates end and don't fill memory: output, repetitions and loops are
+bounded.
 
-Jinja's own sandbox keeps a template from the interpreter; it lets it write `{{ "x" * 10**9 }}`, pad
-a text to a gigabyte, or count through ten thousand million rounds of two loops.
+Jinja's own sandbox keeps a template away from the interpreter, but lets it write `{{ "x" * 10**9
+}}`, pad a text to a gigabyte, or run ten thousand million rounds of two nested loops.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from jinja2.exceptions import SecurityError
 from jinja2.runtime import LoopContext, Macro
 
 MOST_CHARACTERS = 10_000_000
-"""Of a template's output, or of any text that it makes on the way: more than any model's window."""
+"""Length of a template's output, or of any intermediate text: more than any model's window."""
 MOST_ROUNDS = 1_000_000
-"""Of all loops of one rendering together. A call counts for ten: a macro may call itself, twice."""
+"""Rounds of all loops of one rendering together. A call counts as ten: a macro may call itself,
+twice.
+"""
 MOST_REPEATS = 100_000
-"""Of a number given to a function: widths, counts, ranges."""
+"""Largest number given to a function: widths, counts, ranges."""
 MOST_BITS = 4_096
-"""Of the result of a power."""
+"""Size of the result of a power."""
 
-_MEASURED = (
+_SIZED_FILTERS = (
     "center",
     "indent",
     "wordwrap",
@@ -41,16 +43,17 @@ _MEASURED = (
     "join",
     "urlize",
 )
-"""Jinja's filters that take numbers, or make long texts out of short ones."""
+"""Jinja's filters that take numbers or make long texts from short ones."""
 
-_ITERATING = (
+_ITERATING_FILTERS = (
     *("map", "select", "reject", "selectattr", "rejectattr", "unique", "list", "first", "last"),
     *("sum", "max", "min", "sort", "groupby", "join", "batch", "slice"),
 )
-"""Jinja's filters that go through what they are given, be it a range or what another filter gives
-one by one."""
+"""Jinja's filters that iterate over their value, which may be a range or another filter's
+generator.
+"""
 
-# Of one rendering: threads render side by side, and must not add up.
+# Per rendering: the counts of parallel threads must not add up.
 _rounds: ContextVar[list[int]] = ContextVar("rounds")
 
 
@@ -58,7 +61,7 @@ class BoundedCodeGenerator(CodeGenerator):
     """Sends `~` through the environment, as the sandbox does with `*`."""
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
-        self.write("environment.concatenated((")
+        self.write("environment.concatenate((")
         for part in node.nodes:
             self.visit(part, frame)
             self.write(", ")
@@ -66,19 +69,20 @@ class BoundedCodeGenerator(CodeGenerator):
 
 
 class BoundedEnvironment(sandbox.ImmutableSandboxedEnvironment):
-    """Sandboxed and bounded. What goes beyond raises SecurityError, a TemplateError like any
-    other."""
+    """A sandboxed, bounded environment. A template that exceeds a bound raises SecurityError, a
+    TemplateError like any other.
+    """
 
     intercepted_binops = frozenset(["*", "**", "+", "%"])
     code_generator_class = BoundedCodeGenerator
 
     def __init__(self, **options: Any):
         super().__init__(**options)
-        for name in _MEASURED:
-            self.filters[name] = _measured(self.filters[name])
-        for name in _ITERATING:
-            self.filters[name] = _iterating(self.filters[name])
-        self.filters["_rounds"] = _counted
+        for name in _SIZED_FILTERS:
+            self.filters[name] = _with_checked_size(self.filters[name])
+        for name in _ITERATING_FILTERS:
+            self.filters[name] = _with_counted_items(self.filters[name])
+        self.filters["_rounds"] = _count_items
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
@@ -88,7 +92,7 @@ class BoundedEnvironment(sandbox.ImmutableSandboxedEnvironment):
 
     @staticmethod
     def concat(parts: Iterable[str]) -> str:
-        texts = list(parts)  # of a block, of a macro
+        texts = list(parts)  # output of a block or a macro
         _check_size(sum(map(len, texts)))
         return "".join(texts)
 
@@ -107,22 +111,23 @@ class BoundedEnvironment(sandbox.ImmutableSandboxedEnvironment):
             _check_format(str(left), right if isinstance(right, tuple) else (right,))
         return super().call_binop(context, operator, left, right)
 
-    # Jinja's own names for the first three, so that a template's keywords can't clash with them.
+    # The first three parameters have Jinja's own names, so that a template's keywords can't clash
+    # with them.
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         _count_rounds(_rounds.get([0]), 10)
         _check_call(__obj, args, kwargs)
-        return _checked(super().call(__context, __obj, *args, **kwargs))
+        return _check_result(super().call(__context, __obj, *args, **kwargs))
 
-    def concatenated(self, parts: tuple[Any, ...]) -> str:
+    def concatenate(self, parts: tuple[Any, ...]) -> str:
         _check_size(_extent(parts))
         return self.concat(map(str, parts))
 
 
-def bounded(render: Callable[..., Iterable[str]], *args: Any, **variables: Any) -> str:
+def render_bounded(render: Callable[..., Iterable[str]], *args: Any, **variables: Any) -> str:
     """The text of a template's `generate`, within the bounds.
 
     Raises:
-      SecurityError: where it goes beyond.
+      SecurityError: where the template exceeds a bound.
     """
     token = _rounds.set([0])
     try:
@@ -136,8 +141,8 @@ def bounded(render: Callable[..., Iterable[str]], *args: Any, **variables: Any) 
         _rounds.reset(token)
 
 
-def _counted(items: Any) -> Iterator[Any]:
-    """The items, each of them a round of the rendering's loops."""
+def _count_items(items: Any) -> Iterator[Any]:
+    """Yields the items, counting each as a round of the rendering's loops."""
     # Outside of `bounded`, for an expression alone, each loop counts its own rounds.
     rounds = _rounds.get([0])
     for item in items:
@@ -145,18 +150,19 @@ def _counted(items: Any) -> Iterator[Any]:
         yield item
 
 
-def _iterating(filter_: Callable[..., Any]) -> Callable[..., Any]:
-    """The filter, whose rounds count like a loop's, and whose results have a bound together."""
+def _with_counted_items(filter_: Callable[..., Any]) -> Callable[..., Any]:
+    """The filter, with its rounds counted like a loop's and its results' total size bounded."""
     place = value_place(filter_)
 
     @functools.wraps(filter_)
     def iterating(*args: Any, **kwargs: Any) -> Any:
         items = args[place]
         if isinstance(items, (list, tuple, Mapping)):
-            # In C, and of the record's own: a hundred take no longer than one of a loop's.
+            # These are the record's own and iterated in C: a hundred take no longer than one round
+            # of a loop.
             _count_rounds(_rounds.get([0]), len(items) // 100)
         elif isinstance(items, (range, Iterator)):
-            items = _counted(items)
+            items = _count_items(items)
         found = filter_(*args[:place], items, *args[place + 1 :], **kwargs)
         return _bounded_items(found) if isinstance(found, Iterator) else found
 
@@ -178,13 +184,13 @@ def _count_rounds(rounds: list[int], more: int) -> None:
 
 
 def value_place(filter_: Callable[..., Any]) -> int:
-    """Where the value stands among a filter's arguments: Jinja puts what it passes by itself, such
+    """The position of the value among a filter's arguments: Jinja puts what it passes itself, such
     as its environment, before it.
     """
     return 1 if hasattr(filter_, "jinja_pass_arg") else 0
 
 
-def _measured(filter_: Callable[..., Any]) -> Callable[..., Any]:
+def _with_checked_size(filter_: Callable[..., Any]) -> Callable[..., Any]:
     place, name = value_place(filter_), filter_.__name__.removeprefix("do_")
 
     @functools.wraps(filter_)
@@ -193,7 +199,7 @@ def _measured(filter_: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(subject, Iterator):
             subject = list(subject)
         _check_use(name, subject, (*values, *kwargs.values()))
-        return _checked(filter_(*before, subject, *values, **kwargs))
+        return _check_result(filter_(*before, subject, *values, **kwargs))
 
     return measured
 
@@ -204,7 +210,7 @@ def _check_call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     values = (*args, *kwargs.values())
     if isinstance(owner, (str, bytes)):
         _check_use(function.__name__, owner, values)
-    # These hand a number on, or look for it: it says no length.
+    # These pass a number on or look it up, so it is not a length.
     elif not isinstance(function, (type, Macro)) and not isinstance(
         owner, (Mapping, list, tuple, LoopContext)
     ):
@@ -212,12 +218,12 @@ def _check_call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 def _check_use(name: str, subject: Any, values: tuple[Any, ...]) -> None:
-    """A text's method or a filter, whose result may be far longer than what they are given."""
+    """Checks a text's method or a filter, whose result may be far longer than its arguments."""
     if name in ("format", "format_map"):
         _check_format(str(subject), values)
         return
     _check_arguments(values)
-    # Of a width or an indentation: the number itself, or a text in its place.
+    # For a width or an indentation: the number itself, or a text in its place.
     longest = max([_extent(value, numbers=True) for value in values], default=0)
     if name == "replace" and _are_alike(subject, *values[:2]):
         _check_size(subject.count(values[0]) * len(values[1]))
@@ -241,7 +247,7 @@ def _check_use(name: str, subject: Any, values: tuple[Any, ...]) -> None:
 
 
 def _are_alike(*texts: Any) -> bool:
-    """Whether they are what `replace` needs, three texts of one kind."""
+    """Whether these are the three texts of one type that `replace` needs."""
     return len(texts) == 3 and any(
         all(isinstance(text, kind) for text in texts) for kind in (str, bytes)
     )
@@ -256,11 +262,11 @@ def _check_arguments(values: Iterable[Any]) -> None:
 
 
 def _extent(value: Any, *, numbers: bool = False) -> int:
-    """Characters and members of a value, of all that is in it, and again where a thing is in it
-    again: `[text] * 1000` is a thousand texts as soon as it is written.
+    """Characters and members of a value, including everything nested in it, counted each time it
+    occurs: `[text] * 1000` is a thousand texts once it is written out.
 
     Args:
-      numbers: a whole number counts for as many as it says.
+      numbers: an integer counts as its value.
     """
     sizes: dict[int, int] = {}
 
@@ -283,8 +289,9 @@ _WIDTH_BY_VALUE = re.compile(r"%[^a-zA-Z%]*\*|\{[^{}]*\{")
 
 
 def _check_format(template: str, values: Iterable[Any]) -> None:
-    """Widths such as `%1000000d` or `{:>1000000}`, those that are values (`%*d`, `{:{}}`), and
-    values that are shown again and again."""
+    """Checks widths such as `%1000000d` or `{:>1000000}`, widths taken from values (`%*d`,
+    `{:{}}`), and values that are shown repeatedly.
+    """
     digits = 0
     for character in template:
         digits = digits + 1 if character.isdecimal() else 0
@@ -295,7 +302,7 @@ def _check_format(template: str, values: Iterable[Any]) -> None:
     _check_size(max(template.count("{"), template.count("%")) * longest)
 
 
-def _checked(value: Any) -> Any:
+def _check_result(value: Any) -> Any:
     if isinstance(value, (str, bytes, list, tuple)):
         _check_size(len(value))
     return value

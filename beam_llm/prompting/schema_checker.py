@@ -1,4 +1,4 @@
-"""JSON schemas as types of answers: checked by `jsonschema`, answers stay what JSON gives."""
+"""JSON schemas as types of answers, checked by `jsonschema`; answers stay plain JSON values."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ from typing import Any
 import orjson
 
 from beam_llm.errors import UsageError
-from beam_llm.prompting.answer_rules import TOO_DEEP, UNUSABLE_NUMBER, has_usable_numbers, unusable
+from beam_llm.prompting.answer_rules import (
+    TOO_DEEP,
+    UNUSABLE_NUMBER,
+    has_usable_numbers,
+    unusable_type,
+)
 from beam_llm.prompting.schemas import (
+    accepts_anything,
+    accepts_nothing_useful,
     inner_schema,
-    leaves_nothing,
     plain_form,
     references,
     resolves,
-    says_nothing,
     without_booleans,
 )
 from beam_llm.values import Schema
@@ -32,32 +37,32 @@ _TYPES_OF_WORDS = {
 
 
 class SchemaChecker:
-    """A JSON schema given as a dict, checked by `jsonschema`; values stay what JSON gives."""
+    """A JSON schema given as a dict, checked by `jsonschema`; values stay plain JSON values."""
 
     def __init__(self, declared: Mapping[str, Any]):
-        given = _plain_schema(declared)
-        self._validator = _validator(given)
-        self.schema = _saying(plain_form(given))
+        given = _read_schema(declared)
+        self._validator = _build_validator(given)
+        self.schema = _check_says_something(plain_form(given))
         self.keeps_replies = False
         self.python_type = _TYPES_OF_WORDS.get(str(self.schema.get("type")), Any)
 
     def validate(self, raw: Any) -> Any:
-        """The answer, where the schema takes it; raises ValueError where it doesn't."""
+        """The answer, if the schema accepts it; otherwise raises ValueError."""
         try:
-            return self._checked(raw)
+            return self._check(raw)
         except RecursionError:
             raise ValueError(TOO_DEEP) from None
         except ValueError:
             raise
-        except Exception as error:  # of jsonschema's arithmetic on odd numbers
+        except Exception as error:  # raised by jsonschema's arithmetic on odd numbers
             raise ValueError(f"it can't be checked: {type(error).__name__}") from None
 
-    def _checked(self, raw: Any) -> Any:
+    def _check(self, raw: Any) -> Any:
         problem = self._problem(raw)
         if problem is None:
             return raw
-        # Strict mode knows no optional property: each one is asked for and may be null, which means
-        # it is left out.
+        # Strict mode has no optional properties: each one is requested and may be null, which means
+        # that it is left out.
         pruned = _without_nulls(self.schema, raw)
         if pruned == raw or self._problem(pruned) is not None:
             raise ValueError(problem)
@@ -78,7 +83,7 @@ class SchemaChecker:
         return data
 
 
-def _plain_schema(declared: Mapping[str, Any]) -> Schema:
+def _read_schema(declared: Mapping[str, Any]) -> Schema:
     try:
         given = orjson.loads(orjson.dumps(dict(declared)))
     except TypeError as error:
@@ -87,7 +92,7 @@ def _plain_schema(declared: Mapping[str, Any]) -> Schema:
             "use strings, numbers, lists and dicts only"
         ) from None
     if not given:
-        raise unusable(declared, "it leaves nothing to answer")
+        raise unusable_type(declared, "it leaves nothing to answer")
     wrapped = inner_schema(given)
     if wrapped is not None:
         raise UsageError(
@@ -100,25 +105,25 @@ def _plain_schema(declared: Mapping[str, Any]) -> Schema:
 _EXAMPLE = '{"type": "object", "properties": {"stars": {"type": "integer"}}, "required": ["stars"]}'
 
 
-def _saying(given: Schema) -> Schema:
+def _check_says_something(given: Schema) -> Schema:
     """The schema itself.
 
     Raises:
-      UsageError: every answer would fit it, or none.
+      UsageError: every answer would fit it, or no useful one.
     """
-    if says_nothing(given):
+    if accepts_anything(given):
         keys = ", ".join(map(repr, list(given)[:5])) or "nothing"
         raise UsageError(
             f"output is a dict with {keys} and no keyword of JSON schema, "
             "so that every reply would be a good answer: "
             f"give a schema, not an example, such as {_EXAMPLE}"
         )
-    if leaves_nothing(given):
-        raise unusable(given, "it leaves nothing to answer")
+    if accepts_nothing_useful(given):
+        raise unusable_type(given, "it leaves nothing to answer")
     return given
 
 
-def _validator(given: Schema) -> Any:
+def _build_validator(given: Schema) -> Any:
     try:
         import jsonschema
         import referencing
@@ -142,7 +147,7 @@ def _validator(given: Schema) -> Any:
                 f"output is a JSON schema with the reference {reference!r}, "
                 "which leads nowhere in it; put its target into $defs"
             )
-    # An empty registry: nothing is ever fetched from where a reference points.
+    # An empty registry, so that nothing is ever fetched from a reference's address.
     return kind(given, registry=referencing.Registry())
 
 

@@ -1,5 +1,6 @@
-"""JSON schemas as data: their plain form, references, and what a schema says at all. Pure functions
-over dicts."""
+"""JSON schemas as data: their plain form, references, and whether they constrain anything. Pure
+functions over dicts.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ def without_booleans(schema: Any) -> Any:
     inside it is a dict."""
     if isinstance(schema, bool):
         return {} if schema else {"not": {}}
-    return _with_each_inside(schema, _without_booleans_in)
+    return _map_inner_schemas(schema, _without_booleans_in)
 
 
 def _without_booleans_in(word: str, inner: Any) -> Any:
@@ -40,9 +41,8 @@ def _without_booleans_in(word: str, inner: Any) -> Any:
     return without_booleans(inner)
 
 
-def _with_each_inside(schema: Any, change: Callable[[str, Any], Any]) -> Any:
-    """The schema with `change(word, inner)` in place of every schema that stands in it under a
-    keyword."""
+def _map_inner_schemas(schema: Any, change: Callable[[str, Any], Any]) -> Any:
+    """The schema with each inner schema replaced by `change(keyword, inner)`."""
     if not isinstance(schema, dict):
         return schema
     changed = dict(schema)
@@ -50,7 +50,7 @@ def _with_each_inside(schema: Any, change: Callable[[str, Any], Any]) -> Any:
         if word in _MAPS and isinstance(value, dict):
             changed[word] = {name: change(word, inner) for name, inner in value.items()}
         elif isinstance(value, list):
-            # A list of items: drafts before 2020.
+            # `items` is a list in drafts before 2020.
             changed[word] = (
                 [change(word, inner) for inner in value]
                 if word in _LISTS or word == "items"
@@ -61,27 +61,28 @@ def _with_each_inside(schema: Any, change: Callable[[str, Any], Any]) -> Any:
     return changed
 
 
-_SAYING = (
+_CONSTRAINING = (
     "type", "enum", "const", "$ref", "$dynamicRef", "properties", "patternProperties", "required",
     "items", "prefixItems",
     "pattern", "not", "if",
 )  # fmt: skip
-"""Keywords of which each alone says something about what an answer is."""
+"""Keywords that constrain an answer on their own."""
 
 
-def says_nothing(schema: Mapping[str, Any]) -> bool:
-    """Whether any value at all would fit, as far as can be seen: only titles, examples or unknown
-    words."""
+def accepts_anything(schema: Mapping[str, Any]) -> bool:
+    """Whether any value at all seems to fit: the schema has only titles, examples or unknown
+    keywords.
+    """
     unions = [schema[word] for word in ("anyOf", "oneOf") if word in schema]
-    if any(not any(map(says_nothing, members)) for members in unions if members):
+    if any(not any(map(accepts_anything, members)) for members in unions if members):
         return False
-    if not all(map(says_nothing, schema.get("allOf", ()))):
+    if not all(map(accepts_anything, schema.get("allOf", ()))):
         return False
-    return not any(word in schema for word in _SAYING)
+    return not any(word in schema for word in _CONSTRAINING)
 
 
-def leaves_nothing(schema: Mapping[str, Any]) -> bool:
-    """Whether no value but null, or no object but the empty one, would fit."""
+def accepts_nothing_useful(schema: Mapping[str, Any]) -> bool:
+    """Whether only null, or only the empty object, would fit."""
     if (
         schema.get("type") == "null"
         or schema.get("enum") in ([], [None])
@@ -107,14 +108,15 @@ _WRAPPERS = (
     "response_format",
     "response_schema",
 )
-"""Under which keys the requests of OpenAI, Anthropic and Gemini hold a schema."""
+"""Keys under which requests to OpenAI, Anthropic and Gemini hold a schema."""
 
 _TYPES = ("string", "integer", "number", "boolean", "array", "object", "null")
 
 
 def inner_schema(given: Mapping[str, Any]) -> str | None:
-    """Where the schema is in a provider's wrapper, as Python reads it: `["json_schema"]["schema"]`;
-    None where `given` is not a wrapper."""
+    """The path to the schema inside a provider's wrapper, as a Python expression:
+    `["json_schema"]["schema"]`; None where `given` is not a wrapper.
+    """
     if given.get("type") in _TYPES or any(
         word in given for word in ("properties", "enum", "anyOf", "oneOf", "allOf", "$ref")
     ):
@@ -125,7 +127,7 @@ def inner_schema(given: Mapping[str, Any]) -> str | None:
             deeper = inner_schema(inner)
             if deeper is not None:
                 return f'["{word}"]{deeper}'
-            if not says_nothing(inner):
+            if not accepts_anything(inner):
                 return f'["{word}"]'
     return None
 
@@ -160,7 +162,7 @@ def resolves(root: Schema, reference: str) -> bool:
 
 
 def resolved(root: Schema, reference: str) -> Any:
-    """What stands where the reference leads; None where nothing does."""
+    """The value that the reference leads to; None where there is none."""
     node: Any = root
     for part in reference.removeprefix("#").split("/")[1:]:
         if not isinstance(node, dict):
@@ -170,15 +172,16 @@ def resolved(root: Schema, reference: str) -> Any:
 
 
 def plain_form(given: Schema) -> Schema:
-    """The same schema in fewer words: definitions in `$defs`, no `$ref` at its root, `"type":
-    "object"` where there are properties, and nothing in an `allOf` of one."""
-    plain: Schema = _merged(_with_root(given))
+    """The same schema in a simpler form: definitions in `$defs`, no `$ref` at its root, `"type":
+    "object"` where there are properties, and no `allOf` with one member.
+    """
+    plain: Schema = _merge_single_all_of(_inline_root_reference(given))
     return plain
 
 
-def _with_root(given: Schema) -> Schema:
+def _inline_root_reference(given: Schema) -> Schema:
     if "definitions" in given:
-        # As text, for references stand at any depth.
+        # Replaced as text, as references can be at any depth.
         moved = orjson.loads(orjson.dumps(given).replace(b'"#/definitions/', b'"#/$defs/'))
         definitions = {**moved.pop("definitions"), **moved.get("$defs", {})}
         given = {**moved, "$defs": definitions}
@@ -186,14 +189,16 @@ def _with_root(given: Schema) -> Schema:
         return given
     target = resolved(given, given["$ref"])
     return (
-        _with_root({**{word: part for word, part in given.items() if word != "$ref"}, **target})
+        _inline_root_reference(
+            {**{word: part for word, part in given.items() if word != "$ref"}, **target}
+        )
         if isinstance(target, dict)
         else given
     )
 
 
-def _merged(schema: Any) -> Any:
-    schema = _with_each_inside(schema, lambda word, inner: _merged(inner))
+def _merge_single_all_of(schema: Any) -> Any:
+    schema = _map_inner_schemas(schema, lambda word, inner: _merge_single_all_of(inner))
     if not isinstance(schema, dict):
         return schema
     if len(schema.get("allOf", ())) == 1:
@@ -206,15 +211,15 @@ def _merged(schema: Any) -> Any:
     )
 
 
-def every_field_asked_for(schema: Any) -> Any:
-    """The schema of a Python type as a model is asked for it: every field, also one that has a
-    default.
+def require_every_field(schema: Any) -> Any:
+    """The schema of a Python type as it is sent to a model: every field is required, also one with
+    a default.
 
-    A model that may leave a field out does so at random, and a default of the class would stand
-    there as if it were an answer. Without titles, which pydantic makes of the names that stand
-    beside them; so neither they nor defaults are part of a question's identity.
+    A model that may leave a field out does so at random, and the class's default would look like an
+    answer. Titles, which pydantic derives from the names, are dropped; so neither they nor defaults
+    are part of a question's identity.
     """
-    schema = _with_each_inside(schema, lambda word, inner: every_field_asked_for(inner))
+    schema = _map_inner_schemas(schema, lambda word, inner: require_every_field(inner))
     if not isinstance(schema, dict):
         return schema
     asked = {word: part for word, part in schema.items() if word not in ("title", "default")}

@@ -1,5 +1,5 @@
-"""One use of a chat model in sessions: a turn is asked after the turns before it. Pure: no I/O, no
-clock.
+"""One use of a chat model in sessions: each turn's prompt includes the turns before it. Pure: no
+I/O, no clock.
 
 turns before it ─► exchanges ─ recent() ─► those there is room for
                                   └ SessionTask.after() ─► a task whose prompts begin with them
@@ -22,13 +22,13 @@ from beam_llm.values import Message, Record, Request
 
 
 class Exchange(NamedTuple):
-    """A turn that was answered, as later prompts of its session show it. Part of the state format
-    `v1`: fields are only ever appended.
+    """An answered turn, as later prompts of its session show it. Part of the state format `v1`:
+    fields are only ever appended.
 
     Attributes:
       message: what the user said.
       reply: what the model answered.
-      tokens: estimated, of both and their borders.
+      tokens: estimated tokens of both messages and their framing.
     """
 
     message: str
@@ -37,7 +37,7 @@ class Exchange(NamedTuple):
 
 
 class SessionTask(ChatTask):
-    """A `ChatTask` that can be asked after an exchange of messages.
+    """A `ChatTask` whose prompts can begin with earlier exchanges.
 
         task = providers.compile_task(settings("openai:gpt-4.1-mini", task="session"))
         first = task.record({}, "I am Ada.")
@@ -52,13 +52,13 @@ class SessionTask(ChatTask):
 
     def after(self, history: Sequence[Exchange]) -> SessionTask:
         """The same question, asked after these exchanges."""
-        # Compiled once and for all: nothing but what comes before its prompts differs.
+        # Nothing is compiled again: only the history before its prompts differs.
         later = copy.copy(self)
         later._history = tuple(history)
         return later
 
     def exchange(self, record: Record, value: Any) -> Exchange | None:
-        """What later prompts show of a turn; None where there is nothing to show.
+        """The turn as later prompts show it; None where there is nothing to show.
 
         A reply is shown in the shape in which one record's reply is asked for. Providers refuse
         blank messages, and would refuse every later turn for one: such an exchange is left out.
@@ -66,14 +66,14 @@ class SessionTask(ChatTask):
         message = self.message(record)
         try:
             reply = self._reply(value)
-        except USER_CODE_ERRORS:  # of a class of the user's, which gives no JSON
+        except USER_CODE_ERRORS:  # raised by a user's class that gives no JSON
             return None
         if not message.strip() or not reply.strip():
             return None
         return Exchange(message, reply, self.tokens(message) + self.tokens(reply))
 
     def message(self, record: Record) -> str:
-        """What the user said, without words on how to reply."""
+        """The user's message, without the words on how to reply."""
         return self._template.fill(record.inputs)
 
     @staticmethod
@@ -85,11 +85,11 @@ class SessionTask(ChatTask):
         if self.output.is_text:
             return str(value)
         answer = self.dump(value)
-        whole = answer if self.output.is_object else {"value": answer}
-        return orjson.dumps(whole).decode()
+        reply = answer if self.output.is_object else {"value": answer}
+        return orjson.dumps(reply).decode()
 
     def render(self, records: Sequence[Record], enforced: bool = True, note: str = "") -> Request:
-        """The request for the next turns, behind the exchanges before them."""
+        """The request for the next turns, after the exchanges before them."""
         request = super().render(records, enforced, note)
         if not self._history:
             return request

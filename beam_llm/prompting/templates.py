@@ -19,7 +19,7 @@ import jinja2
 from jinja2 import nodes
 
 from beam_llm.errors import USER_CODE_ERRORS, PromptError, UsageError, lacks_field
-from beam_llm.prompting.sandbox import BoundedEnvironment, bounded, value_place
+from beam_llm.prompting.sandbox import BoundedEnvironment, render_bounded, value_place
 from beam_llm.prompting.text import NotAValue, clean, is_missing, plain, show
 
 ELEMENT = "element"
@@ -32,7 +32,7 @@ _SELF = "field_called_self"
 
 class _FieldsFirst(BoundedEnvironment):
     """Looks a name up among an object's fields before its methods: `order.items` is the field,
-    where there is one, and `order.items()` is dict's method. See `_compiled`."""
+    where there is one, and `order.items()` is dict's method. See `_compile`."""
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         if attribute[:1] == _MARK:
@@ -46,31 +46,32 @@ class _FieldsFirst(BoundedEnvironment):
 
 
 def _or_none(value: Any) -> Any:
-    """The value, or None for what says that there is none: NaN is true in Python, and `{{ text or
-    'no text' }}` would show nothing."""
+    """The value, or None for a missing one such as NaN, which is true in Python, so that `{{ text
+    or 'no text' }}` would show nothing.
+    """
     return None if type(value) is not str and is_missing(value) else value
 
 
-def _environment() -> _FieldsFirst:
+def _build_environment() -> _FieldsFirst:
     """A sandboxed, bounded and strict environment without random filters, so that a prompt depends
     on its record only."""
     environment = _FieldsFirst(undefined=jinja2.StrictUndefined, finalize=show)
     environment.filters.pop("random")
     environment.globals.pop("lipsum")
-    for name in _OF_TEXTS:
-        environment.filters[name] = _of_text(environment.filters[name])
+    for name in _TEXT_FILTERS:
+        environment.filters[name] = _none_for_none(environment.filters[name])
     return environment
 
 
-_OF_TEXTS = (
+_TEXT_FILTERS = (
     *("capitalize", "center", "e", "escape", "forceescape", "format", "indent", "lower", "replace"),
     *("safe", "string", "striptags", "title", "trim", "truncate", "upper", "urlencode", "urlize"),
     *("wordcount", "wordwrap"),
 )
-"""Jinja's filters that make a text of a text."""
+"""Jinja's filters from text to text."""
 
 
-def _of_text(filter_: Callable[..., Any]) -> Callable[..., Any]:
+def _none_for_none(filter_: Callable[..., Any]) -> Callable[..., Any]:
     """The filter, but it returns None for None, as SQL's functions do: Jinja's `trim` would give
     the text "None"."""
     place = value_place(filter_)
@@ -82,7 +83,7 @@ def _of_text(filter_: Callable[..., Any]) -> Callable[..., Any]:
     return filtered
 
 
-_ENVIRONMENT = _environment()
+_ENVIRONMENT = _build_environment()
 _FORBIDDEN = (nodes.Include, nodes.Extends, nodes.Import, nodes.FromImport)
 
 
@@ -97,23 +98,25 @@ def parse(source: str, option: str) -> nodes.Template:
         # Compiled as well, since only that finds an unknown filter, for example.
         _ENVIRONMENT.from_string(source)
     except jinja2.TemplateSyntaxError as error:
-        raise _at(source, option, error.lineno, error.message or "not a template") from None
+        raise _template_error(
+            source, option, error.lineno, error.message or "not a template"
+        ) from None
     except (jinja2.TemplateError, RecursionError) as error:
-        raise _at(source, option, 1, str(error) or "nested too deeply") from None
+        raise _template_error(source, option, 1, str(error) or "nested too deeply") from None
     for node in tree.find_all(_FORBIDDEN):
-        raise _at(source, option, node.lineno, "a prompt can't load other templates")
+        raise _template_error(source, option, node.lineno, "a prompt can't load other templates")
     for attribute in tree.find_all(nodes.Getattr):
         if attribute.attr.startswith("_"):
-            raise _at(
+            raise _template_error(
                 source, option, attribute.lineno, f"{attribute.attr!r} is private and can't be read"
             )
     return tree
 
 
-def _compiled(tree: nodes.Template) -> jinja2.Template:
+def _compile(tree: nodes.Template) -> jinja2.Template:
     """The tree as a template in which names belong to the data: `self` is a field, not Jinja's own,
     and an attribute that isn't called is a field, not a method."""
-    # A copy, for the names are changed in it; the caller's tree keeps those of the template.
+    # A copy, because names are changed in it; the caller's tree keeps the original ones.
     tree = copy.deepcopy(tree)
     called = {id(call.node) for call in tree.find_all(nodes.Call)}
     for attribute in tree.find_all(nodes.Getattr):
@@ -144,7 +147,7 @@ _EXAMPLES = {
 }
 
 
-def _at(source: str, option: str, line: int, why: str) -> UsageError:
+def _template_error(source: str, option: str, line: int, why: str) -> UsageError:
     example = _EXAMPLES.get(option, _EXAMPLES["prompt"])
     lines = source.splitlines() or [""]
     text = lines[min(line, len(lines)) - 1].strip()
@@ -157,8 +160,7 @@ def _at(source: str, option: str, line: int, why: str) -> UsageError:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Part:
-    """One varying part of a simple template: the name it goes by, and how its text is made from an
-    element."""
+    """One varying part of a simple template: its name, and how its text is made from an element."""
 
     name: str
     field: str | None
@@ -167,22 +169,23 @@ class _Part:
 
 
 class PromptTemplate:
-    """The user's prompt, compiled: what varies from record to record, and the text around it.
+    """The user's compiled prompt: the parts that vary from record to record, and the text around
+    them.
 
     A *simple* template has only text and `{{ … }}`; its inputs are the outputs' texts, and its
-    instruction is the text around them. Of any other (`{% if … %}`) the whole rendering is the one
-    input, and the instruction is empty.
+    instruction is the text around them. For any other (`{% if … %}`) the complete rendering is the
+    only input, and the instruction is empty.
 
     Attributes:
-      names: what each input is called in a prompt of several records.
+      names: the name of each input in a prompt of several records.
       instruction: the text that all records share, each varying part as `<name>`.
       shared: the text that all records share, without the varying parts; for counting tokens.
-      lead: how many characters of it stand before the first varying part.
-      required: fields that every element has to have: those that stand alone in `{{ … }}`. What
-        else is read depends on the template's own logic, and on the element.
-      only_field: the field whose text is the only input, where that is all there is to do; None
-        otherwise. Like the other names of fields here it may be `element`, which stands for the
-        whole.
+      lead: how many of its characters come before the first varying part.
+      required: fields that every element has to have: those that are alone in `{{ … }}`. Other
+        fields may or may not be read, depending on the template's logic and the element.
+      only_field: the field whose text is the only input, where nothing else has to be rendered;
+        None otherwise. Like the other names of fields here it may be `element`, the complete
+        element.
 
     Raises:
       UsageError: where `source` is not a template.
@@ -190,13 +193,13 @@ class PromptTemplate:
 
     def __init__(self, source: str, option: str = "prompt"):
         tree = parse(source, option)
-        self._whole = _compiled(tree)
+        self._template = _compile(tree)
         self._parts: list[_Part] = []
         self._pieces: list[str | int] = []
         self._is_simple = all(isinstance(node, nodes.Output) for node in tree.body)
         if self._is_simple:
             for node in (child for output in tree.body for child in output.iter_child_nodes()):
-                self._add(node, source, option)
+                self._add_node(node, source, option)
         self.names = tuple(part.name for part in self._parts) if self._is_simple else ("input",)
         self.shared = "".join(piece for piece in self._pieces if isinstance(piece, str))
         before = itertools.takewhile(lambda piece: isinstance(piece, str), self._pieces)
@@ -215,24 +218,30 @@ class PromptTemplate:
         if not self._is_simple or None in shown:
             self._shown = []
 
-    def _add(self, node: nodes.Node, source: str, option: str) -> None:
+    def _add_node(self, node: nodes.Node, source: str, option: str) -> None:
         if isinstance(node, nodes.TemplateData):
             self._pieces.append(node.data)
         elif not isinstance(node, nodes.Name) and node.find(nodes.Name) is None:
             try:
                 self._pieces.append(clean(_expression(node).render()))
             except Exception as error:  # `{{ 1/0 }}`: the same for every record
-                raise _at(source, option, node.lineno, f"it can't be rendered: {error}") from None
+                raise _template_error(
+                    source, option, node.lineno, f"it can't be rendered: {error}"
+                ) from None
         else:
             self._pieces.append(self._part_number(node))
 
     def _part_number(self, node: nodes.Node) -> int:
-        """An expression that stands twice in the template is one input."""
+        """The number of the node's part: an expression that occurs twice in the template is one
+        input.
+        """
         for number, known in enumerate(self._parts):
             if known.node == node:
                 return number
         field = node.name if isinstance(node, nodes.Name) else None
-        self._parts.append(_Part(self._free_name(_name(node)), field, node, _expression(node)))
+        self._parts.append(
+            _Part(self._free_name(_display_name(node)), field, node, _expression(node))
+        )
         return len(self._parts) - 1
 
     def _free_name(self, name: str) -> str:
@@ -271,10 +280,10 @@ class PromptTemplate:
             variables = _variables(fields, element)
             if self._is_simple:
                 return tuple([clean(part.expression.render(variables)) for part in self._parts])
-            return (clean(bounded(self._whole.generate, variables)),)
+            return (clean(render_bounded(self._template.generate, variables)),)
         except USER_CODE_ERRORS as error:
             # A template runs the element's own methods, which may raise anything.
-            _refuse(error, fields)
+            _raise_prompt_error(error, fields)
 
     def check_inputs(self, inputs: Sequence[str], fields: Mapping[str, Any], element: Any) -> None:
         """Checks that there is anything to ask about. A model that is asked about nothing makes
@@ -282,7 +291,7 @@ class PromptTemplate:
         shown as an empty text, and whatever a template computes is accepted.
 
         Raises:
-          PromptError: each field that the prompt shows is None.
+          PromptError: every field that the prompt shows is None.
         """
         if any(inputs) or not self._shown:
             return
@@ -310,19 +319,20 @@ class PromptTemplate:
 
 def _expression(node: nodes.Node) -> jinja2.Template:
     """`{{ expression }}` alone, compiled."""
-    return _compiled(nodes.Template([nodes.Output([node], lineno=1)], lineno=1))
+    return _compile(nodes.Template([nodes.Output([node], lineno=1)], lineno=1))
 
 
 def _shown_field(node: nodes.Node | None) -> str | None:
-    """The field that an expression shows, as it is or filtered; None where it says itself what
-    stands for one that is None."""
+    """The field that an expression shows, as it is or filtered; None where the expression has its
+    own default for a missing field.
+    """
     if isinstance(node, nodes.Filter) and node.name not in ("d", "default"):
         return _shown_field(node.node)
     return node.name if isinstance(node, nodes.Name) else None
 
 
-def _name(node: nodes.Node) -> str:
-    """What a person would call the expression: `review.text|trim` is `review.text`."""
+def _display_name(node: nodes.Node) -> str:
+    """A readable name for the expression: `review.text|trim` is `review.text`."""
     if isinstance(node, nodes.Name):
         return "input" if node.name == ELEMENT else node.name
     if isinstance(node, nodes.Getattr):
@@ -330,7 +340,7 @@ def _name(node: nodes.Node) -> str:
     if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const):
         return _dotted(node.node, str(node.arg.value))
     if isinstance(node, nodes.Filter) and node.node is not None:
-        return _name(node.node)
+        return _display_name(node.node)
     return "input"
 
 
@@ -338,14 +348,14 @@ def _dotted(owner: nodes.Node, name: str) -> str:
     return (
         name
         if isinstance(owner, nodes.Name) and owner.name == ELEMENT
-        else f"{_name(owner)}.{name}"
+        else f"{_display_name(owner)}.{name}"
     )
 
 
-def _refuse(error: BaseException, fields: Mapping[str, Any]) -> NoReturn:
-    """Turns what a template raised into the element's own error, without the element's texts."""
+def _raise_prompt_error(error: BaseException, fields: Mapping[str, Any]) -> NoReturn:
+    """Turns an error in a template into the element's PromptError, without the element's texts."""
     if isinstance(error, KeyError) and error.args and error.args[0] not in fields:
-        raise PromptError(_missing(str(error.args[0]), fields)) from None
+        raise PromptError(_missing_field_message(str(error.args[0]), fields)) from None
     undefined = (
         re.fullmatch(r"'(\w+)' is undefined", str(error))
         if isinstance(error, jinja2.UndefinedError)
@@ -353,14 +363,14 @@ def _refuse(error: BaseException, fields: Mapping[str, Any]) -> NoReturn:
     )
     if undefined:
         raise PromptError(
-            _missing("self" if undefined[1] == _SELF else undefined[1], fields)
+            _missing_field_message("self" if undefined[1] == _SELF else undefined[1], fields)
         ) from None
     if isinstance(error, (jinja2.UndefinedError, jinja2.exceptions.SecurityError, NotAValue)):
         raise PromptError(f"the prompt does not fit this element: {error}") from None
     raise PromptError(f"the prompt failed on this element with {type(error).__name__}") from error
 
 
-def _missing(name: str, fields: Mapping[str, Any]) -> str:
+def _missing_field_message(name: str, fields: Mapping[str, Any]) -> str:
     if not fields:
         return (
             f"the prompt names the field {name!r}, but the element has no fields; "
@@ -389,7 +399,8 @@ class RecordView:
     __slots__ = ("_values",)
 
     def __init__(self, index: int, text: str, fields: Mapping[str, Any] | None):
-        # A field called `text` is the user's and goes first; `index` is always the record's number.
+        # A field called `text` is the user's and takes precedence; `index` is always the record's
+        # number.
         self._values = {"text": text, **(fields or {}), "index": index}
 
     def __getattr__(self, name: str) -> Any:
@@ -410,8 +421,8 @@ class BatchTemplate:
     """The user's own way of putting several records into a prompt: Jinja2 over `records`.
 
     Attributes:
-      names_reply: the template says itself, by `{{ reply_format }}`, where the reply's shape is
-        explained.
+      names_reply: the template places the words on the reply's shape itself, by `{{ reply_format
+        }}`.
 
     Raises:
       UsageError: where `source` is not a template.
@@ -420,10 +431,10 @@ class BatchTemplate:
     def __init__(self, source: str):
         option = "batch_prompt_template"
         tree = parse(source, option)
-        self._template = _compiled(tree)
+        self._template = _compile(tree)
         loaded = {name.name for name in tree.find_all(nodes.Name) if name.ctx == "load"}
         if "records" not in loaded:
-            raise _at(
+            raise _template_error(
                 source,
                 option,
                 1,
@@ -431,18 +442,19 @@ class BatchTemplate:
             )
         self.names_reply = "reply_format" in loaded
         self._needed = {node.attr for node in tree.find_all(nodes.Getattr)}
-        # Any string may name a field: `record["name"]`, `map(attribute="name")`.
+        # Any string may be a field's name: `record["name"]`, `map(attribute="name")`.
         self._needed |= {
             node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)
         }
-        # Which field `record[name]` reads shows only when it runs.
+        # The field that `record[name]` reads is known only at run time.
         self._needs_all = any(
             not isinstance(node.arg, (nodes.Const, nodes.Slice))
             for node in tree.find_all(nodes.Getitem)
         )
 
-    def needed(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields that this template may read, as plain JSON values; the others shape no prompt.
+    def needed_fields(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields that this template may read, as plain JSON values; others don't affect the
+        prompt.
 
         Raises:
           PromptError: for a value with no JSON form.
@@ -459,12 +471,14 @@ class BatchTemplate:
             ) from None
 
     def render(self, views: Sequence[RecordView], reply_format: str) -> str:
-        """The whole user message.
+        """The complete user message.
 
         Raises:
           PromptError: where the template fails on one of the records.
         """
         try:
-            return clean(bounded(self._template.generate, records=views, reply_format=reply_format))
+            return clean(
+                render_bounded(self._template.generate, records=views, reply_format=reply_format)
+            )
         except USER_CODE_ERRORS as error:  # see PromptTemplate.inputs
-            _refuse(error, views[0].as_dict() if views else {})
+            _raise_prompt_error(error, views[0].as_dict() if views else {})

@@ -21,13 +21,12 @@ _JSON_OPTIONS = (
 
 
 class NotAValue(TypeError):
-    """Something that no prompt can show; the message says what, and holds nothing of its
-    content."""
+    """A value that no prompt can show; the message names its type, and nothing of its content."""
 
 
 def show(value: Any) -> Any:
-    """A value as a prompt shows it: a string as itself, a missing one as nothing, all else as
-    compact JSON.
+    """A value as a prompt shows it: a string as it is, a missing value as an empty text, everything
+    else as compact JSON.
 
     Jinja's `finalize`: an undefined variable passes through, so that StrictUndefined can refuse it.
 
@@ -50,8 +49,7 @@ def show(value: Any) -> Any:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether the value says that there is none: None, or what pandas and numpy have in its
-    place."""
+    """Whether the value is None, or what pandas and numpy use in its place."""
     if value is None:
         return True
     kind = type(value).__name__
@@ -60,40 +58,41 @@ def is_missing(value: Any) -> bool:
     return kind in _MISSING_IN_PANDAS
 
 
-# By name: pandas and numpy need not be there.
+# By name, as pandas and numpy may not be installed.
 _MISSING_IN_PANDAS = ("NAType", "NaTType")
 _FLOATS = ("float32", "float16")
 _MAY_BE_NAN = (*_FLOATS, "datetime64", "timedelta64")
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON knows it: rows become dicts, timestamps strings."""
+    """The value in JSON's types: rows become dicts, timestamps strings."""
     if value is None or type(value) is bool:
         return value
     if type(value) is str:
         return clean(value)
     if type(value) is int:
-        return _usual_integer(value)
+        return _json_integer(value)
     try:
-        return orjson.loads(orjson.dumps(value, default=_simpler, option=_JSON_OPTIONS))
+        return orjson.loads(orjson.dumps(value, default=_json_substitute, option=_JSON_OPTIONS))
     except TypeError:  # a lone surrogate, or an int beyond 64 bits
         return json.loads(
-            clean(_slow_json(value)), parse_int=lambda digits: _usual_integer(int(digits))
+            clean(_standard_json(value)), parse_int=lambda digits: _json_integer(int(digits))
         )
 
 
-def _usual_integer(value: int) -> int | str:
-    # A larger one has no place in orjson's JSON, and so none in the ledger.
+def _json_integer(value: int) -> int | str:
+    # orjson can't write a larger one, and so the ledger can't hold it.
     return value if -(2**63) <= value < 2**64 else str(value)
 
 
-def _slow_json(value: Any) -> str:
-    return json.dumps(value, default=_simpler, ensure_ascii=False, separators=(",", ":"))
+def _standard_json(value: Any) -> str:
+    return json.dumps(value, default=_json_substitute, ensure_ascii=False, separators=(",", ":"))
 
 
-def _simpler(value: Any) -> Any:
-    """What stands for a value that JSON has no word for; duck-typed, so that no Beam or pydantic is
-    imported here."""
+def _json_substitute(value: Any) -> Any:
+    """A substitute for a value that JSON can't write; duck-typed, so that neither Beam nor pydantic
+    is imported here.
+    """
     if inspect.isroutine(value) or isinstance(value, type):
         raise NotAValue(
             f"{value.__qualname__} is a method or a class, not a value, "
@@ -101,14 +100,14 @@ def _simpler(value: Any) -> Any:
         )
     if is_missing(value):  # pandas' NA and NaT, inside an element
         return None
-    # The last is of Beam's Timestamp, whose `str` is `Timestamp(1790000000)`.
+    # The last one is for Beam's Timestamp, whose `str` is `Timestamp(1790000000)`.
     for method in ("model_dump", "as_dict", "_asdict", "to_dict", "to_rfc3339"):
         if callable(found := getattr(value, method, None)):
             return found()
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, Set):
-        # A set's own order differs from process to process.
+        # A set's order differs from process to process.
         return sorted(value, key=repr)
     if isinstance(value, (bytes, bytearray, memoryview)):
         return _bytes_text(bytes(value))
@@ -133,8 +132,9 @@ def _bytes_text(data: bytes) -> str:
 
 
 def clean(text: str) -> str:
-    """The text as UTF-8 can carry it: half a character (a lone surrogate), which JSON has no way to
-    write, and no provider takes, becomes U+FFFD."""
+    """The text as valid UTF-8: lone surrogates, which JSON can't write and no provider accepts,
+    become U+FFFD.
+    """
     if text.isascii():
         return text
     try:
@@ -145,7 +145,7 @@ def clean(text: str) -> str:
 
 
 def cleaned(value: Any) -> Any:
-    """The JSON value with all its texts as UTF-8 can carry them; see `clean`."""
+    """The JSON value with all its texts as valid UTF-8; see `clean`."""
     if isinstance(value, dict):
         return {cleaned(name): cleaned(member) for name, member in value.items()}
     if isinstance(value, (list, tuple)):
@@ -154,7 +154,7 @@ def cleaned(value: Any) -> Any:
 
 
 def request_json(body: Mapping[str, Any]) -> bytes:
-    """A request's body as JSON, its texts as UTF-8 can carry them."""
+    """A request's body as JSON with all its texts as valid UTF-8."""
     try:
         return orjson.dumps(body)
     except TypeError:  # lone surrogates are rare: they are looked for only where this has failed
@@ -162,22 +162,23 @@ def request_json(body: Mapping[str, Any]) -> bytes:
 
 
 def quote(text: str) -> str:
-    """A JSON string on one line: every character that some reader takes for a line break is
-    escaped."""
+    """A JSON string on one line: every character that some reader treats as a line break is
+    escaped.
+    """
     quoted = orjson.dumps(text).decode()
     return quoted if quoted.isascii() else _one_line(quoted)
 
 
 def one_line(value: Any) -> str:
-    """A JSON value as JSON on one line that can be sent, whatever it holds."""
+    """A JSON value as JSON on one line, as valid UTF-8."""
     return quote(clean(value)) if isinstance(value, str) else _one_line(clean(_json_of(value)))
 
 
 def _json_of(value: Any) -> str:
     try:
-        return orjson.dumps(value, default=_simpler, option=_JSON_OPTIONS).decode()
+        return orjson.dumps(value, default=_json_substitute, option=_JSON_OPTIONS).decode()
     except TypeError:  # a lone surrogate, or an int beyond 64 bits
-        return _slow_json(value)
+        return _standard_json(value)
 
 
 def _one_line(quoted: str) -> str:
@@ -191,7 +192,7 @@ _UNXML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
 
 def xml_text(text: str) -> str:
-    """The text as XML character data; characters that XML has no form for become U+FFFD."""
+    """The text as XML character data; characters that XML can't represent become U+FFFD."""
     return _UNXML.sub(
         "\ufffd", text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     )

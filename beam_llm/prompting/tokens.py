@@ -111,7 +111,7 @@ def _estimate_any_script(data: bytes) -> int:
     return min(int(tokens), len(data))
 
 
-def _table(classes: Iterable[tuple[Iterable[int], bytes]], rest: bytes) -> bytes:
+def _translation_table(classes: Iterable[tuple[Iterable[int], bytes]], rest: bytes) -> bytes:
     """A translation table for `bytes.translate`: each byte value to its class."""
     table = bytearray(rest * 256)
     for values, name in classes:
@@ -122,13 +122,13 @@ def _table(classes: Iterable[tuple[Iterable[int], bytes]], rest: bytes) -> bytes
 
 _LETTERS = (*range(ord("a"), ord("z") + 1), *range(ord("A"), ord("Z") + 1))
 _ASCII = [(_LETTERS, b"a"), (range(ord("0"), ord("9") + 1), b"0"), (b"\r\n\t", b"\n")]
-_ASCII_CLASSES = _table([*_ASCII, (b" ", b".")], b".")
-_CASES = _table(
+_ASCII_CLASSES = _translation_table([*_ASCII, (b" ", b".")], b".")
+_CASES = _translation_table(
     [(range(ord("a"), ord("z") + 1), b"a"), (range(ord("A"), ord("Z") + 1), b"A")], b"."
 )
 # In UTF-8, accented Latin (lead bytes up to CC, and E1 for Vietnamese) and all continuation bytes
 # go on with a word.
-_SCRIPT_CLASSES = _table(
+_SCRIPT_CLASSES = _translation_table(
     [(range(128), b"."), *_ASCII, (b" ", b" "), ((*range(0x80, 0xCD), 0xE1), b"a")], b"x"
 )
 
@@ -148,7 +148,9 @@ _SCRIPTS: dict[str, tuple[Iterable[int], float]] = {
     "full width": ((0xEE, 0xEF), 1.1),
     "emoji": (range(0xF0, 0xF5), 2.45),
 }
-_LEADS = _table([(values, bytes([i])) for i, (values, _) in enumerate(_SCRIPTS.values())], b"\xff")
+_LEADS = _translation_table(
+    [(values, bytes([i])) for i, (values, _) in enumerate(_SCRIPTS.values())], b"\xff"
+)
 _SCRIPT_PRICES = [(bytes([i]), price) for i, (_, price) in enumerate(_SCRIPTS.values())]
 _NOT_LEADS = bytes(range(0xC2))
 _HARDLY_KNOWN = re.compile(rb"\xe1[\x84-\xb7]")
@@ -170,7 +172,7 @@ def exact_tokens(text: str, model: str = "") -> int | None:
         return None
 
 
-def counted_tokens(text: str, model: str = "") -> int:
+def count_tokens(text: str, model: str = "") -> int:
     """Exact where that is possible, else estimated."""
     exact = exact_tokens(text, model)
     return estimate_tokens(text) if exact is None else exact

@@ -1,5 +1,6 @@
-"""Python types as types of answers: pydantic's rules, by JSON's lights, and without a word of the
-value in any reason."""
+"""Python types as types of answers, checked by pydantic with JSON's rules; no reason quotes the
+value.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +19,16 @@ from beam_llm.prompting.answer_rules import (
     TOO_DEEP,
     UNUSABLE_NUMBER,
     has_usable_numbers,
-    unusable,
+    unusable_type,
 )
 from beam_llm.prompting.fitting import Fit, fit
 from beam_llm.prompting.main_classes import look_up_names
-from beam_llm.prompting.schemas import leaves_nothing, plain_form, says_nothing, without_booleans
+from beam_llm.prompting.schemas import (
+    accepts_anything,
+    accepts_nothing_useful,
+    plain_form,
+    without_booleans,
+)
 from beam_llm.values import Schema
 
 _FLAT = ("string", "integer", "number", "boolean")
@@ -30,15 +36,17 @@ _PLAIN: tuple[Any, ...] = (str, int, float, bool)
 
 
 class TypeChecker:
-    """A Python type, checked by pydantic by JSON's rules: `"4"` is an int unless the type is
-    strict, `1.0` too, `True` is not a number."""
+    """A Python type, checked by pydantic with JSON's rules: `"4"` and `1.0` are ints unless the
+    type is strict, `True` is not a number.
+    """
 
     def __init__(self, declared: Any):
         self.python_type = declared
-        self._adapter = _adapter(declared)
-        self.schema = _schema_of(declared, self._adapter)
-        self._validate, dump = _tools_of(self._adapter)
-        # Of a NamedTuple pydantic makes a list; what is asked for has its names: see `_described`.
+        self._adapter = _build_adapter(declared)
+        self.schema = _answer_schema_of(declared, self._adapter)
+        self._validate, dump = _validate_and_dump_of(self._adapter)
+        # pydantic dumps a NamedTuple as a list, but the schema asks for its names: see
+        # `_json_schema_of`.
         self._dump = (
             (lambda value: dict(zip(value._fields, dump(value), strict=True)))
             if _is_named_tuple(declared)
@@ -62,46 +70,48 @@ class TypeChecker:
         self.keeps_replies = not self._is_plain
 
     def validate(self, raw: Any) -> Any:
-        """The typed value of an answer; raises ValueError where it is none."""
+        """The typed value of an answer; raises ValueError where it doesn't fit."""
         looks_usable = False
         if self._is_number:
             _refuse_bool(raw)
         elif self._is_text and type(raw) in (int, float):
-            # A model that writes 2024 for a text means the text; pydantic would refuse it.
+            # A model that writes 2024 where a text is wanted means the text; pydantic would refuse
+            # it.
             return str(raw)
         elif self._number_fields and type(raw) is dict:
-            looks_usable = self._have_usable_numbers(raw) and self._is_flat
+            looks_usable = self._has_ordinary_numbers(raw) and self._is_flat
         if (
             self._needs_one_of is not None
             and type(raw) is dict
             and self._needs_one_of.isdisjoint(raw)
         ):
-            # Where every field has a default, any object would do, an error message too.
+            # Where every field has a default, any object would pass, even an error message.
             raise ValueError("it has none of the fields")
         try:
             value = self._validate(raw)
             if self._has_numbers and not looks_usable:
                 self._refuse_odd_numbers(value, raw)
         except USER_CODE_ERRORS as error:
-            # A user's own validator may raise anything: it is this record's trouble alone.
+            # A user's own validator may raise anything; that must affect only this record.
             raise self._reason(error) from None
         return value
 
     def _refuse_odd_numbers(self, value: Any, raw: Any) -> None:
         if not has_usable_numbers(value):
-            raise _Odd(UNUSABLE_NUMBER)
+            raise _Refused(UNUSABLE_NUMBER)
         if _holds_boolean(raw) and fit(raw, self.schema, self.schema) is Fit.BOOLEAN_AS_NUMBER:
-            raise _Odd(_NO_NUMBER)
+            raise _Refused(_NO_NUMBER)
 
     def _reason(self, error: BaseException) -> ValueError:
-        """In short, and without the value that was wrong, which a foreign error's text may hold."""
+        """A short reason without the wrong value, which a foreign error's text may contain."""
         if isinstance(error, pydantic.ValidationError):
             return ValueError(_reason(error, self._names))
-        return error if isinstance(error, _Odd) else ValueError(_failed(error))
+        return error if isinstance(error, _Refused) else ValueError(_error_name(error))
 
-    def _have_usable_numbers(self, raw: dict[str, Any]) -> bool:
-        """The quick look before the thorough one: every number field holds a number of ordinary
-        size. A boolean is refused here."""
+    def _has_ordinary_numbers(self, raw: dict[str, Any]) -> bool:
+        """A quick check before the thorough one: whether every number field holds a number of
+        ordinary size. Raises ValueError for a boolean.
+        """
         usable = True
         for name in self._number_fields:
             number = raw.get(name)
@@ -121,10 +131,10 @@ class TypeChecker:
         try:
             return self._dump(value)
         except USER_CODE_ERRORS as error:  # a serializer of the user's class, too
-            raise ValueError(f"it can't be written as JSON: {_failed(error)}") from None
+            raise ValueError(f"it can't be written as JSON: {_error_name(error)}") from None
 
     def load(self, data: Any) -> Any:
-        """The typed value of an answer that was kept."""
+        """The typed value of a stored answer."""
         if self._is_plain:
             return data
         try:
@@ -133,14 +143,14 @@ class TypeChecker:
             raise self._reason(error) from None
 
 
-class _Odd(ValueError):
-    """A reason of ours, in place of a validator's."""
+class _Refused(ValueError):
+    """A refusal with our own reason instead of a validator's."""
 
 
 _NO_NUMBER = "a boolean is not a number"
 
 
-def _failed(error: BaseException) -> str:
+def _error_name(error: BaseException) -> str:
     """The kind of the error only: its text may hold the answer."""
     return (
         TOO_DEEP
@@ -149,59 +159,60 @@ def _failed(error: BaseException) -> str:
     )
 
 
-def _tools_of(
+def _validate_and_dump_of(
     adapter: pydantic.TypeAdapter[Any],
 ) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-    """What makes a value of JSON, and JSON of a value.
+    """The functions from JSON to a value, and from a value to JSON.
 
-    A strict type takes a date or an Enum from JSON's text, but not from the same string in Python,
-    and some types take nothing but an instance there; so their answers are validated as JSON text.
-    For all others the way through Python is the quicker one, and the rules are the same.
+    A strict type accepts a date or an Enum from JSON text, but not from the same string in Python,
+    where some types accept only instances; so answers of such types are validated as JSON text. For
+    all others validation in Python is faster, with the same rules.
     """
-    # The adapter's own methods add half a microsecond to these; one that is not built yet has
-    # neither.
+    # The adapter's own methods take half a microsecond longer; an adapter that is not built yet has
+    # no others.
     built = adapter.pydantic_complete
     from_python = adapter.validator.validate_python if built else adapter.validate_python
     to_python = adapter.serializer.to_python if built else adapter.dump_python
     dump = functools.partial(to_python, mode="json", by_alias=True)
-    if not (built and _reads_json_apart(adapter.core_schema)):
+    if not (built and _reads_json_differently(adapter.core_schema)):
         return from_python, dump
     from_json = adapter.validator.validate_json
 
     def validate(raw: Any) -> Any:
         if not has_usable_numbers(raw):
-            raise _Odd(UNUSABLE_NUMBER)
+            raise _Refused(UNUSABLE_NUMBER)
         try:
             return from_json(orjson.dumps(raw))
-        except TypeError:  # a parser of the user's may give what JSON has no word for
+        except TypeError:  # a user's parser may give values that JSON can't write
             return from_python(raw)
 
     return validate, dump
 
 
 _NO_PARTS = frozenset({"metadata", "default", "expected", "computed_fields"})
-"""Keys of a core schema under which no schema of an answer stands: a user's own values may, and
-what is reckoned of an answer."""
+"""Keys of a core schema that hold no schema of an answer: a user's own values, and computed fields.
+"""
 
 
-def _parts_of(node: Any) -> Iterator[Mapping[str, Any]]:
-    """Every schema in a core schema of pydantic's."""
+def _core_schemas_in(node: Any) -> Iterator[Mapping[str, Any]]:
+    """Every schema inside one of pydantic's core schemas."""
     if isinstance(node, dict):
         yield node
         for key, child in node.items():
             if key not in _NO_PARTS:
-                yield from _parts_of(child)
+                yield from _core_schemas_in(child)
     elif isinstance(node, (list, tuple)):
         for child in node:
-            yield from _parts_of(child)
+            yield from _core_schemas_in(child)
 
 
-def _reads_json_apart(core_schema: Any) -> bool:
-    """Whether pydantic was told somewhere in this type to take nothing but the exact kind of value,
-    or takes another value from JSON than from Python: an instance, say."""
+def _reads_json_differently(core_schema: Any) -> bool:
+    """Whether a part of this type is strict, or accepts other values from JSON than from Python (an
+    instance, say).
+    """
     return any(
         part.get("strict") is True or part.get("type") == "json-or-python"
-        for part in _parts_of(core_schema)
+        for part in _core_schemas_in(core_schema)
     )
 
 
@@ -247,11 +258,11 @@ def _holds_boolean(raw: Any) -> bool:
     return any(map(_holds_boolean, raw)) if kind is list else kind is bool
 
 
-def _adapter(declared: Any) -> pydantic.TypeAdapter[Any]:
+def _build_adapter(declared: Any) -> pydantic.TypeAdapter[Any]:
     if declared is None or declared is Any or declared is object:
-        raise unusable(declared, "any value would do")
+        raise unusable_type(declared, "any value would do")
     if isinstance(declared, (types.FunctionType, types.BuiltinFunctionType, types.MethodType)):
-        raise unusable(declared, "it is a function")
+        raise unusable_type(declared, "it is a function")
     try:
         look_up_names(declared)
         try:
@@ -259,57 +270,62 @@ def _adapter(declared: Any) -> pydantic.TypeAdapter[Any]:
         except pydantic.PydanticUserError as error:
             if error.code != "type-adapter-config-unused":
                 raise
-            # Models, dataclasses and TypedDicts have their own config, and take no other.
+            # Models, dataclasses and TypedDicts have their own config and accept no other.
             return pydantic.TypeAdapter(declared)
-    except Exception as error:  # whatever a user's class does when it is looked at
-        raise unusable(declared, _first_line(error)) from None
+    except Exception as error:  # whatever a user's class raises when it is inspected
+        raise unusable_type(declared, _first_sentence(error)) from None
 
 
-def _schema_of(declared: Any, adapter: pydantic.TypeAdapter[Any]) -> Schema:
+def _answer_schema_of(declared: Any, adapter: pydantic.TypeAdapter[Any]) -> Schema:
     try:
-        described = _described(declared, adapter)
+        described = _json_schema_of(declared, adapter)
         schema = plain_form(without_booleans(described))
     except Exception as error:  # as above
-        raise unusable(declared, _first_line(error)) from None
+        raise unusable_type(declared, _first_sentence(error)) from None
     if adapter.pydantic_complete:
-        _refuse_parts(declared, list(_parts_of(adapter.core_schema)))
-    if says_nothing(schema):
-        raise unusable(declared, "any value would do")
-    if leaves_nothing(schema) or (
+        _refuse_unusable_parts(declared, list(_core_schemas_in(adapter.core_schema)))
+    if accepts_anything(schema):
+        raise unusable_type(declared, "any value would do")
+    if accepts_nothing_useful(schema) or (
         schema.get("type") == "object" and schema.get("properties") == {}
     ):
-        raise unusable(declared, "it leaves nothing to answer")
+        raise unusable_type(declared, "it leaves nothing to answer")
     return schema
 
 
-def _refuse_parts(declared: Any, parts: Sequence[Mapping[str, Any]]) -> None:
-    """Refuses what no answer may have anywhere in it, though JSON can spell it."""
+def _refuse_unusable_parts(declared: Any, parts: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses parts that no answer may have, although JSON can express them."""
     takes_names = any(map(_takes_names, parts))
     has_validators = any(str(part.get("type")).startswith("function-") for part in parts)
     for part in parts:
         if part.get("type") == "generator":
-            # pydantic's own iterator: nothing in it is checked yet, and no shuffle can carry it.
-            raise unusable(declared, "an iterator is checked only when it is read; use list[…]")
+            # pydantic's lazy iterator: its items are not checked yet, and a shuffle can't carry it.
+            raise unusable_type(
+                declared, "an iterator is checked only when it is read; use list[…]"
+            )
         function = part.get("function")
         of_plain = function.get("function") if isinstance(function, Mapping) else None
         if getattr(of_plain, "__name__", "") == "import_string":  # pydantic.ImportString
-            raise unusable(declared, "a model's answer would import code")
+            raise unusable_type(declared, "a model's answer would import code")
         members = part["expected"] if part.get("type") == "literal" else ()
         is_of_json = all(one is None or isinstance(one, (str, int, float)) for one in members)
         if not is_of_json and not has_validators:
-            # Its JSON schema has the member's value, which pydantic then refuses: only the member
-            # itself will do, which a validator of the user's may make.
+            # Its JSON schema has the member's value, which pydantic then refuses: it accepts only
+            # the member itself, which a user's validator may make.
             why = (
                 "a Literal has a member that no JSON can give; name the Enum, or make it a StrEnum"
             )
-            raise unusable(declared, why)
+            raise unusable_type(declared, why)
         if _is_deep_alias(part.get("validation_alias")) and not takes_names:
-            # Its JSON schema has the field's own name, under which the value isn't looked for.
-            raise unusable(declared, "a validation_alias is a path, which no JSON schema can say")
+            # Its JSON schema has the field's own name, but pydantic doesn't look there for the
+            # value.
+            raise unusable_type(
+                declared, "a validation_alias is a path, which no JSON schema can say"
+            )
 
 
 def _is_deep_alias(alias: Any) -> bool:
-    """Whether a field's value is looked for only further inside: `AliasPath("place", "city")`."""
+    """Whether a field's value is only looked up deeper inside: `AliasPath("place", "city")`."""
     if not isinstance(alias, list) or not alias:
         return False
     paths = alias if isinstance(alias[0], list) else [alias]
@@ -321,15 +337,15 @@ def _takes_names(part: Mapping[str, Any]) -> bool:
     return isinstance(config, Mapping) and config.get("validate_by_name") is True
 
 
-def _first_line(error: Exception) -> str:
-    # Without pydantic's advice to allow arbitrary types: those have no JSON form either.
+def _first_sentence(error: Exception) -> str:
+    # Drops pydantic's advice to allow arbitrary types: those have no JSON form either.
     return str(error).partition("\n")[0].partition(". Set `")[0] or type(error).__name__
 
 
-def _described(declared: Any, adapter: pydantic.TypeAdapter[Any]) -> Schema:
+def _json_schema_of(declared: Any, adapter: pydantic.TypeAdapter[Any]) -> Schema:
     if _is_named_tuple(declared):
-        # A NamedTuple's own schema is an array whose places have no names; models do better with
-        # fields, and pydantic takes both.
+        # A NamedTuple's own schema is an array without names; models do better with fields, and
+        # pydantic accepts both.
         defaults = getattr(declared, "_field_defaults", {})
         fields: dict[str, Any] = {
             name: (kind, defaults.get(name, ...))
@@ -350,8 +366,8 @@ def _reason(error: pydantic.ValidationError, names: frozenset[str]) -> str:
     was wrong."""
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     first = problems[0]
-    # A reply's own keys (of a dict, or too many in a model) are data; and so may be what a user's
-    # validator says.
+    # A reply's own keys (in a dict, or extra ones in a model) are data, and a user's validator may
+    # quote data, too.
     place = ".".join(
         str(part) if isinstance(part, int) or part in names else "…" for part in first["loc"]
     )

@@ -13,12 +13,12 @@ from beam_llm.prompting.output_types import Output
 from beam_llm.prompting.readers.json_text import inner_json, without_surrogates
 
 
-def typed_by(output: Output, kind: str) -> Callable[[Any], tuple[Any, Any]]:
-    """Makes of an answer its typed value, and the JSON that this was made of.
+def typing_function(output: Output, kind: str) -> Callable[[Any], tuple[Any, Any]]:
+    """A function from an answer to its typed value and the JSON that this was made from.
 
-        typed_by(Output(int), "delimited")("3")  # (3, 3)
+        typing_function(Output(int), "delimited")("3")  # (3, 3)
 
-    The function raises ValueError, or what a user's class raises, where the answer is none.
+    The function raises ValueError, or what a user's class raises, where the answer doesn't fit.
 
     Args:
       kind: of the reply: `json`, `xml`, `delimited` or `custom`.
@@ -28,16 +28,16 @@ def typed_by(output: Output, kind: str) -> Callable[[Any], tuple[Any, Any]]:
 
 def typed_json(output: Output, answer: Any) -> tuple[Any, Any]:
     try:
-        return output.typed(answer)
+        return output.read_value(answer)
     except ValueError:
         if not isinstance(answer, str):
             raise
         # JSON inside a string, as models write the arguments of tools; or a label.
         inner = inner_json(answer)
-        meant = output.choice_of(answer, None) if inner is None else inner
-        if meant is None:
+        value = output.choice_of(answer, None) if inner is None else inner
+        if value is None:
             raise
-        return output.validate(meant), meant
+        return output.validate(value), value
 
 
 def _typed_xml(output: Output, answer: Any) -> tuple[Any, Any]:
@@ -50,7 +50,7 @@ def _typed_line(output: Output, answer: str) -> tuple[Any, Any]:
     try:
         return output.parse_text(answer)
     except ValueError:
-        # A remark in the lines below; a number or a label is on the first.
+        # The lines below may be a remark; a number or a label is on the first.
         return output.parse_text(answer.strip().partition("\n")[0])
 
 
@@ -64,17 +64,18 @@ def _typed_custom(output: Output, answer: Any) -> tuple[Any, Any]:
         typed, raw = output.parse_text(answer)
     try:
         orjson.dumps(raw)
-    except TypeError:  # what can't be written has to be found here, at its record
-        raw = _plain_or(raw, lambda: output.dump(typed))
+    except TypeError:  # a value that can't be written has to be found here, with its record
+        raw = _jsonable_or(raw, lambda: output.dump(typed))
     return typed, raw
 
 
-def _plain_or(raw: Any, otherwise: Callable[[], Any]) -> Any:
-    """What a user's parser gave, as JSON: bytes become text, sets lists; else what its class
-    writes."""
+def _jsonable_or(raw: Any, otherwise: Callable[[], Any]) -> Any:
+    """The result of a user's parser as JSON: bytes become text, sets lists; or, failing that,
+    `otherwise()`.
+    """
     try:
         return pydantic_core.to_jsonable_python(raw)
-    except Exception:  # whatever a user's object does
+    except Exception:  # whatever a user's object raises
         return otherwise()
 
 

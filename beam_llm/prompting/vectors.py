@@ -1,5 +1,5 @@
-"""Vectors as bytes: 32-bit floats, little-endian, which is how models make them and servers send
-them. A list of Python's own floats takes eight times as much memory.
+"""Vectors as bytes: 32-bit floats, little-endian, as models make them and servers send them. A list
+of Python's own floats takes eight times as much memory.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _NUMBERS = {float, int}
 
 
 def pack(numbers: Sequence[Any]) -> bytes | None:
-    """The numbers as bytes; None where one of them is no number, or too large for one of 32 bits.
+    """The numbers as bytes; None where one of them is not a number, or too large for 32 bits.
 
     pack([0.5, 1])      # b"\\x00\\x00\\x00?\\x00\\x00\\x80?"
     pack(["0.5"])       # None
@@ -25,14 +25,14 @@ def pack(numbers: Sequence[Any]) -> bytes | None:
         wide = np.array(numbers, dtype=np.float64)
     except OverflowError:
         return None
-    # NaN passes: that it is none is for the reader to say, of the record.
+    # NaN passes: the reader reports it for the record.
     if (np.abs(wide) > np.finfo(FLOAT).max).any():
         return None
     return wide.astype(FLOAT).tobytes()
 
 
 def unpack(data: bytes) -> list[float]:
-    """The numbers of what `pack` gave. Raises ValueError where the bytes are cut."""
+    """The numbers that `pack` packed. Raises ValueError where the bytes are cut off."""
     found: list[float] = np.frombuffer(data, dtype=FLOAT).tolist()
     return found
 

@@ -114,7 +114,7 @@ class RecordReader:
             return name_clash(str(self._output_field), fields or _ELEMENT_ALONE)  # type: ignore[return-value]
         try:
             record = self._make_record(fields, value, self._count)
-            if self._limits.too_large(record):
+            if self._limits.is_too_large(record):
                 return self._limits.too_large_failure(record)
         except PromptError as error:
             return Failure(Kind.PROMPT, str(error))

@@ -100,7 +100,7 @@ class _Former:
 
     def add(self, element: Any) -> Iterator[RequestPreview]:
         record = self._record_of(element)
-        if isinstance(record, Record) and self._batcher.too_large(record):
+        if isinstance(record, Record) and self._batcher.is_too_large(record):
             record = self._batcher.too_large_failure(record)
         if isinstance(record, Failure):
             yield RequestPreview({}, None, (element,), record)

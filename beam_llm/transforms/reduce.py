@@ -10,7 +10,7 @@ from apache_beam.typehints import typehints
 
 from beam_llm.config import Settings
 from beam_llm.errors import Failure, UsageError
-from beam_llm.prompting.reduce_task import final_settings, partial_settings, place_of
+from beam_llm.prompting.reduce_task import final_settings, partial_settings, sort_key_of
 from beam_llm.providers import compile_reduce
 from beam_llm.transforms import runners
 from beam_llm.transforms.beam_internals import row_type, set_windowing
@@ -224,7 +224,7 @@ def previews(settings: Settings, elements: Iterable[Any]) -> Iterator[RequestPre
     task = compile_reduce(settings)
     for members in groups.values():
         # As a run orders them, whatever order they came in.
-        members.sort(key=lambda member: place_of(member[0]))
+        members.sort(key=lambda member: sort_key_of(member[0]))
         prompts = task.first_prompts([record for record, _ in members])
         asking = final_settings(settings) if len(prompts) == 1 else partial_settings(settings)
         for prompt in prompts:

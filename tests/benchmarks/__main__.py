@@ -28,7 +28,7 @@ import beam_llm
 from beam_llm.cli.demo import PROMPT, Opinion
 from beam_llm.config import settings
 from beam_llm.pricing import Prices
-from beam_llm.prompting.tokens import counted_tokens
+from beam_llm.prompting.tokens import count_tokens
 from beam_llm.providers import compile_task
 from beam_llm.providers.openai.dialect import Dialect
 from beam_llm.providers.openai.wire import encode_body
@@ -296,7 +296,7 @@ def output_tokens(bench: Bench, records: int = 200, batch: int = 20) -> None:
             bodies = [orjson.loads(encode_body(request, Dialect())) for request in requests]
             spent[shape] = (
                 sum(
-                    counted_tokens(Brain().reply(read_question(body)), "gpt-4.1-mini")
+                    count_tokens(Brain().reply(read_question(body)), "gpt-4.1-mini")
                     for body in bodies
                 )
                 / records

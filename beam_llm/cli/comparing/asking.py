@@ -60,7 +60,7 @@ def ask(settings: Settings, rows: Sequence[Mapping[str, Any]]) -> Asking:
     outcomes: dict[int, Outcome] = {}
     prompts: list[list[tuple[Record, int]]] = []
     for place, record in enumerate(records):
-        if batcher.too_large(record):
+        if batcher.is_too_large(record):
             outcomes[place] = Outcome(failure=batcher.too_large_failure(record), cost_usd=0.0)
         else:
             prompts += batcher.add(record, place)

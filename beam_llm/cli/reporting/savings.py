@@ -14,7 +14,7 @@ from beam_llm.cli.tally import Tally
 from beam_llm.config import Settings, replaced
 from beam_llm.pricing import Prices
 from beam_llm.prompting.batching import Batcher, prompt_caps
-from beam_llm.prompting.tokens import counted_tokens
+from beam_llm.prompting.tokens import count_tokens
 from beam_llm.providers import compile_task
 from beam_llm.values import Record, Request, Usage
 
@@ -94,12 +94,12 @@ def _tokens(settings: Settings, records: Sequence[Record]) -> tuple[int, int, in
     task = compile_task(settings)
     answer = tokens_of_answer(task.answer_schema, text=settings.output is str)
     batcher: Batcher[None] = Batcher(prompt_caps(settings, task), settings.model_name)
-    fitting = (record for record in records if not batcher.too_large(record))
+    fitting = (record for record in records if not batcher.is_too_large(record))
     batches = [batch for record in fitting for batch in batcher.add(record, None)]
     inputs = outputs = requests = 0
     for batch in [*batches, *batcher.flush()]:
         request = task.render([record for record, _ in batch])
-        inputs += counted_tokens(_text_of(request), settings.model_name)
+        inputs += count_tokens(_text_of(request), settings.model_name)
         outputs += answer.of(request, len(batch))
         requests += 1
     return inputs, outputs, requests

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import orjson
 
-from beam_llm.prompting.fitting import Fit, fit, kinds_of, meant, words_of
+from beam_llm.prompting.fitting import Fit, dereferenced, fit, kinds_of, words_of
 from beam_llm.prompting.readers.matching import same
 
 Schema = Mapping[str, Any]
@@ -47,7 +47,7 @@ def xml_value(element: ElementTree.Element, schema: Schema, root: Root) -> Any:
 
 def _members(schema: Schema, root: Root, depth: int = 0) -> Iterator[Schema]:
     """What the value may be: the members of unions, one for each type."""
-    schema = meant(schema, root)
+    schema = dereferenced(schema, root)
     inner = [member for word in ("anyOf", "oneOf") for member in schema.get(word, ())]
     if inner and depth < _MOST_UNIONS:
         for member in inner:
@@ -119,7 +119,7 @@ def _may_be(element: ElementTree.Element, member: Schema, root: Root) -> bool:
     tags = {child.tag for child in element}
     if not tags.issuperset(member.get("required", ())):
         return False
-    fields = {tag: meant(member.get("properties", {}).get(tag, {}), root) for tag in texts}
+    fields = {tag: dereferenced(member.get("properties", {}).get(tag, {}), root) for tag in texts}
     words = {tag: words_of(field) for tag, field in fields.items()}
     return all(
         not words[tag] or _word(text, words[tag]) is not _NONE for tag, text in texts.items()
