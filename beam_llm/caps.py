@@ -1,4 +1,4 @@
-"""How much one prompt may hold: the one rule of when it is full."""
+"""How much one prompt may hold: the only rule for when it is full."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ RECORD_OVERHEAD_TOKENS = 9
 class Caps(NamedTuple):
     """How much one prompt may hold.
 
-    Three places fill prompts, and ask this: `Batcher` record by record, buffers of a stream that
-    see no more than their sums, and `prompt_ends` over the columns of a million records.
+    Used in the three places that fill prompts: `Batcher` record by record, a stream's buffers,
+    which know only their sums, and `prompt_ends` over the columns of a million records.
 
         caps = Caps(records=20, tokens=8_000, bytes=None)
         caps.hold(7_990 + tokens_of(record), 0)  # may it join 7,990 tokens of others?
 
     Attributes:
       records: most records.
-      tokens: most input tokens of the records together, their numbering included; the shared part
-        is taken off already.
+      tokens: most input tokens of the records together, including their numbering; the shared part
+        is already subtracted.
       bytes: most UTF-8 bytes of the records' texts and images (in base64) together, or None.
-      record_tokens: most input tokens of each record, where that is less than of all together.
+      record_tokens: most input tokens of each record, where that is less than for all together.
     """
 
     records: int
@@ -34,7 +34,7 @@ class Caps(NamedTuple):
 
     @property
     def most_of_record(self) -> int:
-        """Input tokens that a record may have, its numbering included."""
+        """Input tokens that a record may have, including its numbering."""
         each = self.tokens if self.record_tokens is None else self.record_tokens
         return min(self.tokens, each + RECORD_OVERHEAD_TOKENS)
 
@@ -44,8 +44,9 @@ class Caps(NamedTuple):
         return tokens <= self.tokens and (self.bytes is None or size <= self.bytes)
 
     def bytes_of(self, record: Record) -> int:
-        """What the record adds to a prompt's bytes; 0 where no cap asks for them, for counting
-        takes time."""
+        """The bytes that the record adds to a prompt; 0 where no cap needs them, as counting takes
+        time.
+        """
         if self.bytes is None:
             return 0
         size = sum(map(utf8_bytes, record.inputs))
@@ -53,7 +54,7 @@ class Caps(NamedTuple):
 
 
 def tokens_of(record: Record) -> int:
-    """What the record adds to a prompt's tokens, its numbering included."""
+    """The tokens that the record adds to a prompt, including its numbering."""
     return record.tokens + RECORD_OVERHEAD_TOKENS
 
 

@@ -37,8 +37,9 @@ class Remedy(enum.Enum):
 
 
 USER_CODE_ERRORS = (Exception, SystemExit, GeneratorExit)
-"""What a user's own code (a validator, a parser, an element's attribute) may raise about a record.
-Also what ends programs elsewhere: `sys.exit()` in a validator is not the user who wants to stop.
+"""Exceptions that a user's own code (a validator, a parser, an element's attribute) may raise about
+a record, including SystemExit: `sys.exit()` in a validator doesn't mean that the user wants to
+stop.
 """
 
 
@@ -141,13 +142,12 @@ class CallError(LLMError):
         raise Aborted(Kind.ABORTED, "HTTP 401: the key is wrong", status=401)
 
     Attributes:
-      kind: the record's error kind if nothing mends it.
+      kind: the record's error kind if nothing helps.
       message: a sentence for a person.
-      retry_after_seconds: when the server says to come back; None where it doesn't say.
-      status: the provider's number for it, for people only. What it means is said by the other
-        attributes.
-      is_throttle: the server takes this request, only not now: we are too fast, or it is busy. By
-        default, where `kind` is `rate_limited`.
+      retry_after_seconds: when to come back, as the server says; None where it doesn't say.
+      status: the provider's status code, for people only; the other attributes say what it means.
+      is_throttle: the server would take this request, but not now: we are too fast, or it is busy.
+        By default, where `kind` is `rate_limited`.
     """
 
     remedy = Remedy.RETRY
@@ -170,7 +170,7 @@ class CallError(LLMError):
 
     @property
     def is_ours(self) -> bool:
-        """Whether no server said so: we gave up waiting, or could not reach it."""
+        """Whether this is not a server's reply: we gave up waiting, or could not reach it."""
         return self.status is None
 
 
@@ -181,19 +181,19 @@ class Retryable(CallError):
 
 
 class Rejected(CallError):
-    """The provider refuses this request, and will again: a 4xx, a context too long, a record its
-    filter stops.
+    """The provider refuses this request, and would again: a 4xx, a context that is too long, a
+    record that its filter stops.
 
-    With several records in the request the engine splits it to find the one at fault; alone, that
-    record is rejected.
+    The engine splits a request of several records to find the one at fault; a single record is
+    rejected.
     """
 
     remedy = Remedy.SPLIT
 
 
 class QueueFull(Retryable):
-    """The jobs under way fill the provider's queue. Nothing is wrong with this one: later there is
-    room.
+    """The jobs under way fill the provider's queue. Nothing is wrong with this job: there will be
+    room later.
 
     Attributes:
       limit_tokens: input tokens that all jobs in the queue may have together; None where the
@@ -215,8 +215,8 @@ class QueueFull(Retryable):
 
 
 class UnknownJob(Rejected):
-    """The provider doesn't know the job. It may be young: some know a job only a while after its
-    create.
+    """The provider doesn't know the job. It may be too new: some providers know a job only a while
+    after its create.
     """
 
 
@@ -233,7 +233,7 @@ class Aborted(CallError):
 
 
 class NotCreated(CallError):
-    """A create that made no job, for certain: the provider has answered, and said no.
+    """A create that certainly made no job: the provider has answered and refused.
 
     A create that raises anything else may have made one.
 
@@ -247,8 +247,8 @@ class NotCreated(CallError):
 
 
 class CannotTell(CallError):
-    """Whether a job exists can't be found out, and looking again won't change that: a doubt, and
-    not a no.
+    """It can't be found out whether a job exists, and looking again won't change that: the job is
+    in doubt.
     """
 
     def __init__(self, message: str, *, status: int | None = None):
@@ -256,15 +256,15 @@ class CannotTell(CallError):
 
 
 def plural(count: int, noun: str) -> str:
-    """`1 record`, `1,234 records`, `2 retries`: how messages count."""
+    """A number with its noun: `1 record`, `1,234 records`, `2 retries`."""
     if count == 1:
         return f"1 {noun}"
     return f"{count:,} {noun[:-1]}ies" if noun.endswith(("ry", "ply")) else f"{count:,} {noun}s"
 
 
 def where_of(error: BaseException) -> str:
-    """`ValueError at parser.py:12`: what may be kept and logged of a foreign error. Its own text
-    may hold a key or a record.
+    """`ValueError at parser.py:12`: the part of a foreign error that may be kept and logged. Its
+    own text may hold a key or a record.
     """
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
@@ -276,15 +276,15 @@ T = TypeVar("T")
 
 
 def guarded(call: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
-    """Calls a provider. Whatever else than CallError it raises is taken for a fault that may pass:
-    a wait must end in outcomes.
+    """Calls a provider. Any exception other than CallError counts as a temporary fault, as a wait
+    must end in outcomes.
     """
     try:
         return call(*args, **named)
     except (CallError, LedgerError):
         raise
     except Exception as error:
-        # Without its words, which may hold a key or a record; the cause has them.
+        # Without its text, which may hold a key or a record; the cause has it.
         raise Retryable(
             Kind.UNAVAILABLE, f"the provider's code failed ({where_of(error)})"
         ) from error
@@ -301,13 +301,13 @@ def printable(text: str) -> str:
     r"""Text of others as one harmless line: what could steer a terminal, forge a line or hide is
     written as `\x1b`, `\n`, `\u202e`.
 
-    For everything that is shown or logged and was written elsewhere: a server's message, a file's
-    name, a model's answer.
+    For every foreign text that is shown or logged: a server's message, a file's name, a model's
+    answer.
     """
-    return text if text.isascii() and text.isprintable() else UNPRINTABLE.sub(_escaped, text)
+    return text if text.isascii() and text.isprintable() else UNPRINTABLE.sub(_escape, text)
 
 
-def _escaped(found: re.Match[str]) -> str:
+def _escape(found: re.Match[str]) -> str:
     return found[0].encode("unicode_escape").decode("ascii")
 
 
@@ -319,10 +319,10 @@ def list_indices(indices: Iterable[int]) -> str:
             runs[-1][1] = index
         else:
             runs.append([index, index])
-    return ", ".join(_run(first, last) for first, last in runs) or "none"
+    return ", ".join(_format_run(first, last) for first, last in runs) or "none"
 
 
-def _run(first: int, last: int) -> str:
+def _format_run(first: int, last: int) -> str:
     if first == last:
         return str(first)
     return f"{first}, {last}" if last == first + 1 else f"{first}–{last}"
@@ -336,6 +336,5 @@ def lacks_field(option: str, name: str, fields: Iterable[object], what: str = "e
 
 def missing_message(index: int, count: int, got: Iterable[int]) -> str:
     """`answer 3 of 5 missing (asked for 1–5, got 1, 2, 4, 5)`."""
-    return (
-        f"answer {index} of {count} missing (asked for {_run(1, count)}, got {list_indices(got)})"
-    )
+    asked = _format_run(1, count)
+    return f"answer {index} of {count} missing (asked for {asked}, got {list_indices(got)})"

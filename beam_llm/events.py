@@ -1,11 +1,11 @@
 """The one window through which facts leave a process: progress lines and logs are small listeners.
 
-Beam counters are posted by the transforms themselves (they belong to a step and a thread); what is
-told here is for people who watch. Events: `planned` (records, jobs, numbers: theirs in the log),
+Beam counters are posted by the transforms themselves (they belong to a step and a thread); events
+are for people who watch. Events: `planned` (records, jobs, numbers: the jobs' numbers in the log),
 `answered` (records, errors, requests, retries, latency_ms of each reply, cost_usd), `waiting`
 (jobs, states, done, total, oldest_seconds, next_seconds), `ended` (no transform of this process is
 at work any more). Where nobody listens, a pipeline logs what it does: INFO, one line a minute and
-one at the end. What calls do at this moment is in `ACTIVITY`.
+one at the end. `ACTIVITY` has what calls are doing at the moment.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _log = logging.getLogger("beam_llm")
 _listeners: list[Listener] = []
 
 TRACERS: list[Listener] = []
-"""Who hears of each call and each job, where the option `tracing` asks for it: `call`, `job`."""
+"""Listeners for each call and each job (`call`, `job`), with the option `tracing`."""
 
 
 class Calls(NamedTuple):
@@ -35,7 +35,7 @@ class Calls(NamedTuple):
     Attributes:
       in_flight: on their way now.
       retries: requests sent again for the same records, since the process began.
-      waits: of these, the ones for which the server had asked to wait.
+      waits: those of them for which the server had asked to wait.
       timeouts: requests that had no reply in time, since the process began.
     """
 
@@ -46,8 +46,8 @@ class Calls(NamedTuple):
 
 
 class Activity:
-    """What the live calls of this process do at this moment: counted by the one thread that makes
-    them, looked at by any.
+    """What the live calls of this process are doing at the moment: counted by the thread that makes
+    them, readable from any.
     """
 
     __slots__ = ("in_flight", "retries", "timeouts", "waits")
@@ -76,7 +76,7 @@ WARNINGS = {
     "not_split": ("prompt", "not asked again: others had got no good answer either"),
     "larger_than_tokens_per_minute": ("request", "larger than tokens_per_minute"),
 }
-"""What a counter `warnings_<name>` counts: a noun, and what was the matter."""
+"""What a counter `warnings_<name>` counts: a noun, and what was wrong."""
 
 
 def warning_in_words(name: str, count: int | None = None) -> str:
@@ -96,7 +96,7 @@ def tell(event: str, **facts: Any) -> None:
 
 
 def trace(event: str, **facts: Any) -> None:
-    """Tells every tracer of this process; what goes wrong there is nobody else's trouble."""
+    """Tells every tracer of this process; an error in a tracer affects nothing else."""
     for tracer in TRACERS:
         try:
             tracer(event, facts)
@@ -106,7 +106,7 @@ def trace(event: str, **facts: Any) -> None:
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Hears what this process tells, from any thread, until the block ends."""
+    """Calls the listener for every event of this process, from any thread, until the block ends."""
     _listeners.append(listener)
     try:
         yield
@@ -115,14 +115,14 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 class RunLog:
-    """For a pipeline that nobody watches: one INFO line a minute of what this process did, and one
-    when it has no more to do.
+    """For a pipeline that nobody watches: one INFO line a minute about what this process did, and
+    one when it has nothing left to do.
 
     The first of the minutes begins with the first answers; a job that waits is logged at once.
     `planned` begins anew.
 
     Args:
-      seconds: at least so long between two lines.
+      seconds: shortest time between two lines.
     """
 
     def __init__(
@@ -135,9 +135,9 @@ class RunLog:
         self._now = now
         self._calls = calls
         self._lock = threading.Lock()
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self._sums: Counter[str] = Counter()
         self._cost_usd = 0.0
         self._next: float | None = None
@@ -146,23 +146,23 @@ class RunLog:
     def __call__(self, event: str, facts: dict[str, Any]) -> None:
         with self._lock:
             if event == "answered":
-                self._answered(facts)
+                self._add_answers(facts)
             elif event == "waiting":
-                self._waiting(facts)
+                self._log_waiting(facts)
             elif event == "planned":
                 self._next = None
             elif event == "ended" and self._sums["records"]:
-                _log.info("done here: %s", self._so_far())
-                self._begin()
+                _log.info("done here: %s", self._summary())
+                self._reset()
 
-    def _answered(self, facts: dict[str, Any]) -> None:
+    def _add_answers(self, facts: dict[str, Any]) -> None:
         for name in ("records", "errors", "requests", "retries"):
             self._sums[name] += facts[name]
         self._cost_usd += facts["cost_usd"]
         if self._next is None:
             self._next = self._now() + self._seconds
         elif self._is_due():
-            _log.info("so far here: %s", self._so_far())
+            _log.info("so far here: %s", self._summary())
 
     def _is_due(self) -> bool:
         if self._next is not None and self._now() < self._next:
@@ -170,7 +170,7 @@ class RunLog:
         self._next = self._now() + self._seconds
         return True
 
-    def _so_far(self) -> str:
+    def _summary(self) -> str:
         calls, sums = self._calls(), self._sums
         counts = {
             "record": sums["records"],
@@ -189,7 +189,7 @@ class RunLog:
             ]
         )
 
-    def _waiting(self, facts: dict[str, Any]) -> None:
+    def _log_waiting(self, facts: dict[str, Any]) -> None:
         if not self._is_due():
             return
         states = ", ".join(f"{count} {state}" for state, count in facts["states"].items())

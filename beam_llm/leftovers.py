@@ -1,9 +1,9 @@
 """Temporary files that may hold prompts: one private folder per process, and the removal of what
 killed processes left.
 
-A folder or file is alive while its maker holds its lock (`flock`): the kernel lets go of that when
-the process ends, however it ends, and other containers on the same disk see it too, which they
-would not see of a process id.
+A folder or file is in use while its maker holds its lock (`flock`): the kernel releases the lock
+when the process ends, however it ends, and other containers on the same disk see the lock, which is
+not true of a process id.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _scratch: _Scratch | None = None
 
 
 def scratch_folder() -> str:
-    """This process's folder for temporary files: nobody else can read it, and it goes with the
-    process.
+    """This process's folder for temporary files: nobody else can read it, and it is removed when
+    the process ends.
 
     Where the process is killed, the next one that asks for such a folder removes it.
     """
@@ -43,12 +43,12 @@ def scratch_folder() -> str:
     with _making:
         if _scratch is None or _scratch.process != os.getpid() or not os.path.isdir(_scratch.path):
             remove_leftovers()
-            _scratch = _make()
+            _scratch = _make_scratch()
         return _scratch.path
 
 
 def remove_scratch() -> None:
-    """What `scratch_folder` made in this process, at once; for those who end by `os._exit`."""
+    """Removes this process's scratch folder at once; for processes that end by `os._exit`."""
     global _scratch
     with _making:
         if _scratch is not None and _scratch.process == os.getpid():
@@ -60,7 +60,7 @@ def remove_scratch() -> None:
 atexit.register(remove_scratch)
 
 
-def _make() -> _Scratch:
+def _make_scratch() -> _Scratch:
     while True:
         path = tempfile.mkdtemp(prefix=_PREFIX)
         lock = lock_file(os.path.join(path, "lock"))
@@ -69,7 +69,7 @@ def _make() -> _Scratch:
 
 
 def remove_leftovers() -> int:
-    """Removes the scratch folders of processes of this user that are no more; returns how many."""
+    """Removes the scratch folders of this user's processes that have ended; returns how many."""
     removed = 0
     with contextlib.suppress(OSError), os.scandir(tempfile.gettempdir()) as entries:
         for entry in entries:
@@ -88,15 +88,15 @@ def _remove_if_dead(folder: str) -> bool:
         if dead:
             shutil.rmtree(folder, ignore_errors=True)
         return dead
-    with unlocked(path) as dead:
+    with lock_if_free(path) as dead:
         if dead:
             shutil.rmtree(folder, ignore_errors=True)
     return dead
 
 
 def lock_file(path: str, mode: int = 0o600) -> int | None:
-    """A descriptor of the file, made where it isn't there, and its lock; None where somebody else
-    was quicker or has it.
+    """A descriptor of the locked file, which is created if necessary; None where somebody else
+    holds the lock.
     """
     import fcntl
 
@@ -112,8 +112,8 @@ def lock_file(path: str, mode: int = 0o600) -> int | None:
 
 
 @contextlib.contextmanager
-def unlocked(path: str) -> Iterator[bool]:
-    """Whether nobody holds the file's lock; where nobody does, the block does."""
+def lock_if_free(path: str) -> Iterator[bool]:
+    """Yields whether the file's lock was free; if so, the block holds it."""
     import fcntl
 
     descriptor = os.open(path, os.O_RDWR)

@@ -1,5 +1,5 @@
-"""What a reply costs and how much a model takes: your own prices first, then the published ones
-(genai-prices, offline), else unknown.
+"""What a reply costs, and how long a model's window is: from your own prices first, then from the
+published ones (genai-prices, offline); otherwise unknown.
 
 An unknown price is None, "unpriced", and never 0. The price table is large, so it is read on first
 use and not when imported.
@@ -24,8 +24,8 @@ from beam_llm.provider_table import (
 from beam_llm.values import Usage
 
 BATCH_DISCOUNT = 0.5
-"""Price of the batch API as a share of the live price, for your own prices where they don't say it
-and the provider has no usual one.
+"""Price of the batch API as a share of the live price, for your own prices where they don't name
+one and the provider has no usual one.
 """
 
 LINEAR_UP_TO_TOKENS = 30_000
@@ -49,7 +49,7 @@ class Rates(NamedTuple):
     cache_write: float
 
     def of(self, usage: Usage) -> float:
-        """Dollars for so many tokens."""
+        """The price of these tokens in dollars."""
         # Input tokens include those of the cache, which have prices of their own.
         plain = usage.input_tokens - usage.cached_tokens - usage.cache_write_tokens
         return (
@@ -102,8 +102,8 @@ class Prices:
     def cost_usd(
         self, usage: Usage, batch: bool = False, service_tier: str | None = None
     ) -> float | None:
-        """The price of one whole reply in dollars; None where the model's price is unknown, or the
-        reply doesn't tell its tokens.
+        """The price of one reply in dollars; None where the model's price is unknown, or the reply
+        doesn't report its tokens.
 
         Long prompts may have a higher price per token, so price a reply first and share the sum out
         afterwards.
@@ -113,7 +113,7 @@ class Prices:
           service_tier: what the reply says it was served as; your own prices are taken for all.
         """
         rates = self._batch if batch else self._live
-        # A reply without any token is one whose tokens the server doesn't tell.
+        # A reply without any token is one whose tokens the server doesn't report.
         if rates is None or not (usage.input_tokens or usage.output_tokens):
             return None
         published = self._published
@@ -140,8 +140,8 @@ class Prices:
 
 
 def window_of(settings: Settings) -> int | None:
-    """`Prices.of(settings).context_window`, for the most used models without reading the price
-    table.
+    """The same as `Prices.of(settings).context_window`, but without reading the price table for the
+    most used models.
     """
     usual = WINDOWS.get(settings.model)
     return settings.context_window or usual or Prices.of(settings).context_window
@@ -162,7 +162,7 @@ class LaterPrices:
         return Prices.of(self._settings)
 
     def load(self) -> None:
-        """Has them ready."""
+        """Loads the prices."""
         _ = self._prices
 
     def cost_usd(
@@ -176,7 +176,7 @@ _YOUR_KEYS = ("input", "output", "cached", "cache_write", "batch")
 
 
 def your_prices(settings: Settings) -> tuple[Rates, Rates] | None:
-    """Live and batch rates out of the option `prices`: one table, or one for each model's name.
+    """Live and batch rates from the option `prices`: one table, or one per model's name.
 
     Raises:
       UsageError: an unknown key, or a value that is not a price.
@@ -219,7 +219,7 @@ def your_prices(settings: Settings) -> tuple[Rates, Rates] | None:
 
 
 def _embed_share(settings: Settings) -> float | None:
-    """The batch API's share of the live price, where vectors have another one than answers."""
+    """The batch API's share of the live price for vectors, where answers have another."""
     return EMBED_BATCH_SHARES.get(settings.provider) if settings.task == "embed" else None
 
 
@@ -248,20 +248,20 @@ class Published:
         self.provider_id = provider_id
         self._batch_share = BATCH_SHARES.get(provider_id) if batch_share is None else batch_share
         self.context_window = context_window
-        # By what every reply has: some of a model's batch prices may be as its live ones (Google's
-        # of cached tokens), and no usage of theirs alone tells.
+        # Compared by plain input and output tokens: some batch prices may equal the live ones
+        # (Google's for cached tokens), so those alone wouldn't show it.
         usual = Usage(input_tokens=_MANY, output_tokens=_MANY)
         self._lists_batches = self._usd(usual, None) != self._usd(usual, _BATCH)
         self.live = self._rates(batch=False)
         self.batch = self._rates(batch=True)
 
     def exact_usd(self, usage: Usage, batch: bool, service_tier: str | None = None) -> float | None:
-        """The price with tiers for long prompts, and of the service tier; None where that tier's is
-        not known.
+        """The price, including the tiers for long prompts and the service tier; None where the
+        price of that service tier is not known.
         """
         if not batch:
             return self._live_usd(usage, service_tier)
-        # A job's lines may be hours apart: what they put into a cache is put there for an hour.
+        # A job's lines may be hours apart, so cache writes are priced as one-hour writes.
         listed = self._usd(usage, _BATCH, kept_an_hour=True)
         share = self._batch_share
         # genai-prices answers with the live price where it lists none for batches.
@@ -316,14 +316,14 @@ class Published:
 def _published(
     model: str, provider: str, base_url: str, batch_share: float | None
 ) -> Published | None:
-    """The model in the price table; by the address where that names a provider, else as the
-    provider's own model.
+    """The model in the price table: looked up by the address where that names a provider, otherwise
+    as the provider's own model.
     """
     try:
         from genai_prices.data_snapshot import get_snapshot
     except ImportError:
         return None
-    # The address tells more than the name: `openai:` with a base_url may lead anywhere.
+    # The address is more reliable than the name: `openai:` with a base_url may lead anywhere.
     for place in ((None, base_url), (provider, None)):
         try:
             found_provider, found = get_snapshot().find_provider_model(model, None, *place)

@@ -1,8 +1,8 @@
-"""Keeps API keys, and what garbles a terminal, out of texts that others wrote and we show, log or
-store.
+"""Keeps API keys, and characters that garble a terminal, out of foreign texts that are shown,
+logged or stored.
 
 A server may repeat a key anywhere: in its sentence, an error's code, an id. So a finished text is
-searched, not one field of it. The key is found whole or in pieces, in any case, with anything
+searched, not one field of it. The key is found completely or in pieces, in any case, with anything
 between its letters, and encoded for a URL, as base64 or in hexadecimal:
 
     redactor = redactor_of("sk-1234567890abcdef")
@@ -21,36 +21,40 @@ from beam_llm.errors import printable
 MASK = "[key]"
 
 MOST_READ = 4_000
-"""Characters of a text that are looked at and kept: it is cut first, so that the time of the search
-has a bound.
+"""Characters of a text that are searched and kept: it is cut first, so that the time of the search
+is bounded.
 """
 
 _PIECE = 10
-"""So many letters and digits in a row of a key are taken for it (of a short key: half of it). Fewer
-would match ordinary words wherever a key is made of such."""
+"""This many consecutive letters and digits of a key count as the key (half of a short one). Fewer
+would match ordinary words where a key consists of words.
+"""
 
 _WORD_PIECE = 8
-"""The same for a key without digits that reads like words, as people give to servers of their own:
-half of `not-needed` or `lm-studio` stands in "needed" and in "audio"."""
+"""The same for a key without digits that reads like words, as people use for their own servers:
+half of `not-needed` or `lm-studio` is in "needed" and in "audio".
+"""
 
 _WORDS_IN_ANSWER = 12
-"""So many letters in a row of such a key are taken out of an answer. Answers are data: a reply
-about students has to come through, whatever the key is."""
+"""This many consecutive letters of such a key are removed from an answer. Answers are data: a reply
+about students has to come through, whatever the key is.
+"""
 
 _ENCODED_PIECE = 14
-"""The same for the encoded forms, which carry less in each letter."""
+"""The same for the encoded forms, whose letters carry less information."""
 
 _SECRET_LENGTH = 8
 """A key with fewer letters and digits is what people give servers without keys (`none`, `EMPTY`,
-`test`): only the word itself is taken out, and none below four characters."""
+`test`): only the word itself is removed, and none shorter than four characters.
+"""
 
 
 _MOST_NAMES = 1_000
 
 
 class Redactor:
-    """Takes one key, and whatever looks like another, out of texts. Linear in the length of what it
-    reads.
+    """Removes one key, and whatever looks like another key, from texts. Linear in the length of the
+    text.
 
     Args:
       secret: the key in use; None where there is none.
@@ -58,7 +62,7 @@ class Redactor:
 
     def __init__(self, secret: str | None):
         secret = secret or ""
-        letters = _squeeze(secret)
+        letters = _letters_and_digits(secret)
         self._word = re.compile(rf"(?<!\w){re.escape(secret)}(?!\w)") if len(secret) >= 4 else None
         self._pieces: list[tuple[int, frozenset[str]]] = []
         self._needles: tuple[str, ...] = ()
@@ -74,34 +78,34 @@ class Redactor:
             own = max(own, _WORD_PIECE)
         self._pieces = [
             (own, _windows([letters], own)),
-            (_ENCODED_PIECE, _windows(map(_squeeze, encoded), _ENCODED_PIECE)),
+            (_ENCODED_PIECE, _windows(map(_letters_and_digits, encoded), _ENCODED_PIECE)),
         ]
         own_needles = _needles(secret)
-        # `touches` looks by `in`, which knows no case, so both are listed.
+        # `touches` searches by `in`, which is case-sensitive, so both cases are listed.
         cased = [needle for form in (secret.lower(), secret.upper()) for needle in _needles(form)]
         others = [needle for form in encoded for needle in _needles(form)]
         self._needles = tuple(dict.fromkeys([*own_needles, *cased, *others]))
         self._half = len(secret) // 2
-        # Of a key that has digits elsewhere, a half of letters is no word that anybody has chosen.
+        # If a key has digits elsewhere, a half of letters is not a word that anybody has chosen.
         spared = _WORDS_IN_ANSWER if _reads_like_words(secret) else _WORD_PIECE
         self._halves = frozenset(
             half
             for half in _windows([secret], self._half)
-            if not _reads_like_words(half) or len(_squeeze(half)) >= spared
+            if not _reads_like_words(half) or len(_letters_and_digits(half)) >= spared
         )
-        # Of a key of words only the whole is looked for in answers.
+        # For a key of words, only the complete key is looked for in answers.
         self._own_needles = own_needles if self._halves else (secret,)
 
     def __call__(self, text: str) -> str:
         """The text, cut to `MOST_READ` characters, with `[key]` for keys and escapes for characters
         that don't print.
         """
-        # Cut first: what follows takes time by the length, and the text is somebody else's.
+        # Cut first: the time of the search depends on the length, and the text is foreign.
         text = text[:MOST_READ]
         if self._word is not None:
             text = self._word.sub(MASK, text)
         for size, pieces in self._pieces:
-            text = _masked(text, size, pieces)
+            text = _mask_pieces(text, size, pieces)
         return printable(" ".join(_without_shapes(text).split()))
 
     def touches(self, text: str) -> bool:
@@ -120,7 +124,7 @@ class Redactor:
         return False
 
     def leaves(self, name: str) -> bool:
-        """Whether a name stays as it is; for the few that stand in every reply: the model's, the
+        """Whether a name needs no change; for the few that are in every reply: the model's, the
         tier's.
         """
         if name in self._clean_names:
@@ -131,33 +135,33 @@ class Redactor:
         return is_clean
 
     def in_answer(self, text: str) -> str:
-        """A model's text: data, so that only the plain key, or a plain half of it, is taken out."""
+        """A model's text. It is data, so only the plain key, or a plain half of it, is removed."""
         if not self._half or not self.touches(text):
             return text
         if self._word is not None:
             text = self._word.sub(MASK, text)
         size = self._half
         starts = [i for i in range(len(text) - size + 1) if text[i : i + size] in self._halves]
-        return _replaced(text, [(start, start + size) for start in starts])
+        return _replace_spans(text, [(start, start + size) for start in starts])
 
     def identifier(self, text: str, most: int = 200) -> str:
-        """An id or a name as a server gives it: short, printable, and without the key."""
+        """A server's id or name: shortened, printable, and without the key."""
         text = text[:most]
         return self(text) if not text.isprintable() or self.touches(text) else text
 
 
 @functools.lru_cache(maxsize=64)
 def redactor_of(secret: str | None) -> Redactor:
-    """The redactor of a key, made once."""
+    """The redactor for a key, cached."""
     return Redactor(secret)
 
 
 known_secrets: list[str | None] = [None]
-"""That this process has looked up; None stands for whatever looks like a key."""
+"""Keys that this process has looked up; None stands for whatever looks like a key."""
 
 
 def remember(secret: str) -> None:
-    """From now on `redact` takes this key out, whoever calls it."""
+    """From now on `redact` removes this key, whoever calls it."""
     if secret not in known_secrets:
         known_secrets.append(secret)
 
@@ -189,33 +193,37 @@ def _encodings(secret: str) -> list[str]:
     # Base64 writes three bytes as four letters, so the key has three forms, by where it begins.
     for offset, before in enumerate((0, 2, 3)):
         encoded = base64.b64encode(b"\0" * offset + data).decode().rstrip("=")
-        found.append(encoded[before : len(encoded) - 1])  # what its neighbours have no part in
+        found.append(
+            encoded[before : len(encoded) - 1]
+        )  # without the letters that depend on its neighbours
     return [form for form in found if form != secret]
 
 
 def _needles(form: str) -> tuple[str, str]:
-    """Two pieces of the text, one of which is in any half of it."""
+    """Two pieces of the text; every half of it contains one of them."""
     half = len(form) // 2
     size = max(1, (3 * half - len(form) + 1) // 2)
     return form[half - size : half], form[len(form) - half :][:size]
 
 
 def _least_in_half(secret: str) -> int:
-    """The fewest letters and digits that any half of the key has, but at least four."""
+    """The least number of letters and digits in any half of the key, at least four."""
     half = len(secret) // 2
-    return max(4, min(len(_squeeze(secret[i : i + half])) for i in range(len(secret) - half + 1)))
+    return max(
+        4,
+        min(len(_letters_and_digits(secret[i : i + half])) for i in range(len(secret) - half + 1)),
+    )
 
 
 _CASES_MIXED = re.compile("[a-z][A-Z]")
 
 
 def _reads_like_words(piece: str) -> bool:
-    """Whether ordinary text may hold the piece of a key: no digit is in it, and no capital
-    inside."""
+    """Whether a key's piece may occur in ordinary text: it has no digit and no capital inside."""
     return not any(map(str.isdigit, piece)) and not _CASES_MIXED.search(piece)
 
 
-def _squeeze(text: str) -> str:
+def _letters_and_digits(text: str) -> str:
     return "".join(filter(str.isalnum, text)).lower()
 
 
@@ -223,22 +231,22 @@ def _windows(forms: Iterable[str], size: int) -> frozenset[str]:
     return frozenset(form[i : i + size] for form in forms for i in range(len(form) - size + 1))
 
 
-def _masked(text: str, size: int, pieces: frozenset[str]) -> str:
+def _mask_pieces(text: str, size: int, pieces: frozenset[str]) -> str:
     """The text with every run of letters and digits that is one of the pieces masked, whatever
     stands between its letters.
     """
     where = [i for i, character in enumerate(text) if character.isalnum()]
-    # One letter for each, also where lower case has two (`İ`), or the places would shift.
+    # One letter each, also where the lower case has two (`İ`), or the positions would shift.
     letters = "".join([text[i].lower()[0] for i in where])
     spans = [
         (where[i], where[i + size - 1] + 1)
         for i in range(len(letters) - size + 1)
         if letters[i : i + size] in pieces
     ]
-    return _replaced(text, spans)
+    return _replace_spans(text, spans)
 
 
-def _replaced(text: str, spans: list[tuple[int, int]]) -> str:
+def _replace_spans(text: str, spans: list[tuple[int, int]]) -> str:
     """The text with `[key]` for each run of overlapping spans, which are in order."""
     if not spans:
         return text
@@ -267,11 +275,11 @@ _TOKEN = re.compile(r"(?=[A-Za-z]*\d)(?=[a-z\d]*[A-Z])(?=[A-Z\d]*[a-z])[A-Za-z\d
 
 
 def without_access(text: str) -> str:
-    """The text without what gives access in addresses: user and password, the query (of a signed
-    one of an image, say), and what looks like a token in the path, as a bot's at Telegram. A token
-    of small letters alone is like any other name there, and stays.
+    """The text without the parts of addresses that give access: user and password, the query (a
+    signed image address has one, say), and anything like a token in the path, such as a Telegram
+    bot's. A token of small letters only looks like any other name, and stays.
 
-    Queries of Google's own addresses that say where to switch an API on name a project alone.
+    Queries in Google's own addresses for switching an API on name only a project, and stay.
     """
     if "://" not in text:
         return text
@@ -280,11 +288,11 @@ def without_access(text: str) -> str:
 
 
 def _without_shapes(text: str) -> str:
-    """Without what looks like somebody's key: by its first letters, after `Bearer`, with stars in
-    it, or by its place in an address.
+    """The text without anything that looks like a key: by its first letters, after `Bearer`, with
+    stars in it, or by its place in an address.
     """
     text = without_access(text)
-    text = _SHAPES.sub(_shape, text)
+    text = _SHAPES.sub(_mask_if_key, text)
     return (
         _WORD.sub(lambda word: MASK if "***" in word[0] else word[0], text)
         if "***" in text
@@ -292,7 +300,7 @@ def _without_shapes(text: str) -> str:
     )
 
 
-def _shape(found: re.Match[str]) -> str:
+def _mask_if_key(found: re.Match[str]) -> str:
     """`api_key` and `key-value` are words; with a digit in it, it may be a key."""
     is_key = (
         found["sure"]

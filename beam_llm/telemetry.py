@@ -1,7 +1,7 @@
 """Spans of calls and batch jobs by OpenTelemetry (extra `otel`), with the option `tracing`.
 
-A span per request that was sent, and one per job from its creation to its end, by the semantic
-conventions for generative AI. Texts of prompts, records and replies are in none of them.
+One span per request, and one per job from its creation to its end, by the semantic conventions for
+generative AI. No span contains texts of prompts, records or replies.
 
 They go to the tracer provider that the process has: set one up where the workers are, as with any
 other program (`opentelemetry-instrument`, or `trace.set_tracer_provider(…)`); without one they go
@@ -30,7 +30,7 @@ _PROVIDER_NAMES = {
     "vertex": "gcp.vertex_ai",
     "xai": "x_ai",
 }
-"""What the conventions call a provider, where it isn't our own name of it."""
+"""The conventions' name of a provider, where it differs from ours."""
 
 _NANOSECONDS = 1_000_000_000
 
@@ -57,7 +57,7 @@ _NAMES = {
     "failed": "beam_llm.failed",
     "cost_usd": "beam_llm.cost_usd",
 }
-"""Facts → attributes; what is None is left out."""
+"""Facts → attributes; None is left out."""
 
 
 def check_tracing() -> None:
@@ -69,29 +69,29 @@ def check_tracing() -> None:
 
 
 def begin() -> None:
-    """From now on this process makes spans of what is traced; harmless to repeat."""
-    if _hear not in events.TRACERS:
-        events.TRACERS.append(_hear)
+    """From now on this process makes spans of traced events; harmless to repeat."""
+    if _on_event not in events.TRACERS:
+        events.TRACERS.append(_on_event)
 
 
-def _hear(event: str, facts: dict[str, Any]) -> None:
+def _on_event(event: str, facts: dict[str, Any]) -> None:
     _SPANS[event](facts)
 
 
-def _call(facts: Mapping[str, Any]) -> None:
+def _trace_call(facts: Mapping[str, Any]) -> None:
     """One request: `seconds` ago it was sent, now it has a reply or an `error`."""
     end = time.time_ns()
     start = end - int(facts["seconds"] * _NANOSECONDS)
     _span(f"{_operation(facts)} {facts['model']}", facts, start, end)
 
 
-def _job(facts: Mapping[str, Any]) -> None:
+def _trace_job(facts: Mapping[str, Any]) -> None:
     """One batch job, from `created_at` to `ended_at`, in seconds since the epoch."""
     start, end = (int(facts[name] * _NANOSECONDS) for name in ("created_at", "ended_at"))
     _span(f"batch {facts['model']}", facts, min(start, end), end)
 
 
-_SPANS: dict[str, Callable[[Mapping[str, Any]], None]] = {"call": _call, "job": _job}
+_SPANS: dict[str, Callable[[Mapping[str, Any]], None]] = {"call": _trace_call, "job": _trace_job}
 
 
 def _span(name: str, facts: Mapping[str, Any], start: int, end: int) -> None:
@@ -111,7 +111,7 @@ def _operation(facts: Mapping[str, Any]) -> str:
 
 
 def attributes_of(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What a span says of a call or a job."""
+    """The attributes of a call's or a job's span."""
     provider = str(facts["provider"])
     found: dict[str, Any] = {
         "gen_ai.operation.name": _operation(facts),

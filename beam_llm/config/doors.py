@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from beam_llm.config.kinds import check_value, wrong
-from beam_llm.config.rules import completed
+from beam_llm.config.kinds import check_value, option_error
+from beam_llm.config.rules import complete_settings
 from beam_llm.config.table import OPTIONS, TASKS, Settings, key_of, options_of
 from beam_llm.errors import UsageError
 from beam_llm.provider_table import EXAMPLE_MODEL, PROVIDERS
@@ -25,12 +25,12 @@ def settings(model: str, **values: Any) -> Settings:
     task = values.get("task") or "chat"
     own = options_of(task) if task in tuple(TASKS) else OPTIONS
     for name in values.keys() - OPTIONS.keys():
-        raise UsageError(_unknown(name, list(OPTIONS), list(own)))
+        raise UsageError(_unknown_option_message(name, list(OPTIONS), list(own)))
     checked = {name: check_value(name, value) for name, value in {"model": model, **values}.items()}
     known = Settings(
         **{name: value for name, value in checked.items() if value is not None or name == "output"}
     )
-    return completed(known)
+    return complete_settings(known)
 
 
 def settings_from_options(
@@ -56,14 +56,14 @@ def settings_from_options(
       fixed: options that the transform itself sets, by Python name: see `with_fixed`.
       values: typed values by Python name (such as an `output` class); take precedence over both.
     """
-    layers = [_by_name(layer) for layer in (options, overrides or {})]
+    layers = [_normalize_names(layer) for layer in (options, overrides or {})]
     if not allow_code:
         for layer in layers:
             _refuse_code(layer)
     # Split before they are merged, so that an override of the provider alone keeps the model's
     # name.
     layers = [dict(usual or {}), *layers, values]
-    named = {name: value for layer in layers for name, value in _parted(layer).items()}
+    named = {name: value for layer in layers for name, value in _split_model(layer).items()}
     named = with_fixed(named, fixed or {})
     provider, model = named.pop("provider", None), named.pop("model", None)
     if model is None:
@@ -86,7 +86,9 @@ def with_fixed(given: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, 
     """
     for name, value in fixed.items():
         if given.get(name) not in (None, value):
-            raise wrong(name, given[name], f"this transform has {value!r} alone", "leave it out")
+            raise option_error(
+                name, given[name], f"this transform has {value!r} alone", "leave it out"
+            )
     return {**given, **fixed}
 
 
@@ -97,7 +99,7 @@ def replaced(known: Settings, **changes: Any) -> Settings:
     return settings(**{**values, **changes})
 
 
-def _parted(layer: Mapping[str, Any]) -> dict[str, Any]:
+def _split_model(layer: Mapping[str, Any]) -> dict[str, Any]:
     """The same with `provider` and `model` split: `openai:gpt-4` has both, `ft:gpt-4:org` is a
     model only. None counts as not given.
     """
@@ -112,7 +114,7 @@ def _parted(layer: Mapping[str, Any]) -> dict[str, Any]:
     return others | {name: value for name, value in given.items() if value is not None}
 
 
-def _by_name(layer: Mapping[str, Any]) -> dict[str, Any]:
+def _normalize_names(layer: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(layer, Mapping):
         raise UsageError(
             f"options have to be a mapping of names to values, not {type(layer).__name__}"
@@ -147,10 +149,10 @@ def _name_of(key: str) -> str:
     if name in OPTIONS or name == "provider":
         return name
     known = [key_of(option) for option in OPTIONS] + ["provider"]
-    raise UsageError(_unknown(key, known, known))
+    raise UsageError(_unknown_option_message(key, known, known))
 
 
-def _unknown(key: str, known: list[str], own: list[str]) -> str:
+def _unknown_option_message(key: str, known: list[str], own: list[str]) -> str:
     """The message about an unknown option.
 
     Args:

@@ -30,7 +30,7 @@ def check_value(name: str, value: Any) -> Any:
     return _KINDS[option.metadata["kind"]](name, value, option.metadata)
 
 
-def wrong(name: str, value: Any, rule: str, fix: str) -> UsageError:
+def option_error(name: str, value: Any, rule: str, fix: str) -> UsageError:
     return UsageError(f"{name} is {shortened(value)}: {rule}; {fix}")
 
 
@@ -52,12 +52,14 @@ def _number(
         number = convert(value)
     except (TypeError, ValueError, OverflowError):
         also = "".join(f" or {word!r}" for word in rule.get("also", ()))
-        raise wrong(name, value, f"it has to be {noun}{also}", f"try {_example(name)}") from None
+        raise option_error(
+            name, value, f"it has to be {noun}{also}", f"try {_example(name)}"
+        ) from None
     least, most = rule["least"], rule.get("most", _MOST)
     if not least <= number <= most:
         is_small = number < least and most == _MOST
         bounds = f"at least {least:,}" if is_small else f"between {least:,} and {most:,}"
-        raise wrong(name, value, f"it has to be {bounds}", f"try {_example(name)}")
+        raise option_error(name, value, f"it has to be {bounds}", f"try {_example(name)}")
     return number
 
 
@@ -70,7 +72,7 @@ def _example(name: str) -> str:
     return f"{name}={default if default is not None else least if least > 0 else 1}"
 
 
-def _whole(value: Any) -> int:
+def _to_integer(value: Any) -> int:
     if isinstance(value, float) and not value.is_integer():
         raise ValueError("not whole")
     return int(value)
@@ -85,7 +87,7 @@ def _finite(value: Any) -> float:
 
 
 def _int(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
-    return _number(name, value, rule, _whole, "a whole number")
+    return _number(name, value, rule, _to_integer, "a whole number")
 
 
 def _float(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
@@ -98,7 +100,7 @@ def _bool(name: str, value: Any, rule: Mapping[str, Any]) -> bool:
         return value
     if isinstance(value, str) and value.lower() in words:
         return words[value.lower()]
-    raise wrong(name, value, "it has to be true or false", f"try {name}=True")
+    raise option_error(name, value, "it has to be true or false", f"try {name}=True")
 
 
 def _text(name: str, value: Any, rule: Mapping[str, Any]) -> str:
@@ -106,7 +108,7 @@ def _text(name: str, value: Any, rule: Mapping[str, Any]) -> str:
     if isinstance(value, os.PathLike):
         return str(os.fspath(value))
     if not isinstance(value, str):
-        raise wrong(
+        raise option_error(
             name, value, f"it has to be a string, not {type(value).__name__}", f"write {name}='…'"
         )
     # Checked here, not in a worker's request hours later.
@@ -116,7 +118,7 @@ def _text(name: str, value: Any, rule: Mapping[str, Any]) -> str:
         where = (
             f"character {error.start + 1:,} is half of one (a lone surrogate), which can't be sent"
         )
-        raise wrong(
+        raise option_error(
             name, value, where, "take it out, or write text.encode('utf-8', 'replace').decode()"
         ) from None
     return value
@@ -131,7 +133,7 @@ def _words(name: str, value: Any, rule: Mapping[str, Any]) -> str | None:
 def _field(name: str, value: Any, rule: Mapping[str, Any]) -> str:
     text = _text(name, value, rule)
     if not text.strip():
-        raise wrong(name, value, "it has to be the name of a field", f"leave {name} out")
+        raise option_error(name, value, "it has to be the name of a field", f"leave {name} out")
     return text
 
 
@@ -139,7 +141,7 @@ def _choice(name: str, value: Any, rule: Mapping[str, Any]) -> str:
     if value in rule["choices"]:
         return str(value)
     near = difflib.get_close_matches(str(value), rule["choices"], n=1)
-    raise wrong(
+    raise option_error(
         name,
         value,
         f"it has to be one of {', '.join(rule['choices'])}",
@@ -194,7 +196,7 @@ def _format(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
         _refuse_other_callables(name, value, value)
         # It is identified by its name when known answers are looked up.
         if not hasattr(value, "__qualname__"):
-            raise wrong(
+            raise option_error(
                 name,
                 value,
                 "a parser has to have a name, which a partial or a callable object has not",
@@ -205,7 +207,7 @@ def _format(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
         _refuse_other_callables(name, value, load_dotted(name, value))
         return value
     near = difflib.get_close_matches(str(value), RESPONSE_FORMATS, n=1)
-    raise wrong(
+    raise option_error(
         name,
         value,
         f"it has to be one of {', '.join(RESPONSE_FORMATS)} or the dotted name of a parser",
@@ -218,12 +220,14 @@ def _refuse_other_callables(name: str, value: Any, found: Any) -> None:
     none could be read."""
     # `response_format=Review` is how others name the type of an answer, and a class is callable.
     if isinstance(found, type) or typing.get_origin(found) is not None:
-        raise wrong(name, value, "it is a type, not a parser of replies", "write output=… for it")
+        raise option_error(
+            name, value, "it is a type, not a parser of replies", "write output=… for it"
+        )
     try:
         # The signature of the callable itself: a decorator may wrap a function of the text alone.
         inspect.signature(found, follow_wrapped=False).bind("", 1)
     except TypeError as error:
-        raise wrong(
+        raise option_error(
             name,
             value,
             f"it can't be called with a reply's text and its number of records ({error})",
@@ -243,14 +247,14 @@ def load_dotted(name: str, dotted: str) -> Callable[..., Any]:
     try:
         found = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # a module runs when it is imported, and may raise anything
-        raise wrong(
+        raise option_error(
             name,
             dotted,
             f"it can't be imported ({type(error).__name__}: {error})",
             "name a function as package.module.function",
         ) from None
     if not callable(found):
-        raise wrong(
+        raise option_error(
             name, dotted, "it is not a function", "name a function as package.module.function"
         )
     return found  # type: ignore[no-any-return]
@@ -262,7 +266,7 @@ _OUTPUT_WORDS = {"string": str, "integer": int, "number": float, "boolean": bool
 def _output(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
     if isinstance(value, (list, tuple)) and value and all(isinstance(each, str) for each in value):
         members = ", ".join(map(repr, value))
-        raise wrong(name, value, "words are not a type", f"write {name}=Literal[{members}]")
+        raise option_error(name, value, "words are not a type", f"write {name}=Literal[{members}]")
     # Types and schemas are judged where they are understood: `prompting.output_types`.
     if not isinstance(value, str):
         return value
@@ -272,7 +276,7 @@ def _output(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
         return Literal[_members(name, value)]
     if value.lstrip().startswith("{"):
         return _json(name, value, rule)
-    raise wrong(
+    raise option_error(
         name,
         value,
         "it has to be string, integer, number, boolean, enum:a|b|c or a JSON schema",
@@ -299,12 +303,12 @@ def _members(name: str, value: str) -> tuple[str, ...]:
     fix = "write enum:positive|negative|neutral"
     members = tuple(member.strip() for member in value[len("enum:") :].split("|"))
     if not any(members):
-        raise wrong(name, value, "an enum needs members", fix)
+        raise option_error(name, value, "an enum needs members", fix)
     if not all(members):
-        raise wrong(name, value, f"member {members.index('') + 1} of the enum is empty", fix)
+        raise option_error(name, value, f"member {members.index('') + 1} of the enum is empty", fix)
     repeated = next((member for member in members if members.count(member) > 1), None)
     if repeated is not None:
-        raise wrong(name, value, f"the enum has the member {repeated!r} twice", fix)
+        raise option_error(name, value, f"the enum has the member {repeated!r} twice", fix)
     return members
 
 
@@ -312,12 +316,12 @@ def _names(name: str, value: Any, rule: Mapping[str, Any]) -> tuple[str, ...]:
     """A list of texts, or a text with commas."""
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
-        raise wrong(name, value, "it has to be a list of names", f"write {name}=['…', '…']")
+        raise option_error(name, value, "it has to be a list of names", f"write {name}=['…', '…']")
     names = tuple(part.strip() for part in parts)
     # Not passed over: `media=[""]`, of a variable that is not set, would ask without any image.
     if "" in names:
         which = f"name {names.index('') + 1} of {len(names)} is blank"
-        raise wrong(name, value, which, f"write a name there, or leave {name} out")
+        raise option_error(name, value, which, f"write a name there, or leave {name} out")
     return names
 
 

@@ -19,7 +19,7 @@ ENTRY_POINTS = "beam_llm.providers"
 """Group of the entry points by which other packages name modules that add rows to `PROVIDERS`."""
 
 
-def completed(known: Settings) -> Settings:
+def complete_settings(known: Settings) -> Settings:
     """Applies rules between options, and fills in what the environment gives when the pipeline is
     built.
 
@@ -45,7 +45,7 @@ def completed(known: Settings) -> Settings:
     return dataclasses.replace(
         known,
         base_url=_base_url(known, provider),
-        api_key=known.api_key or _usual_key(provider),
+        api_key=known.api_key or _default_key_reference(provider),
         provider_options=_provider_options(known, provider),
     )
 
@@ -169,7 +169,7 @@ def _provider_options(known: Settings, provider: str) -> Mapping[str, Any] | Non
     return {**found, **(known.provider_options or {})} or known.provider_options
 
 
-def _usual_key(provider: str) -> str | None:
+def _default_key_reference(provider: str) -> str | None:
     """The reference to the provider's usual key; None where its cloud has credentials itself."""
     variable = PROVIDERS[provider].key_variable
     return None if variable is None else f"env:{variable}"

@@ -50,12 +50,14 @@ class Predict(beam.PTransform):
         options = {name: getattr(settings, name) for name in OPTIONS}
         transform = {"session": Sessions, "reduce": Groups}.get(settings.task, Transform)(**options)
         if tag is None:
-            return self._nested(rows | "Predict" >> transform)
+            return self._nest_rows(rows | "Predict" >> transform)
         # What is good has no error: its column would be empty in every row.
         good, bad = rows | "Predict" >> transform.with_exception_handling()
-        return {GOOD: self._nested(good, drop_error=True), tag: self._bad(bad)}
+        return {GOOD: self._nest_rows(good, drop_error=True), tag: self._shape_errors(bad)}
 
-    def _nested(self, rows: pvalue.PCollection, *, drop_error: bool = False) -> pvalue.PCollection:
+    def _nest_rows(
+        self, rows: pvalue.PCollection, *, drop_error: bool = False
+    ) -> pvalue.PCollection:
         """The rows with an answer that is an object as a row, whose fields the next step can
         name.
         """
@@ -75,7 +77,7 @@ class Predict(beam.PTransform):
         shape = _Shape(field, [name for name, _ in columns], nested)
         return rows | "Shape answers" >> beam.Map(shape).with_output_types(row_type(columns))
 
-    def _bad(self, rows: pvalue.PCollection) -> pvalue.PCollection:
+    def _shape_errors(self, rows: pvalue.PCollection) -> pvalue.PCollection:
         element = dict(row_fields(rows.element_type) or ()).get("element", Any)
         kinds = [("element", element), ("msg", str), ("stack", str), ("kind", str)]
         return rows | "Shape errors" >> beam.Map(_error_row).with_output_types(row_type(kinds))
@@ -87,13 +89,13 @@ class _Shape:
     def __init__(self, field: str, names: list[str], nested: Any):
         self._field = field
         self._names = names
-        self._nested = nested
+        self._nest_rows = nested
 
     def __call__(self, row: Any) -> beam.Row:
         values = {name: getattr(row, name) for name in self._names}
         text = values[self._field]
-        if self._nested is not None and text is not None:
-            values[self._field] = as_nested(self._nested, json.loads(text))
+        if self._nest_rows is not None and text is not None:
+            values[self._field] = as_nested(self._nest_rows, json.loads(text))
         return new_row(values)
 
 
@@ -111,25 +113,25 @@ def LLMPredict(**config: Any) -> beam.PTransform:  # a transform's name in YAML
 
     A YAML pipeline is a program (its steps may hold Python), so a parser may be named as well.
     """
-    return _step(config, ANSWER)
+    return _build_step(config, ANSWER)
 
 
 def LLMEmbed(**config: Any) -> beam.PTransform:  # likewise
     """The step's constructor; its signature and documentation are made of the table of options."""
-    return _step(config, VECTOR, "embed", {"batch_size": "auto"})
+    return _build_step(config, VECTOR, "embed", {"batch_size": "auto"})
 
 
 def LLMChat(**config: Any) -> beam.PTransform:  # likewise
     """The step's constructor; its signature and documentation are made of the table of options."""
-    return _step(config, ANSWER, "session")
+    return _build_step(config, ANSWER, "session")
 
 
 def LLMReduce(**config: Any) -> beam.PTransform:  # likewise
     """The step's constructor; its signature and documentation are made of the table of options."""
-    return _step(config, ANSWER, "reduce", {"batch_size": "auto"})
+    return _build_step(config, ANSWER, "reduce", {"batch_size": "auto"})
 
 
-def _step(
+def _build_step(
     config: dict[str, Any],
     field: str,
     task: str | None = None,
@@ -141,11 +143,13 @@ def _step(
     # In whichever of the spellings that a file may use.
     if not any(name in given for name in ("output_field", "output.field", "output-field")):
         given["output_field"] = field
-    settings = settings_from_options(_plain(given), allow_code=True, usual=usual, fixed=fixed)
+    settings = settings_from_options(
+        _to_option_values(given), allow_code=True, usual=usual, fixed=fixed
+    )
     return Predict(settings, _error_tag(error_handling))
 
 
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+def _to_option_values(config: Mapping[str, Any]) -> dict[str, Any]:
     """YAML's own words as options take them: a list of words is an enum."""
     return {
         name: _enum(name, value) if isinstance(value, list) and name in _OUTPUTS else value

@@ -67,7 +67,9 @@ class YamlPipeline(NamedTuple):
                 pipeline, self.spec, providers=own_steps, pipeline_path=self.path
             )
         except Exception as error:  # whatever Beam, its providers and their steps raise
-            raise UsageError(located(self._name, _chain(error), self.lines_before)) from error
+            raise UsageError(
+                located(self._name, _message_with_cause(error), self.lines_before)
+            ) from error
 
 
 def read_yaml(path: str, text: str) -> YamlPipeline:
@@ -82,7 +84,7 @@ def read_yaml(path: str, text: str) -> YamlPipeline:
     # So that a file can include this package's steps wherever it is installed.
     known = {"beam_llm": PROVIDERS_FILE}
     try:
-        expanded = _rendered(text, known, folder)
+        expanded = _render_file(text, known, folder)
         _refuse_amplified(name, yaml.compose(expanded, Loader=yaml.SafeLoader), lines_before)
         # Only now that aliases are counted: this loader copies what they stand for.
         spec = yaml.load(expanded, Loader=yaml_transform.SafeLineLoader)
@@ -97,14 +99,14 @@ def read_yaml(path: str, text: str) -> YamlPipeline:
         raise UsageError(f"{where}: {error}; {_JINJA_HINT}") from None
     except yaml.YAMLError as error:
         where = f"{name}{_line_of(error, expanded, lines_before)}"
-        raise UsageError(f"{where}: not YAML: {_first_line(error)}") from None
+        raise UsageError(f"{where}: not YAML: {_problem_text(error)}") from None
     except RecursionError:
         raise UsageError(f"{name}: nested too deeply: write it flatter") from None
     except UsageError:
         raise
     except Exception as error:  # a template's own arithmetic, an odd date, a key that is a list
         where = f"{name}{_template_line(error, lines_before)}"
-        raise UsageError(f"{where}: {type(error).__name__}: {_first_line(error)}") from None
+        raise UsageError(f"{where}: {type(error).__name__}: {_problem_text(error)}") from None
     if not isinstance(spec, dict) or not isinstance(spec.get("pipeline"), (dict, list)):
         raise UsageError(
             f"{name}: there is no pipeline in it: write pipeline: {{type: chain, transforms: […]}}"
@@ -119,16 +121,17 @@ class _FileEnvironment(BoundedEnvironment):
         return SandboxedEnvironment.is_safe_attribute(self, obj, attr, value)
 
 
-def _rendered(text: str, variables: dict[str, Any], folder: str) -> str:
+def _render_file(text: str, variables: dict[str, Any], folder: str) -> str:
     """The file after Jinja2, as `yaml_transform.expand_jinja` has it, which has no bounds."""
     environment = _FileEnvironment(
-        undefined=jinja2.StrictUndefined, loader=jinja2.FunctionLoader(partial(_included, folder))
+        undefined=jinja2.StrictUndefined,
+        loader=jinja2.FunctionLoader(partial(_read_included, folder)),
     )
     template = environment.from_string(_without_comments(text))
     return render_bounded(template.generate, datetime=datetime, **variables)
 
 
-def _included(folder: str, name: str) -> str | None:
+def _read_included(folder: str, name: str) -> str | None:
     """A file that another one includes: from its folder, from here, or of Beam's own."""
     beams = os.path.dirname(os.path.dirname(beam.__file__))
     for place in (name, *(os.path.join(root, name) for root in (folder, beams))):
@@ -203,12 +206,12 @@ def _without_comments(text: str) -> str:
     return "".join(text.splitlines(keepends=True)[_comment_lines(text) :])
 
 
-def _first_line(error: BaseException) -> str:
+def _problem_text(error: BaseException) -> str:
     text = " ".join(str(getattr(error, "problem", None) or error).split())
     return text[:300]
 
 
-def _chain(error: BaseException) -> str:
+def _message_with_cause(error: BaseException) -> str:
     """Beam's message, and that of a step of ours inside of it where it is hidden."""
     text = " ".join(str(error).split())
     cause: BaseException | None = error

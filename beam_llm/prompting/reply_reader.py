@@ -17,7 +17,7 @@ from beam_llm.prompting.readers.depth import TOO_DEEP, Unusable, is_deep, may_be
 from beam_llm.prompting.readers.doubles import contradicts_itself
 from beam_llm.prompting.readers.json_reader import JsonReader
 from beam_llm.prompting.readers.json_text import unfenced
-from beam_llm.prompting.readers.matching import match, same
+from beam_llm.prompting.readers.matching import is_same_json, match
 from beam_llm.prompting.readers.thoughts import may_hold_thoughts, without_thoughts
 from beam_llm.prompting.text import clean
 from beam_llm.prompting.typed_answers import typed_json, typing_function
@@ -205,7 +205,7 @@ class ReplyReader:
                 continue
             if found is None:
                 found = Reading({1: typed}, {}, None, (warning,) if warning else (), {1: raw})
-            elif not same(found.raws[1], raw):
+            elif not is_same_json(found.raws[1], raw):
                 return _no_values(
                     self._unreadable_failure("the reply holds two different answers", text, is_cut)
                 )

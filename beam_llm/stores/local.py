@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from beam_llm.errors import LedgerError
-from beam_llm.leftovers import lock_file, unlocked
+from beam_llm.leftovers import lock_file, lock_if_free
 from beam_llm.stores.names import folder_of, is_name, valid_name
 
 # A sweep may remove a new file before it is locked. If that seems to happen every time, there are
@@ -83,7 +83,7 @@ class LocalStore:
 
     def create(self, name: str, data: bytes) -> bool:
         target = self._path(name)
-        with self._written(data) as aside:
+        with self._write_aside(data) as aside:
             _make_folder(os.path.dirname(target))
             try:
                 # Not O_EXCL on the name itself: readers would see an incomplete object.
@@ -101,7 +101,7 @@ class LocalStore:
 
     def put(self, name: str, data: bytes) -> None:
         target = self._path(name)
-        with self._written(data) as aside:
+        with self._write_aside(data) as aside:
             _rename(aside, target)
 
     def put_file(self, name: str, path: str) -> None:
@@ -112,7 +112,7 @@ class LocalStore:
             _rename(aside, target)
 
     @contextlib.contextmanager
-    def _written(self, data: bytes) -> Iterator[str]:
+    def _write_aside(self, data: bytes) -> Iterator[str]:
         with self._file_aside() as (aside, file):
             file.write(data)
             _sync(file)
@@ -211,7 +211,7 @@ class LocalStore:
         with contextlib.suppress(FileNotFoundError), os.scandir(self._aside) as entries:
             for entry in entries:
                 # Its writer may finish, or another sweep may remove it, at any moment.
-                with contextlib.suppress(OSError), unlocked(entry.path) as is_dead:
+                with contextlib.suppress(OSError), lock_if_free(entry.path) as is_dead:
                     if is_dead:
                         found.append(entry.path)
                         if not dry_run:

@@ -81,12 +81,12 @@ class ObjectStore(ABC):
         """obstore's store, made at first use, since this object is pickled by its location only."""
         with self._lock:
             if self._opened is None:
-                with self._told("opened", ""):
+                with self._translate_errors("opened", ""):
                     self._opened = self._open()
             return self._opened
 
     @contextlib.contextmanager
-    def _told(self, verb: str, name: str) -> Iterator[None]:
+    def _translate_errors(self, verb: str, name: str) -> Iterator[None]:
         """Translates obstore's errors, except those that are answers (no such object, object
         exists)."""
         known = self._sdk.exceptions
@@ -97,12 +97,12 @@ class ObjectStore(ABC):
         except self._missing as error:
             # Where the whole bucket is gone, nothing is known about the object.
             if _code_of(error) in _NO_BUCKET:
-                raise self._error(verb, name, error) from None
+                raise self._store_error(verb, name, error) from None
             raise
         except known.BaseError as error:
-            raise self._error(verb, name, error) from None
+            raise self._store_error(verb, name, error) from None
 
-    def _error(self, verb: str, name: str, error: BaseException) -> ObjectStoreError:
+    def _store_error(self, verb: str, name: str, error: BaseException) -> ObjectStoreError:
         place = f"{self.location.rstrip('/')}/{name}".rstrip("/")
         return ObjectStoreError(f"{place} can't be {verb}: {reason_of(error)}")
 
@@ -116,7 +116,7 @@ class ObjectStore(ABC):
         known, nonce = self._sdk.exceptions, uuid.uuid4().hex
         path = valid_name(name)
         try:
-            with self._told("created", name):
+            with self._translate_errors("created", name):
                 # One request: multipart uploads can't be conditional (arrow-rs-object-store#289).
                 self._sdk.put(self._store, path, data, mode="create", attributes={"creator": nonce})
         except (known.AlreadyExistsError, known.PreconditionError):
@@ -124,7 +124,7 @@ class ObjectStore(ABC):
         return True
 
     def _creator(self, name: str) -> str | None:
-        with self._told("looked at", name):
+        with self._translate_errors("looked at", name):
             try:
                 found = self._sdk.get(self._store, name, options={"head": True})
             except self._missing:
@@ -138,14 +138,14 @@ class ObjectStore(ABC):
 
     def put(self, name: str, data: bytes) -> None:
         path = valid_name(name)
-        with self._told("written", name):
+        with self._translate_errors("written", name):
             # In one request, which a kill can't interrupt half-way; parts of an unfinished upload
             # would stay, and be billed.
             self._sdk.put(self._store, path, data, use_multipart=False)
 
     def put_file(self, name: str, path: str) -> None:
         target = valid_name(name)
-        with open(path, "rb") as source, self._told("written", name):
+        with open(path, "rb") as source, self._translate_errors("written", name):
             self._sdk.put(
                 self._store,
                 target,
@@ -157,7 +157,7 @@ class ObjectStore(ABC):
     def get(self, name: str) -> bytes | None:
         path = valid_name(name)
         try:
-            with self._told("read", name):
+            with self._translate_errors("read", name):
                 return bytes(self._sdk.get(self._store, path).bytes())
         except self._missing:
             return None
@@ -178,7 +178,7 @@ class ObjectStore(ABC):
         """Downloads the parts of one version of the object; begins anew where another version has
         replaced it."""
         for _ in range(_READ_TRIES):
-            with self._told("read", name):
+            with self._translate_errors("read", name):
                 meta = self._sdk.head(self._store, name)
             with open(path, "wb") as file, contextlib.suppress(_Replaced):
                 for start in range(0, meta["size"], PART_BYTES):
@@ -193,7 +193,7 @@ class ObjectStore(ABC):
             # Otherwise one file could have parts of two versions.
             options["if_match"] = e_tag
         try:
-            with self._told("read", name):
+            with self._translate_errors("read", name):
                 return bytes(self._sdk.get(self._store, name, options=options).bytes())
         except self._sdk.exceptions.PreconditionError:
             raise _Replaced from None
@@ -205,19 +205,19 @@ class ObjectStore(ABC):
                 return b"" if self._size(path) is not None else None
             return bytes(self._sdk.get_range(self._store, path, start=start, end=end))
         except self._missing as error:
-            if _code_of(error) in _NO_BUCKET:  # as `_told` has it
-                raise self._error("read", name, error) from None
+            if _code_of(error) in _NO_BUCKET:  # as `_translate_errors` has it
+                raise self._store_error("read", name, error) from None
             return None
         except self._sdk.exceptions.BaseError as error:
             # obstore has no error of its own for a range that begins after the end: the size tells.
             size = self._size(path)
             if size is not None and size <= start:  # it begins behind the end
                 return b""
-            raise self._error("read", name, error) from None
+            raise self._store_error("read", name, error) from None
 
     def _size(self, name: str) -> int | None:
         try:
-            with self._told("looked at", name):
+            with self._translate_errors("looked at", name):
                 size: int = self._sdk.head(self._store, name)["size"]
         except self._missing:
             return None
@@ -236,13 +236,13 @@ class ObjectStore(ABC):
                     yield name
 
     def _pages(self, folder: str, start_after: str) -> Iterator[Sequence[Any]]:
-        with self._told("listed", folder):
+        with self._translate_errors("listed", folder):
             pages = self._sdk.list(
                 self._store, folder or None, offset=start_after or None, chunk_size=1_000
             )
         while True:
             # obstore requests a page when it is read, so errors are raised here.
-            with self._told("listed", folder):
+            with self._translate_errors("listed", folder):
                 page = next(pages, None)
             if page is None:
                 return
@@ -250,7 +250,7 @@ class ObjectStore(ABC):
 
     def delete(self, name: str) -> None:
         path = valid_name(name)
-        with contextlib.suppress(*self._missing), self._told("deleted", name):
+        with contextlib.suppress(*self._missing), self._translate_errors("deleted", name):
             self._sdk.delete(self._store, path)
 
     def path_of(self, name: str) -> None:  # noqa: B027  # meant for all: not abstract
@@ -302,7 +302,7 @@ def sdk(location: str) -> Any:
     return obstore
 
 
-def in_words(call: Callable[[], T], location: str) -> T:
+def call_hiding_errors(call: Callable[[], T], location: str) -> T:
     """Calls a library that looks for credentials. Its errors may quote one, so only their class is
     named."""
     try:

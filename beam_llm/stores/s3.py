@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from beam_llm.stores.objects import CLIENT, RETRIES, ObjectStore, in_words
+from beam_llm.stores.objects import CLIENT, RETRIES, ObjectStore, call_hiding_errors
 
 ABANDONED_AFTER = timedelta(days=1)
 """An upload that has not been completed after this time belongs to a process that was killed."""
@@ -41,7 +41,7 @@ class S3Store(ObjectStore):
             config=config,
             client_options={**CLIENT, "allow_http": (endpoint or "").startswith("http://")},
             retry_config=RETRIES,
-            credential_provider=in_words(lambda: _credentials(session), self.location),
+            credential_provider=call_hiding_errors(lambda: _credentials(session), self.location),
         )
 
     def sweep(self, *, dry_run: bool = False) -> Sequence[str]:
@@ -51,7 +51,7 @@ class S3Store(ObjectStore):
         session = _session()
         if session is None:
             return ()
-        return in_words(lambda: self._sweep(session, dry_run), self.location)
+        return call_hiding_errors(lambda: self._sweep(session, dry_run), self.location)
 
     def _sweep(self, session: Any, dry_run: bool) -> list[str]:
         found = []

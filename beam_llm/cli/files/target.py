@@ -21,7 +21,7 @@ from beam_llm.cli.files.csv_cells import ANSWERS
 from beam_llm.cli.files.records import Source, is_remote
 from beam_llm.cli.files.sources import is_special
 from beam_llm.errors import LLMError, UsageError
-from beam_llm.leftovers import lock_file, scratch_folder, unlocked
+from beam_llm.leftovers import lock_file, lock_if_free, scratch_folder
 
 
 class Target(NamedTuple):
@@ -187,7 +187,7 @@ def remove_unfinished(output: str) -> None:
     for path in glob.glob(
         os.path.join(glob.escape(folder), f".{glob.escape(name)}.{'[0-9a-f]' * 8}.tmp")
     ):
-        with contextlib.suppress(OSError), unlocked(path) as dead:
+        with contextlib.suppress(OSError), lock_if_free(path) as dead:
             if dead:
                 os.unlink(path)
 

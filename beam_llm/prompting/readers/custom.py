@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from beam_llm.errors import USER_CODE_ERRORS
 from beam_llm.prompting.readers import Found, Parser
-from beam_llm.prompting.readers.depth import shallow
+from beam_llm.prompting.readers.depth import replace_deep_answers
 
 
 class CustomReader:
@@ -19,7 +19,7 @@ class CustomReader:
         try:
             parsed = self._parser(text, count)
             pairs = parsed.items() if isinstance(parsed, Mapping) else parsed
-            return Found(shallow([(index, answer) for index, answer in pairs]), set())
+            return Found(replace_deep_answers([(index, answer) for index, answer in pairs]), set())
         except USER_CODE_ERRORS as error:
             # A user's function may trip over anything: then the reply can't be read.
             raise ValueError(f"its parser raised {type(error).__name__}") from error

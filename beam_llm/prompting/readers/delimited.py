@@ -30,7 +30,7 @@ class DelimitedReader:
         self._pattern = _delimited_pattern(path) if path is not None else None
 
     def find(self, text: str, count: int, cut: bool) -> Found:
-        text = _unquoted(without_thoughts(text))
+        text = _decode_quoted_reply(without_thoughts(text))
         if self._pattern is not None:
             matches = self._pattern.finditer(text)
             lines = [
@@ -53,7 +53,7 @@ class DelimitedReader:
         ]
         if self._pattern is None:
             if not cut and items and lines[-1].index not in doubtful:
-                items[-1] = items[-1][0], _last(items[-1][1])
+                items[-1] = items[-1][0], _trim_last_answer(items[-1][1])
             items = [(index, answer.strip()) for index, answer in items]
         # That a reply counts from 0, or beyond its records, is seen by lines in doubt as well.
         items += [(index, "") for index in doubtful if index is not None and not 0 < index <= count]
@@ -77,7 +77,7 @@ _MOST_QUOTES = 3
 """JSON strings of JSON strings."""
 
 
-def _unquoted(text: str) -> str:
+def _decode_quoted_reply(text: str) -> str:
     """The lines of a reply that is written as one JSON string, where each of them would be part of
     the first one's answer; any other reply as it is."""
     for _ in range(_MOST_QUOTES):
@@ -114,10 +114,10 @@ def _numbered_lines(text: str, count: int) -> list[_Line]:
       ValueError: where they are too many to be answers.
     """
     lines = text.split("\n")
-    marks = [_mark(line) for line in lines]
+    marks = [_mark_of_line(line) for line in lines]
     if len(marks) - marks.count(None) > MOST_VALUES:
         raise ValueError(f"there are more than {MOST_VALUES:,} answers in it")
-    return _joined(lines, marks, count)
+    return _join_continuations(lines, marks, count)
 
 
 _Form = tuple[re.Pattern[str], str]
@@ -126,7 +126,7 @@ _Mark = tuple[int, _Form, int]
 """A line's index, the form it is written in, and where the answer starts."""
 
 
-def _mark(line: str) -> _Mark | None:
+def _mark_of_line(line: str) -> _Mark | None:
     for pattern in (_PIPED, _ROW, _LISTED) if "|" in line else (_LISTED,):
         if found := pattern.match(line):
             sign = found[2] or "" if pattern is _LISTED else ""
@@ -143,7 +143,7 @@ def _form_of(marks: list[_Mark | None], count: int) -> _Form | None:
     return next((form for form in own if form[0] is not _LISTED), own[0] if own else None)
 
 
-def _joined(lines: list[str], marks: list[_Mark | None], count: int) -> list[_Line]:
+def _join_continuations(lines: list[str], marks: list[_Mark | None], count: int) -> list[_Line]:
     """Marked lines with those that go on from them.
 
     A line of a list inside an answer looks like the next answer. So it ends the answer in front of
@@ -170,7 +170,7 @@ def _joined(lines: list[str], marks: list[_Mark | None], count: int) -> list[_Li
             answer = line[start:].strip().removesuffix("|") if is_row else line[start:]
             found.append(_Line(index, [answer], is_row))
             found[-1].is_certain = is_usual
-        elif found and (number := _strange_number(line, count, indices)):
+        elif found and (number := _unexpected_number(line, count, indices)):
             found[-1].is_certain &= number == (found[-1].index or 0) + 1
             found.append(_Line(None, []))
             found[-1].is_certain = False
@@ -204,7 +204,7 @@ def _holds_mark(text: str, missing: set[int]) -> bool:
     )
 
 
-def _strange_number(line: str, count: int, indices: set[int]) -> int:
+def _unexpected_number(line: str, count: int, indices: set[int]) -> int:
     """The number that the line starts with, where that is a record's without a line of its own;
     else 0."""
     found = _PERHAPS.match(line)
@@ -212,7 +212,7 @@ def _strange_number(line: str, count: int, indices: set[int]) -> int:
     return number if 1 <= number <= count and number not in indices else 0
 
 
-def _last(answer: str) -> str:
+def _trim_last_answer(answer: str) -> str:
     """The last answer, without what a model says after it: a closing fence, or a remark after an
     empty line."""
     return re.split(r"\n[ \t]*\n|\n[ \t]*```", answer, maxsplit=1)[0]

@@ -44,7 +44,7 @@ def is_deep(value: Any) -> bool:
     return bool(level)
 
 
-def shallow(items: Items) -> Items:
+def replace_deep_answers(items: Items) -> Items:
     """The items, with `TOO_DEEP` for an answer that is too deep."""
     if not is_deep([answer for _, answer in items]):
         return items

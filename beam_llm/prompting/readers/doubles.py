@@ -9,7 +9,7 @@ from typing import Any
 
 from beam_llm.prompting.readers import Items
 from beam_llm.prompting.readers.depth import Unusable
-from beam_llm.prompting.readers.matching import same
+from beam_llm.prompting.readers.matching import is_same_json
 
 DOUBLED = Unusable("a field is written twice, and not the same")
 
@@ -25,7 +25,7 @@ def may_repeat_keys(text: str, value: Any) -> bool:
     # Nearly every reply to one record: an object without another one in it.
     if type(value) is dict and text.count(":") == len(value):
         return False
-    keys = _keys_in(value)
+    keys = _count_keys(value)
     return text.count(":") > keys and len(_KEY_END.findall(text)) > keys
 
 
@@ -43,17 +43,17 @@ def contradicts_itself(text: str, value: Any) -> bool:
         return True
 
 
-def marked(pairs: Pairs) -> dict[str, Any]:
+def mark_doubles(pairs: Pairs) -> dict[str, Any]:
     """An object of the pairs, with `DOUBLED` under a key that has two different values."""
     found = dict(pairs)
     if len(found) < len(pairs):
         for key, value in pairs:
-            if not same(found[key], value):
+            if not is_same_json(found[key], value):
                 found[key] = DOUBLED
     return found
 
 
-_decoder = json.JSONDecoder(object_pairs_hook=marked)
+_decoder = json.JSONDecoder(object_pairs_hook=mark_doubles)
 
 
 def holds_unusable(value: Any) -> bool:
@@ -77,7 +77,7 @@ def without_doubled(items: Items) -> Items:
     ]
 
 
-def _keys_in(value: Any) -> int:
+def _count_keys(value: Any) -> int:
     """How many keys all objects in the value have."""
     keys, level = 0, [value]
     while level:

@@ -9,7 +9,7 @@ from typing import Any
 from beam_llm.errors import UsageError
 
 
-def _no_path(path: str, why: str) -> UsageError:
+def _path_error(path: str, why: str) -> UsageError:
     return UsageError(
         f"response_path is {path!r}: it is not a JSONPath ({why}); write '$[*]' or '$.results[*]'"
     )
@@ -26,15 +26,15 @@ def json_path(path: str) -> Callable[[Any], list[Any]]:
     """
     keys = simple_path(path)
     if keys is not None:
-        return lambda data: _walked(data, keys, path.endswith("[*]"))
+        return lambda data: _follow_path(data, keys, path.endswith("[*]"))
     import jsonpath_rfc9535 as jsonpath
 
     if not path.startswith("$"):
-        raise _no_path(path, "it has to start with $")
+        raise _path_error(path, "it has to start with $")
     try:
         compiled = jsonpath.compile(path)
     except jsonpath.JSONPathError as error:
-        raise _no_path(path, str(error).splitlines()[0]) from None
+        raise _path_error(path, str(error).splitlines()[0]) from None
 
     def select(data: Any) -> list[Any]:
         try:
@@ -52,7 +52,7 @@ def simple_path(path: str) -> list[str] | None:
     return [key for key in found[1].split(".") if key] if found else None
 
 
-def _walked(data: Any, keys: Sequence[str], is_each: bool) -> list[Any]:
+def _follow_path(data: Any, keys: Sequence[str], is_each: bool) -> list[Any]:
     for key in keys:
         if not isinstance(data, dict) or key not in data:
             return []

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from beam_llm.prompting.readers import ANSWERS, MOST_VALUES, NOT_FROM_ONE, Found, Items, Shape
-from beam_llm.prompting.readers.depth import may_be_deep, shallow
+from beam_llm.prompting.readers.depth import may_be_deep, replace_deep_answers
 from beam_llm.prompting.readers.doubles import (
     DOUBLED,
     contradicts_itself,
@@ -53,13 +53,13 @@ class JsonReader:
         except ValueError:
             return self._find_damaged(without_thoughts(text), count, cut)
         if type(data) is str and (inner := inner_json(data)) is not None:
-            return Found(shallow(self.items(inner, count)), {"wrapped"})
+            return Found(replace_deep_answers(self.items(inner, count)), {"wrapped"})
         if may_repeat_keys(text, data):
             # A parser keeps the last of two values under one key, be it an index or an answer.
             items = without_doubled(self.items(self.json.decoded(text.strip(), 0)[0], count))
         else:
             items = self.items(data, count)
-        return Found(shallow(items) if may_be_deep(text) else items, set())
+        return Found(replace_deep_answers(items) if may_be_deep(text) else items, set())
 
     def items(self, data: Any, count: int) -> Items:
         """Pairs of index and answer from the reply's root."""
@@ -68,7 +68,7 @@ class JsonReader:
                 selected[0] if len(selected) == 1 and isinstance(selected[0], list) else selected
             )
             return [self._item(element) for element in elements]
-        keyed = self._keyed(data, count)
+        keyed = self._keyed_answers(data, count)
         if keyed is not None:
             return self._keyed_items(keyed, count)
         elements = self._elements(data)
@@ -129,7 +129,7 @@ class JsonReader:
             )
         )
 
-    def _keyed(self, data: Any, count: int) -> dict[str, Any] | None:
+    def _keyed_answers(self, data: Any, count: int) -> dict[str, Any] | None:
         """Answers that the model wrote as `{"1": …, "2": …}`; of other names beside all that were
         asked for, nothing."""
         if not isinstance(data, dict):
@@ -152,7 +152,7 @@ class JsonReader:
             if as_written or type(value) is not dict
             else (
                 (number(key) or _number(key))
-                if field not in value or _says(value.pop(field), key)
+                if field not in value or _agrees_with_key(value.pop(field), key)
                 else None,
                 self.answer(value),
             )
@@ -192,7 +192,7 @@ class JsonReader:
         if broken_at is None:
             if not roots:
                 raise ValueError("there is no JSON in it")
-            return Found(shallow(without_doubled(items)), {"wrapped"})
+            return Found(replace_deep_answers(without_doubled(items)), {"wrapped"})
         keyed = _INTO_KEYED.match(text, broken_at)
         mentions = (_NUMBER_KEY if keyed[1] else _BARE_NUMBER_KEY) if keyed else self._mentions
         if (first := mentions.search(text)) and first[1].lstrip("0") != "1":
@@ -206,7 +206,7 @@ class JsonReader:
         if not certain:
             raise ValueError("its JSON is damaged from the start")
         warnings = ({"truncated"} if cut else set()) | ({"repaired"} if walk.has_mended else set())
-        return Found(shallow(without_doubled(certain)), warnings or {"wrapped"})
+        return Found(replace_deep_answers(without_doubled(certain)), warnings or {"wrapped"})
 
 
 class _Walk:
@@ -223,7 +223,7 @@ class _Walk:
     def elements(self, start: int) -> Items:
         """Of an array that starts at or inside the object at `start`, or of objects one after
         another."""
-        position, in_array = _into_array(self._text, start)
+        position, in_array = _start_of_elements(self._text, start)
         items: Items = []
         while True:
             position = _GAP.match(self._text, position).end()  # type: ignore[union-attr]  # it matches nothing, too
@@ -238,7 +238,7 @@ class _Walk:
             items.append(self._reader._item(value))
             if len(items) > MOST_VALUES:
                 raise ValueError(f"it is damaged, with more than {MOST_VALUES:,} elements")
-        return self._certain(items, position, "]" if in_array else "")
+        return self._drop_guessed_ends(items, position, "]" if in_array else "")
 
     def fields(self, start: int) -> Items:
         """Of an object whose keys are the indices."""
@@ -249,13 +249,13 @@ class _Walk:
             if found is None:
                 break
             value, end = found
-            end = self._lenient.gap(end)
+            end = self._lenient.skip_gap(end)
             if text[end : end + 1] not in (",", "}", '"', "'"):
                 break  # a number may have more digits behind the cut
             items += self._reader._keyed_items({key[1]: value}, 1)
-            position = self._lenient.gap(end + 1) if text[end] == "," else end
+            position = self._lenient.skip_gap(end + 1) if text[end] == "," else end
         items = [(None if index is None else int(index), answer) for index, answer in items]
-        return self._certain(items, position, "}")
+        return self._drop_guessed_ends(items, position, "}")
 
     def _value(self, at: int, number: int, inside: str) -> tuple[Any, int] | None:
         if self._is_strict:
@@ -268,21 +268,21 @@ class _Walk:
             value, end, guessed = self._lenient.read(at, inside == "object")
         except ValueError:
             return None
-        if not inside and not self._is_followed(end):
+        if not inside and not self._may_end_here(end):
             return None
         if guessed:
             self._guessed.append(number)
         self.has_mended = True
         return value, end
 
-    def _is_followed(self, end: int) -> bool:
+    def _may_end_here(self, end: int) -> bool:
         """Whether an element may end here, as far as what comes next tells."""
-        after = self._lenient.gap(end)
+        after = self._lenient.skip_gap(end)
         if after == len(self._text):
             return not self._cut
         return self._text[after] in ",]{}`" or "\n" in self._text[end:after]
 
-    def _certain(self, items: Items, end: int, closing: str) -> Items:
+    def _drop_guessed_ends(self, items: Items, end: int, closing: str) -> Items:
         """Without those whose end was guessed, unless all that follows up to the reply's end bears
         it out.
 
@@ -312,7 +312,7 @@ def _number(key: str) -> int | str:
     return int(key) if key.isascii() and key.isdecimal() else key
 
 
-def _says(index: Any, key: str) -> bool:
+def _agrees_with_key(index: Any, key: str) -> bool:
     """Whether the index inside an answer is the key that it stands under."""
     return type(index) in (int, str) and str(index) == key
 
@@ -334,7 +334,7 @@ _GOES_ON = (
 _MOST_STEPS = 8
 
 
-def _into_array(text: str, position: int) -> tuple[int, bool]:
+def _start_of_elements(text: str, position: int) -> tuple[int, bool]:
     """Where the elements start, and whether that is inside an array: `{"data": {"answers": [` may
     be in front of them."""
     start = position

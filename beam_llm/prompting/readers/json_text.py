@@ -12,9 +12,9 @@ import orjson
 
 from beam_llm.prompting.readers import MOST_VALUES
 from beam_llm.prompting.readers.depth import is_deep
-from beam_llm.prompting.readers.doubles import DOUBLED, contradicts_itself, marked
+from beam_llm.prompting.readers.doubles import DOUBLED, contradicts_itself, mark_doubles
 from beam_llm.prompting.readers.lenient import Damaged, LenientReader, Pairs
-from beam_llm.prompting.readers.matching import INDEX, same
+from beam_llm.prompting.readers.matching import INDEX, is_same_json
 from beam_llm.prompting.text import clean
 
 
@@ -28,7 +28,7 @@ class JsonText:
     def __init__(self, index_field: str):
         self._index_field = index_field
         # Slower than orjson, but it shows keys that are written twice, and where a value ends.
-        self._decoder = json.JSONDecoder(object_pairs_hook=self._object, parse_int=_whole_number)
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._object, parse_int=_read_integer)
 
     def decoded(self, text: str, start: int) -> tuple[Any, int]:
         """One strict JSON value at `start`, and where it ends."""
@@ -46,20 +46,20 @@ class JsonText:
         fence lies inside JSON that began before it, an answer quotes the fence, and it means
         nothing.
         """
-        fence = _only_fence(text)
+        fence = _fence_content(text)
         if fence is None:
-            return self._scanned(text)
+            return self._scan(text)
         start, end = fence
-        before, broken_at = self._scanned(text[:start])
+        before, broken_at = self._scan(text[:start])
         try:
             fenced = orjson.loads(text[start:end])
             if broken_at is not None:
                 self.lenient(text[:start]).read(broken_at)
         except ValueError:
-            return self._scanned(text)
-        return [*before, fenced, *self._scanned(text[end:])[0]], None
+            return self._scan(text)
+        return [*before, fenced, *self._scan(text[end:])[0]], None
 
-    def _scanned(self, text: str) -> tuple[list[Any], int | None]:
+    def _scan(self, text: str) -> tuple[list[Any], int | None]:
         values: list[Any] = []
         position = 0
         while found := _ROOT.search(text, position):
@@ -90,7 +90,7 @@ class JsonText:
     def _object(self, pairs: Pairs) -> dict[str, Any]:
         """An object. One with two different indices loses both, so that its answer belongs to no
         record."""
-        found = marked(pairs)
+        found = mark_doubles(pairs)
         if len(found) == len(pairs):
             return found
         if all(INDEX.fullmatch(key) for key in found):
@@ -102,7 +102,7 @@ class JsonText:
     def _object_without_losses(self, pairs: Pairs) -> dict[str, Any]:
         found = self._object(pairs)
         if type(found) is dict and any(
-            key in found and not same(found[key], value) for key, value in pairs
+            key in found and not is_same_json(found[key], value) for key, value in pairs
         ):
             raise Damaged("a field that is written twice, and not the same")
         return found
@@ -126,7 +126,7 @@ _ROOT = re.compile(r"""\{(?=\s*(?:["'}]|\w+\s*:))|\[(?=\s*[\[{"'\]])""")
 _FENCE_LABEL = re.compile(r"[\w-]{0,20}\s*")
 
 
-def _only_fence(text: str) -> tuple[int, int] | None:
+def _fence_content(text: str) -> tuple[int, int] | None:
     """Where the content of the only code fence starts and ends."""
     start = text.find("```")
     end = text.find("```", start + 3) if start >= 0 else -1
@@ -150,7 +150,7 @@ def inner_json(text: str) -> Any:
 def unfenced(text: str) -> str:
     """The content of a reply that is a single code fence; any other reply as it is."""
     text = text.strip()
-    fence = _only_fence(text)
+    fence = _fence_content(text)
     if fence is None or not text.startswith("```") or not text.endswith("```"):
         return text.strip("`").strip()
     label, _, content = text[3 : fence[1]].partition("\n")
@@ -161,7 +161,7 @@ def unfenced(text: str) -> str:
     ).strip()
 
 
-def _whole_number(digits: str) -> int | float:
+def _read_integer(digits: str) -> int | float:
     """As orjson reads it: beyond 64 bits, a float."""
     return int(digits) if len(digits) < 19 else orjson.loads(digits)
 

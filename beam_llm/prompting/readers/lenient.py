@@ -83,7 +83,7 @@ class LenientReader:
             raise Damaged("a string without an end")
         return Read(value, end, self._guessed)
 
-    def gap(self, at: int) -> int:
+    def skip_gap(self, at: int) -> int:
         """Where the next thing starts, behind white space and comments."""
         return _GAP.match(self._text, at).end()  # type: ignore[union-attr]  # it matches nothing, too
 
@@ -98,11 +98,11 @@ class LenientReader:
             return (*self._array(at + 1, depth + 1), False)
         if opening in _CHUNK:
             return self._string(at, inside)
-        return (*self._bare(at, inside), False)
+        return (*self._bare_value(at, inside), False)
 
     def _object(self, at: int, depth: int, in_array: bool) -> tuple[dict[str, Any], int]:
         pairs: Pairs = []
-        position = self.gap(at)
+        position = self.skip_gap(at)
         while True:
             mark = self._text[position : position + 1]
             if mark == "}":
@@ -110,7 +110,7 @@ class LenientReader:
             if mark == "]" and in_array and pairs and not self._guessed:
                 return self._make_object(pairs), position
             key, position = self._key(position)
-            value, position, closed = self._value(self.gap(position), depth, "object")
+            value, position, closed = self._value(self.skip_gap(position), depth, "object")
             pairs.append((key, value))
             if closed:
                 return self._make_object(pairs), position
@@ -118,7 +118,7 @@ class LenientReader:
 
     def _array(self, at: int, depth: int) -> tuple[list[Any], int]:
         values: list[Any] = []
-        position = self.gap(at)
+        position = self.skip_gap(at)
         while self._text[position : position + 1] != "]":
             value, position, closed = self._value(position, depth, "array")
             if closed:
@@ -128,8 +128,10 @@ class LenientReader:
         return values, position + 1
 
     def _after_comma(self, at: int) -> int:
-        position = self.gap(at)
-        return self.gap(position + 1) if self._text[position : position + 1] == "," else position
+        position = self.skip_gap(at)
+        return (
+            self.skip_gap(position + 1) if self._text[position : position + 1] == "," else position
+        )
 
     def _key(self, at: int) -> tuple[str, int]:
         if self._text[at : at + 1] in _CHUNK:
@@ -138,12 +140,12 @@ class LenientReader:
             key, position = bare[0], bare.end()
         else:
             raise Damaged("no key where one has to be")
-        position = self.gap(position)
+        position = self.skip_gap(position)
         if self._text[position : position + 1] != ":":
             raise Damaged("no colon behind a key")
         return key, position + 1
 
-    def _bare(self, at: int, inside: str) -> tuple[Any, int]:
+    def _bare_value(self, at: int, inside: str) -> tuple[Any, int]:
         """A number, a word of JSON or of Python, or text without quotes."""
         found = _BARE.match(self._text, at)
         if not found or found.end() == len(self._text):
@@ -180,14 +182,14 @@ class LenientReader:
                 position = escape.end()
                 continue
             if self._ends_string(position, inside, has_inner):
-                return _decoded("".join(pieces), has_inner), position + 1, False
+                return _decode("".join(pieces), has_inner), position + 1, False
             if inside != "object":
                 raise Damaged("a quote inside a key, or inside a string of an array")
-            if not has_inner and (cut := self._lost_quote(found[0], position)):
+            if not has_inner and (cut := self._find_lost_quote(found[0], position)):
                 pieces[-1] = found[0][: cut.start()]
                 self._guessed = True
                 return (
-                    _decoded("".join(pieces), True),
+                    _decode("".join(pieces), True),
                     found.start() + cut.start() + cut[0].index("}") + 1,
                     True,
                 )
@@ -195,7 +197,7 @@ class LenientReader:
             pieces.append('\\"' if quote == '"' else quote)
             position += 1
 
-    def _lost_quote(self, chunk: str, position: int) -> re.Match[str] | None:
+    def _find_lost_quote(self, chunk: str, position: int) -> re.Match[str] | None:
         """`}, {` at the chunk's end, where an element's index follows: the string ended in front of
         it, without its quote."""
         if self._text[position] != '"' or not self._next_index.match(self._text, position + 1):
@@ -238,7 +240,7 @@ def _odd_escape(character: str) -> str:
     return "'" if character == "'" else "\\\\" + character
 
 
-def _decoded(escaped: str, guessed: bool) -> str:
+def _decode(escaped: str, guessed: bool) -> str:
     if guessed and not _BRACKETS.isdisjoint(escaped):
         raise Damaged("brackets in a string whose end is a guess")
     text: str = _strings.decode(f'"{escaped}"') if "\\" in escaped else escaped

@@ -42,7 +42,7 @@ def match(items: Items, count: int, warnings: set[str], cut: bool = False) -> di
             found[index] = answer
         else:
             warnings.add("duplicate_index")
-            if not same(found[index], answer):
+            if not is_same_json(found[index], answer):
                 clashing.add(index)
     if unindexed:
         warnings.add("no_index")
@@ -105,11 +105,11 @@ def written_number(written: str | None) -> int | None:
     return int(found[1]) if found else None
 
 
-def same(one: Any, other: Any) -> bool:
+def is_same_json(one: Any, other: Any) -> bool:
     """Whether two answers are one and the same as JSON."""
     # 1, 1.0 and True are equal in Python, and are different answers.
-    return one == other and _spelled(one) == _spelled(other)
+    return one == other and _canonical_json(one) == _canonical_json(other)
 
 
-def _spelled(value: Any) -> str:
+def _canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)

@@ -65,7 +65,7 @@ def without_thoughts(text: str, leading_only: bool = False) -> str:
     # A reply that begins like an answer has no thoughts in front: a lone tag is inside its text.
     start = rest.lstrip()
     if not leading_only and (start[:1] not in ("{", "[", '"', "<", "`") or _CLOSING.match(start)):
-        rest = _behind_lone_closing(rest)
+        rest = _after_lone_closing_tag(rest)
     return text if len(rest) == len(text) else rest.strip()
 
 
@@ -107,7 +107,7 @@ def _closing_pattern(closing: str) -> re.Pattern[str]:
     return re.compile(re.escape(closing), re.IGNORECASE)
 
 
-def _behind_lone_closing(text: str) -> str:
+def _after_lone_closing_tag(text: str) -> str:
     """What follows a closing tag that stands at a line's start or end, or behind a sentence;
     elsewhere the text speaks of it."""
     answer_from = 0

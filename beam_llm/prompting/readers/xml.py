@@ -53,18 +53,20 @@ class XmlReader:
             )
         text = without_thoughts(text, leading_only=True)
         if self._path is None:
-            text = _trimmed(text, rf"<{ANSWERS}[\s>]|<answer[\s>]", (f"</{ANSWERS}>", "</answer>"))
+            text = _trim_prose(
+                text, rf"<{ANSWERS}[\s>]|<answer[\s>]", (f"</{ANSWERS}>", "</answer>")
+            )
         root = self._root(text)
         if root is not None:
-            return Found(self._without_swallowers(self._items(root), text), set())
-        return Found(self._pieces(text), {"truncated" if cut else "repaired"})
+            return Found(self._drop_swallowing(self._items(root), text), set())
+        return Found(self._certain_answers(text), {"truncated" if cut else "repaired"})
 
     def _items(self, root: ElementTree.Element) -> Items:
         """The answers of a well-formed reply. An index inside another answer is believed as little
         as the answer that holds it."""
         elements = self._elements(root)
         nested = (
-            {id(element): self._nested(element) for element in elements}
+            {id(element): self._nested_indices(element) for element in elements}
             if self._path is None
             else {}
         )
@@ -74,7 +76,7 @@ class XmlReader:
             item for item, holds_another in items if not holds_another and item[0] not in inside
         ]
 
-    def _without_swallowers(self, items: Items, text: str) -> Items:
+    def _drop_swallowing(self, items: Items, text: str) -> Items:
         """The items, without those of a reply in which a section or a remark holds an answer that
         is missing: where it was left open by mistake, the end of an answer and others are in it."""
         if "<!" not in text:
@@ -87,7 +89,7 @@ class XmlReader:
         }
         return [] if hidden - known else items
 
-    def _nested(self, element: ElementTree.Element) -> list[int | None]:
+    def _nested_indices(self, element: ElementTree.Element) -> list[int | None]:
         """The indices of answers inside an answer; a field may be called "answer", but has no
         index."""
         inner = [child for child in element.iter("answer") if child is not element]
@@ -97,7 +99,7 @@ class XmlReader:
             if child.get(self._shape.index_field) is not None
         ]
 
-    def _pieces(self, text: str) -> Items:
+    def _certain_answers(self, text: str) -> Items:
         """What is certain in a reply that is not well-formed: answers that are whole, and inside no
         other one.
 
@@ -113,7 +115,9 @@ class XmlReader:
         )
         written = Counter(mentions)
         found = [
-            self._item(root[0]) for root in roots if root is not None and not self._nested(root[0])
+            self._item(root[0])
+            for root in roots
+            if root is not None and not self._nested_indices(root[0])
         ]
         items = [(index, answer) for index, answer in found if written[str(index)] <= 1]
         if not items:
@@ -144,7 +148,7 @@ class XmlReader:
         """A document whose root holds what the text holds; None where it is not well-formed, or
         dangerous."""
         text = _DECLARATION.sub("", text.strip(), count=1)
-        text = _BARE_AMPERSAND.sub(_escaped, _UNXML.sub("\ufffd", text))
+        text = _BARE_AMPERSAND.sub(_escape_ampersand, _UNXML.sub("\ufffd", text))
         try:
             return self._parse(f"<root>{text}</root>", forbid_dtd=True)  # type: ignore[no-any-return]
         except (ElementTree.ParseError, ValueError, RecursionError):
@@ -221,11 +225,11 @@ _BARE_AMPERSAND = re.compile(
 _UNXML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
-def _escaped(found: re.Match[str]) -> str:
+def _escape_ampersand(found: re.Match[str]) -> str:
     return "&amp;" if found[0] == "&" else found[0]
 
 
-def _trimmed(text: str, opening: str, closings: tuple[str, ...]) -> str:
+def _trim_prose(text: str, opening: str, closings: tuple[str, ...]) -> str:
     """The text without the prose and fences in front of the first opening and behind the last
     closing."""
     found = re.search(opening, text)

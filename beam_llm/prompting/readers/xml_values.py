@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import orjson
 
 from beam_llm.prompting.fitting import Fit, dereferenced, fit, kinds_of, words_of
-from beam_llm.prompting.readers.matching import same
+from beam_llm.prompting.readers.matching import is_same_json
 
 Schema = Mapping[str, Any]
 Root = dict[str, Any]
@@ -39,9 +39,9 @@ def xml_value(element: ElementTree.Element, schema: Schema, root: Root) -> Any:
     """
     members = list(_members(schema, root))
     return (
-        _with_children(element, members, root)
+        _value_of_children(element, members, root)
         if len(element)
-        else _leaf("".join(element.itertext()), members, root)
+        else _value_of_text("".join(element.itertext()), members, root)
     )
 
 
@@ -58,7 +58,7 @@ def _members(schema: Schema, root: Root, depth: int = 0) -> Iterator[Schema]:
         yield schema
 
 
-def _with_children(element: ElementTree.Element, members: list[Schema], root: Root) -> Any:
+def _value_of_children(element: ElementTree.Element, members: list[Schema], root: Root) -> Any:
     objects = [
         member
         for member in members
@@ -75,14 +75,14 @@ def _with_children(element: ElementTree.Element, members: list[Schema], root: Ro
         # One element around all of the text is a name that the model gave it; more are markup.
         is_markup = len(element) > 1 or any(map(str.strip, _texts_around(element)))
         if is_markup and any(map(_takes_any_text, members)):
-            return _with_markup(element)
+            return _text_with_markup(element)
         return "".join(element.itertext())
-    chosen = next((one for one in objects if _may_be(element, one, root)), objects[0])
+    chosen = next((one for one in objects if _fits_member(element, one, root)), objects[0])
     fields, others = chosen.get("properties", {}), _schema_in(chosen, "additionalProperties")
     value: dict[str, Any] = {}
     for child in element:
         one = xml_value(child, fields.get(child.tag, others), root)
-        if child.tag in fields and child.tag in value and not same(value[child.tag], one):
+        if child.tag in fields and child.tag in value and not is_same_json(value[child.tag], one):
             raise ValueError(f"the field {child.tag} is written twice")
         value[child.tag] = one
     return value
@@ -93,14 +93,14 @@ def _texts_around(element: ElementTree.Element) -> list[str]:
     return [element.text or "", *(child.tail or "" for child in element)]
 
 
-def _with_markup(element: ElementTree.Element) -> str:
+def _text_with_markup(element: ElementTree.Element) -> str:
     """A text as the model wrote it, the elements that it has not escaped included: they are a part
     of the answer.
     """
     parts = [element.text or ""]
     for child in element:
         names = "".join(f' {name}="{value}"' for name, value in child.items())
-        inner = _with_markup(child)
+        inner = _text_with_markup(child)
         ends = f"{names}>{inner}</{child.tag}>" if inner else f"{names}/>"
         parts += (f"<{child.tag}{ends}", child.tail or "")
     return "".join(parts)
@@ -112,7 +112,7 @@ def _schema_in(schema: Schema, word: str) -> Schema:
     return found if isinstance(found, Mapping) else {}
 
 
-def _may_be(element: ElementTree.Element, member: Schema, root: Root) -> bool:
+def _fits_member(element: ElementTree.Element, member: Schema, root: Root) -> bool:
     """Whether an object has the fields and the fixed words of this member. Looks no deeper, which
     would take for ever in a recursive union."""
     texts = {child.tag: "".join(child.itertext()) for child in element if not len(child)}
@@ -122,14 +122,14 @@ def _may_be(element: ElementTree.Element, member: Schema, root: Root) -> bool:
     fields = {tag: dereferenced(member.get("properties", {}).get(tag, {}), root) for tag in texts}
     words = {tag: words_of(field) for tag, field in fields.items()}
     return all(
-        not words[tag] or _word(text, words[tag]) is not _NONE for tag, text in texts.items()
+        not words[tag] or _fixed_word(text, words[tag]) is not _NONE for tag, text in texts.items()
     )
 
 
 _NONE = object()
 
 
-def _word(text: str, words: list[Any]) -> Any:
+def _fixed_word(text: str, words: list[Any]) -> Any:
     """The fixed word that the text spells; an exact string goes before a number."""
     exact = [word for word in words if isinstance(word, str) and word in (text, text.strip())]
     spelled = [
@@ -140,13 +140,13 @@ def _word(text: str, words: list[Any]) -> Any:
     return next(iter([*exact, *spelled]), _NONE)
 
 
-def _leaf(text: str, members: list[Schema], root: Root) -> Any:
+def _value_of_text(text: str, members: list[Schema], root: Root) -> Any:
     """A text as the first member that it can be; those that take any text come last, but an empty
     text is theirs."""
     if not text.strip() and any(map(_takes_any_text, members)):
         return text
     for member in sorted(members, key=_takes_any_text):
-        value = _leaf_of(text, member, root)
+        value = _value_as_member(text, member, root)
         if value is not _NONE:
             return value
     return text
@@ -156,10 +156,10 @@ def _takes_any_text(member: Schema) -> bool:
     return member.get("type", "string") == "string" and not words_of(member)
 
 
-def _leaf_of(text: str, member: Schema, root: Root) -> Any:
+def _value_as_member(text: str, member: Schema, root: Root) -> Any:
     kind, words = member.get("type", "string"), words_of(member)
     if words:
-        return _word(text, words)
+        return _fixed_word(text, words)
     if kind == "string":
         return text
     if not text.strip() and kind in ("array", "null"):
