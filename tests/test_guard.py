@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from beam_llm import LLMPredict
 from beam_llm.calls import Engine, Tally
-from beam_llm.calls.packing import Agreement, is_guarded, smaller_size, with_guard
+from beam_llm.calls.packing import Agreement, is_guarded, merge_guard_answer, smaller_size
 from beam_llm.cli.main import main
 from beam_llm.config import settings
 from beam_llm.errors import UsageError
@@ -168,12 +168,12 @@ def test_the_guard_s_calls_are_in_usage_and_cost_and_records_come_out_once(
 def test_a_record_that_its_prompt_gives_no_answer_has_the_one_given_alone() -> None:
     failed = Outcome(failure=object(), usage=Usage(5, 1), cost_usd=0.5)
     alone = Outcome("good", None, Usage(7, 2), 0.25)
-    both = with_guard(failed, alone)  # type: ignore[arg-type]
+    both = merge_guard_answer(failed, alone)  # type: ignore[arg-type]
     assert (both.value, both.failure) == ("good", None)
     assert both.usage == Usage(12, 3)
     assert both.cost_usd == 0.75
-    assert with_guard(alone, failed).value == "good"  # type: ignore[arg-type]
-    assert with_guard(alone, alone._replace(cost_usd=None)).cost_usd is None
+    assert merge_guard_answer(alone, failed).value == "good"  # type: ignore[arg-type]
+    assert merge_guard_answer(alone, alone._replace(cost_usd=None)).cost_usd is None
 
 
 def test_records_that_fail_alone_say_nothing_of_packing(world: Callable[..., World]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pydantic
 import pytest
 
-from beam_llm.calls.reply_limit import default_limit, longest_answer
+from beam_llm.calls.reply_limit import default_limit, longest_answer_tokens
 from beam_llm.config import settings
 from beam_llm.errors import Kind
 from beam_llm.prompting.output_types import Output
@@ -57,7 +57,7 @@ def test_the_limit_is_generous_and_grows_with_records_and_words():
         Output(Literal["a", "b"]).schema,
         Output(Literal["a", "a label of many words, like those of insurance codes"]).schema,
     )
-    assert longest_answer(long) > longest_answer(short)
+    assert longest_answer_tokens(long) > longest_answer_tokens(short)
     for records in (1, 20):
         # Twice what an indexed, spaced-out answer takes.
         assert default_limit(short, records, MODEL) >= 100 + 25 * records

@@ -1,5 +1,5 @@
-"""What replies cost: each priced as a whole, for long prompts may be dearer by the token, and then
-shared among its records.
+"""What replies cost: each reply is priced as one, because long prompts may cost more per token, and
+the price is then shared among its records.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from beam_llm.values import Completion
 
 _logger = logging.getLogger(__name__)
 
-# So long after the first request begins what is not needed before the first reply.
+# How long after the first request preparation starts; its result is not needed before the first
+# reply.
 _PREPARE_AFTER_SECONDS = 0.05
 
 
@@ -25,10 +26,10 @@ class Billing:
     """The prices of one engine's replies. Lives on its event loop.
 
     Args:
-      cost: price of a reply's usage in dollars, None where unknown; one that takes a `service_tier`
-        is given what a reply names.
-      prepare: gets ready what `cost` needs, if that takes long.
-      takes_bills: what a reply says that it cost goes before `cost`.
+      cost: price of a reply's usage in dollars, None where unknown; if it takes a `service_tier`,
+        it gets the one that the reply names.
+      prepare: loads what `cost` needs, if that takes long.
+      takes_bills: a cost stated in the reply takes precedence over `cost`.
     """
 
     def __init__(
@@ -44,9 +45,10 @@ class Billing:
         self._preparing: asyncio.Future[None] | None = None
 
     def begin(self) -> None:
-        """A request is on its way: time to prepare, once, in a thread.
+        """Starts `prepare` in a thread, once, when the first request is on its way.
 
-        A moment later, for until the request is sent the interpreter is needed for that.
+        It starts a moment later, so that it doesn't compete with sending the request for the
+        interpreter.
         """
         if self._prepare is None:
             return
@@ -59,9 +61,9 @@ class Billing:
         self._preparing = asyncio.get_running_loop().run_in_executor(None, later)
 
     async def ready(self) -> None:
-        """Waits for what `prepare` gets ready.
+        """Waits until `prepare` has finished.
 
-        Call it when the replies are there: then nobody waits for it in a slot.
+        Call it once the replies have come, so that no slot is held while waiting.
         """
         if self._preparing is None:
             return
@@ -74,7 +76,7 @@ class Billing:
         self._preparing = None
 
     def price_usd(self, completion: Completion) -> float | None:
-        """The price of one whole reply; None where it is unknown."""
+        """The price of one reply; None where it is unknown."""
         if completion.billed_usd is not None and self._takes_bills:
             return completion.billed_usd
         tier = completion.service_tier

@@ -1,9 +1,9 @@
-"""How many calls may be in flight with `max_concurrency="auto"`: a pure function of what was seen,
-and rules that have names.
+"""How many calls may be in flight with `max_concurrency="auto"`: a pure function of what was
+observed, with named rules.
 
     replies, refusals, timeouts ─ AutoWindow ─► Observation ─ decide ─► (Limit, name of the rule)
 
-A round is as many ends of calls as may be in flight; after each the rules are looked at in order,
+A round ends when as many calls have ended as may be in flight; then the rules are tried in order,
 and the first that fires decides:
 
     unhelpful     half the size made refusals no rarer per call, so they are not about how many
@@ -20,10 +20,10 @@ and the first that fires decides:
     regained      a quarter more, up to seven eighths of the size at which the last refusals cut
     stepped       a sixteenth more, and one
 
-It starts low and doubles, so that a small server is not met by hundreds of calls and a large one is
-used within seconds: 500 calls of 300 ms take 1.8 s this way, and 2.4 s at a fixed 64. What it is
-not: a rate limiter. Budgets per minute are `requests_per_minute` and `tokens_per_minute`; and a
-fixed `max_concurrency` never comes here.
+It starts low and doubles, so that a small server doesn't get hundreds of calls at once and a large
+one is used within seconds: 500 calls of 300 ms take 1.8 s this way, and 2.4 s at a fixed 64. It is
+not a rate limiter: `requests_per_minute` and `tokens_per_minute` are the budgets per minute. A
+fixed `max_concurrency` doesn't use this module.
 
 The shape, `decide(observation, limit)` with rules that name themselves, is that of saturate's
 controller (davanstrien/saturate, read 2026-11); the ramp with its slow start is like inspect_ai's
@@ -48,8 +48,8 @@ TIMED_OUT_SHARE = 0.1
 SLOWER = 1.8
 GAIN = 1.2
 HELPED = 1.3
-"""What a slot has to answer more at half the size for cuts to have helped: refusals of too many
-calls in flight get rarer with fewer.
+"""How many times more a slot has to answer at half the size for cuts to have helped: refusals for
+too many calls in flight get rarer with fewer.
 """
 PARDON_ROUNDS = 50
 NEAR_TIMEOUT = 0.5
@@ -61,9 +61,9 @@ class Observation(NamedTuple):
     """What a round showed.
 
     Attributes:
-      answered, throttled, timed_out: calls that ended so.
+      answered, throttled, timed_out: calls that ended this way.
       seconds: how long the round took.
-      latency_seconds: the median reply's; 0.0 without any.
+      latency_seconds: median over the replies; 0.0 without any.
       wanted: whether a call waited for a slot.
     """
 
@@ -91,7 +91,7 @@ class Observation(NamedTuple):
 
 
 class Limit(NamedTuple):
-    """How many may be in flight, and what the next decision has to know of the earlier ones.
+    """How many calls may be in flight, and what the next decision has to know about earlier ones.
 
     Attributes:
       size: calls that may be in flight.
@@ -99,10 +99,10 @@ class Limit(NamedTuple):
       leaping: nothing has gone wrong so far.
       base_seconds: latency at the quickest; 0.0 before the first reply.
       base_rate: most answers per second so far.
-      uncut_size, uncut_yield: before the first of a series of cuts by refusals: size, and answers
-        per second and slot.
+      uncut_size, uncut_yield: the size, and the answers per second and slot, before the first of a
+        series of cuts by refusals.
       ceiling: below the size of the last cut by refusals; 0 without one.
-      pardoned: rounds in which refusals cut nothing.
+      pardoned: rounds left in which refusals cut nothing.
     """
 
     size: int = START
@@ -117,14 +117,14 @@ class Limit(NamedTuple):
     ceiling: int = 0
     pardoned: int = 0
 
-    def sized(self, size: float) -> Limit:
+    def with_size(self, size: float) -> Limit:
         """The limit with another size, within its bounds."""
         return self._replace(size=max(self.least, min(self.most, int(size))))
 
 
 def decide(observation: Observation, limit: Limit) -> tuple[Limit, str]:
     """The limit of the next round, and the name of the rule that gave it."""
-    limit = _learned(observation, limit)._replace(pardoned=max(0, limit.pardoned - 1))
+    limit = _with_baseline(observation, limit)._replace(pardoned=max(0, limit.pardoned - 1))
     for name, rule in RULES:
         decided = rule(observation, limit)
         if decided is not None:
@@ -132,8 +132,8 @@ def decide(observation: Observation, limit: Limit) -> tuple[Limit, str]:
     raise AssertionError("the last rule always fires")
 
 
-def _learned(seen: Observation, limit: Limit) -> Limit:
-    """Latency at its lowest and rate at its highest; the first round sets both."""
+def _with_baseline(seen: Observation, limit: Limit) -> Limit:
+    """The limit with the lowest latency so far; the first round sets the rate, too."""
     if not seen.answered:
         return limit
     base = min(limit.base_seconds or seen.latency_seconds, seen.latency_seconds)
@@ -146,16 +146,16 @@ def _unhelpful(seen: Observation, limit: Limit) -> Limit | None:
         return None
     if not seen.answered or seen.rate / limit.size >= HELPED * limit.uncut_yield:
         return None
-    return limit.sized(limit.uncut_size)._replace(pardoned=PARDON_ROUNDS)
+    return limit.with_size(limit.uncut_size)._replace(pardoned=PARDON_ROUNDS)
 
 
 def _throttled(seen: Observation, limit: Limit) -> Limit | None:
     if limit.pardoned or seen.throttled_share <= THROTTLED_SHARE:
         return None
-    # The first of a series of cuts. What the later ones are measured by stays as it was here.
+    # The first of a series of cuts; the later ones are measured against this state.
     if limit.size >= limit.uncut_size:
         limit = limit._replace(uncut_size=limit.size, uncut_yield=seen.rate / limit.size)
-    cut = limit.sized(limit.size * max(0.5, 1 - seen.throttled_share))
+    cut = limit.with_size(limit.size * max(0.5, 1 - seen.throttled_share))
     return cut._replace(leaping=False, ceiling=limit.size * 7 // 8)
 
 
@@ -163,7 +163,7 @@ def _timed_out(seen: Observation, limit: Limit) -> Limit | None:
     if seen.timed_out_share <= TIMED_OUT_SHARE:
         return None
     # No ceiling to regain quickly: calls timed out at a size that refusals allowed.
-    return limit.sized(limit.size // 2)._replace(leaping=False, ceiling=0)
+    return limit.with_size(limit.size // 2)._replace(leaping=False, ceiling=0)
 
 
 def _slower(seen: Observation, limit: Limit) -> Limit | None:
@@ -172,7 +172,7 @@ def _slower(seen: Observation, limit: Limit) -> Limit | None:
     # The base moves half-way: where records have become longer, not the queue, the next rounds are
     # not cut as well.
     base = math.sqrt(limit.base_seconds * seen.latency_seconds)
-    return limit.sized(limit.size * 3 // 4)._replace(
+    return limit.with_size(limit.size * 3 // 4)._replace(
         leaping=False, base_seconds=base, base_rate=seen.rate, ceiling=0
     )
 
@@ -194,21 +194,23 @@ def _unused(seen: Observation, limit: Limit) -> Limit | None:
 
 
 def _doubled(seen: Observation, limit: Limit) -> Limit | None:
-    return _grown(seen, limit.sized(limit.size * 2)) if limit.leaping else None
+    return _with_best_rate(seen, limit.with_size(limit.size * 2)) if limit.leaping else None
 
 
 def _regained(seen: Observation, limit: Limit) -> Limit | None:
     if limit.size >= limit.ceiling:
         return None
-    return _grown(seen, limit.sized(min(limit.ceiling, limit.size + 1 + limit.size // 4)))
+    return _with_best_rate(
+        seen, limit.with_size(min(limit.ceiling, limit.size + 1 + limit.size // 4))
+    )
 
 
 def _stepped(seen: Observation, limit: Limit) -> Limit | None:
-    return _grown(seen, limit.sized(limit.size + 1 + limit.size // 16))
+    return _with_best_rate(seen, limit.with_size(limit.size + 1 + limit.size // 16))
 
 
-def _grown(seen: Observation, limit: Limit) -> Limit:
-    """A larger size has to bring more answers than the best so far."""
+def _with_best_rate(seen: Observation, limit: Limit) -> Limit:
+    """The limit with the best rate so far, which a larger size has to beat."""
     return limit._replace(base_rate=max(limit.base_rate, seen.rate))
 
 
@@ -230,8 +232,8 @@ RULES: tuple[tuple[str, Rule], ...] = (
 
 
 class AutoWindow:
-    """The window of requests in flight that finds its own size: gathers rounds and has them
-    decided.
+    """A window of requests in flight that finds its own size: it gathers rounds and lets `decide`
+    judge them.
 
     Attributes:
       rule: the rule that fired last, empty before the first round.
@@ -242,62 +244,62 @@ class AutoWindow:
         self.rule = ""
         self._cut_at = -math.inf
         self._wanted = False  # a call has waited for a slot in this round
-        self._begin(None)
+        self._begin_round(None)
 
     @property
     def size(self) -> int:
         """Calls that may be in flight now.
 
-        The slot of a refused call stays empty until its round ends: filled again at once, it would
-        be refused again at once, and a few calls too many would look like a storm.
+        The slot of a refused call stays empty until its round ends: if it were filled at once, the
+        next call would be refused at once, and a few calls too many would look like a storm.
         """
         return max(1, self.limit.size - self._throttled)
 
     @property
     def slots(self) -> int:
-        """Calls that may be in flight, those whose slot is kept empty for a moment among them."""
+        """Calls that may be in flight, including slots that are kept empty for a moment."""
         return self.limit.size
 
     @property
     def is_narrowed(self) -> bool:
-        """Whether refusals, not a beginning, are why there are not more."""
+        """Whether refusals, rather than a recent start, keep the window small."""
         return self.rule in ("throttled", "few_refusals")
 
     def succeeded(self, sent_at: float, now: float, wanted: bool) -> bool:
-        """A reply; True where the window has grown."""
+        """Counts a reply; True where the window has grown."""
         before = self.size
         self._latencies.append(now - sent_at)
         self._wanted = self._wanted or wanted
-        self._ended(sent_at, now)
+        self._count_end(sent_at, now)
         return self.size > before
 
     def throttled(self, sent_at: float, now: float) -> None:
         """A refusal.
 
         Requests sent before the last cut say nothing about the window after it, so a burst of
-        refusals cuts once.
+        refusals cuts only once.
         """
         if sent_at > self._cut_at:
             self._throttled += 1
-            self._ended(sent_at, now)
+            self._count_end(sent_at, now)
 
     def timed_out(self, sent_at: float, now: float) -> None:
-        """A call without a reply in time; as `throttled`."""
+        """Counts a call without a reply in time, like `throttled`."""
         if sent_at > self._cut_at:
             self._timed_out += 1
-            self._ended(sent_at, now)
+            self._count_end(sent_at, now)
 
-    def _begin(self, now: float | None) -> None:
+    def _begin_round(self, now: float | None) -> None:
         self._began = now
         self._latencies: list[float] = []
         self._throttled = self._timed_out = 0
         self._wanted = False
 
-    def _ended(self, sent_at: float, now: float) -> None:
-        # The first round begins with its first call: idle time before it would lower its rate.
+    def _count_end(self, sent_at: float, now: float) -> None:
+        # The first round begins with its first call, or idle time before it would lower the rate.
         if self._began is None:
             self._began = sent_at
-        # At least eight ends, or with one or two calls in flight each of them would be a round.
+        # At least eight calls, or with one or two in flight each of them would be a round.
         if len(self._latencies) + self._throttled + self._timed_out < max(
             self.limit.size, START // 2
         ):
@@ -317,4 +319,4 @@ class AutoWindow:
             _logger.debug("calls in flight: %d, were %d (%s)", self.limit.size, before, self.rule)
         if self.limit.size < before:
             self._cut_at = now
-        self._begin(now)
+        self._begin_round(now)

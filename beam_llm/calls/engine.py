@@ -5,8 +5,8 @@ ask ─► render ─► limiter ─► provider ─► read ─► keep the goo
           │         └──────────┘                                    │
           └─────────────────────────────────────────────────────────┘
 
-The engine has the threads and the hand-over; what happens to the records of one ask is in ask.py,
-to one request in call.py.
+The engine owns the threads and hands asks over; ask.py has what happens to the records of one ask,
+call.py what happens to one request.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _logger = logging.getLogger(__name__)
 # How long `close` waits for cancelled calls; a client that swallows cancellation must not keep a
 # worker from ending.
 _SHUT_SECONDS = 5.0
-# How long `close` waits for the loop to do so; a loop that hangs must not hang its process as well.
+# How long `close` waits for the loop; a loop that hangs must not hang its process as well.
 CLOSE_SECONDS = 2 * _SHUT_SECONDS + 2.0
 _GONE = "this engine is closed, or was made before a fork; borrow another"
 
@@ -78,7 +78,7 @@ class _Pending(Future[Asked]):
 class Engine:
     """Asks the model for records: renders, limits, calls, retries, splits, reads.
 
-    Total: exactly one outcome per record, in order. The only exceptions are `Aborted` (with
+    Always gives exactly one outcome per record, in order. The only exceptions are `Aborted` (with
     `on_abort="raise"`) and cancellation. Engines are cheap handles; the session, the limits, the
     breaker and the abort latch belong to the endpoint they share.
 
@@ -87,10 +87,11 @@ class Engine:
       connect: makes the provider; called on the loop, at the first call.
       cost: price of a reply's usage in dollars, None where unknown; if it takes a `service_tier`,
         it is given the one that a reply names.
-      prepare: gets ready what `cost` needs, if that takes long: called once, in a thread, while the
+      prepare: loads what `cost` needs, if that takes long: called once, in a thread, while the
         first request is on its way.
       endpoint: shared by `borrow_engine`; None for one of its own.
-      alone: the same question for one record at a time, where `guard` has some asked so as well.
+      alone: the same question for one record at a time, where `guard` asks some records that way,
+        too.
       storing: outcomes hold answers as `Task.stored` gives them, for the ledger, and not typed.
       rng: for jitter. Not the global generator: Beam reseeds that one.
     """
@@ -151,9 +152,9 @@ class Engine:
         Cancelling the future cancels the call and frees its slot.
 
         Args:
-          in_session: the task as this ask has it, where it belongs to a session. Several records
-            are its next turns: they are asked once, together, for what was left of them could not
-            be asked again without the answers before it.
+          in_session: the session's own task, where the ask belongs to a session. Several records
+            are its next turns: they are asked once, together, because a turn can't be asked again
+            without the answers before it.
 
         Raises:
           RuntimeError: the engine was closed, or belongs to the process this one was forked from.
@@ -162,27 +163,27 @@ class Engine:
             raise RuntimeError(_GONE)
         pending = _Pending(records, in_session, self._loop or self.start())
         self._inbox.append(pending)
-        # One wake-up of the loop for all that is submitted until it wakes; each costs a system
+        # One wake-up of the loop serves all asks submitted until then; each wake-up costs a system
         # call.
         if not self._drain_is_due:
             self._drain_is_due = True
             pending.loop.call_soon_threadsafe(self._drain)
-        # Looked at once more: a `close` since the first look may have emptied the inbox before this
-        # ask was in it.
+        # Checked again: a `close` since the first check may have emptied the inbox before this ask
+        # was in it.
         if self._closed:
             pending.cancel()
             raise RuntimeError(_GONE)
         return pending
 
     def useful_asks(self) -> int:
-        """How many asks under way keep every slot busy: the next one is there when a slot falls
-        free, or when slots double.
+        """How many asks keep every slot busy, with spare ones for when a slot becomes free or the
+        slots double.
         """
         slots = self.endpoint.limiter.slots
         return 2 * slots + 1 if self.settings.max_concurrency == "auto" else slots + slots // 2 + 1
 
     def start(self) -> asyncio.AbstractEventLoop:
-        """The loop that its calls are made on, begun where it was not yet."""
+        """The event loop of the calls, started if necessary."""
         with self._lock:
             if self._closed:
                 raise RuntimeError(_GONE)
@@ -191,9 +192,9 @@ class Engine:
             return self._loop
 
     def close(self) -> None:
-        """Cancels what is under way and waits until it is gone; the last engine of an endpoint
-        closes its session, the last of the process ends the loop's thread. Harmless to repeat.
-        Never from the loop's own thread.
+        """Cancels the calls under way and waits for their end; the last engine of an endpoint
+        closes its session, the last of the process ends the loop's thread. Harmless to repeat. Not
+        to be called from the loop's own thread.
         """
         with self._lock:
             # After a fork there is nothing to wait for here: the loop's thread is the parent's.
@@ -206,8 +207,8 @@ class Engine:
         try:
             asyncio.run_coroutine_threadsafe(self._shut(), loop).result(CLOSE_SECONDS)
         except Exception as error:
-            # The process goes on, or ends: whoever closes can do nothing about it.
-            _logger.warning("the calls' end was not waited for: %s", where_of(error))
+            # Whoever closes the engine can't do anything about it.
+            _logger.warning("closed without waiting for the end of all calls: %s", where_of(error))
         finally:
             LOOP_THREAD.release()
 
@@ -231,7 +232,7 @@ class Engine:
             await self.endpoint.close()
 
     def _drain(self) -> None:
-        # Reset before the inbox is emptied: what comes in from here on wakes the loop once more,
+        # Reset before the inbox is emptied: an ask that comes in from here on wakes the loop again
         # instead of being left behind.
         self._drain_is_due = False
         while self._inbox:
@@ -248,7 +249,7 @@ class Engine:
             # The base class's: `_Pending.cancel` would cancel this very task again.
             Future.cancel(pending)
             raise
-        # Whatever it is, somebody waits for this future and has to hear of it.
+        # Whatever the error is, the caller waits for this future and has to get it.
         except BaseException as error:
             _end(pending.set_exception, error)
             return
@@ -257,14 +258,14 @@ class Engine:
     async def ask(self, records: Sequence[Record], in_session: Task | None = None) -> Asked:
         """One outcome per record, in the records' order.
 
-        On the caller's loop, which has to be the same each time.
+        Runs on the caller's loop, which has to be the same each time.
 
         Args:
           in_session: as for `submit`.
 
         Raises:
-          Aborted: a bad key, an unknown model, a spent quota, with `on_abort="raise"`; every later
-            ask raises it at once.
+          Aborted: with `on_abort="raise"`: a bad key, an unknown model or a spent quota; every
+            later ask raises it at once.
         """
         if in_session is not None:
             context = dataclasses.replace(
@@ -277,7 +278,7 @@ class Engine:
 
 
 def _end(end: Callable[[Any], None], how: Any) -> None:
-    """Ends a future, unless its caller has cancelled it meanwhile."""
+    """Resolves a future, unless its caller has cancelled it meanwhile."""
     try:
         end(how)
     except InvalidStateError:

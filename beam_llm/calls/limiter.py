@@ -1,9 +1,9 @@
 """How fast this process asks: a slot for each request in flight, the provider's own pace, and the
 budgets per minute.
 
-LocalLimiter is what every live request passes, first come, first served. What it goes by is pure,
-with time as a parameter (seconds, monotonic): a Budget per minute, and a Window of requests in
-flight (fixed here, or finding its own size: controller.py).
+Every live request passes the LocalLimiter, first come, first served. Its rules are pure, with time
+as a parameter (seconds, monotonic): a Budget per minute, and a Window of requests in flight (fixed
+here, or finding its own size: controller.py).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from beam_llm.values import Pace
 
 MINUTE = 60.0
 LATE_SECONDS = 1.5
-"""So much later than admitted a request may reach the server, while its connection is made or the
-machine is busy. It is counted for so much longer: the server's own minute begins when it comes.
+"""How much later than admitted a request may reach the server, while its connection is made or the
+machine is busy. It is counted that much longer: the server's own minute begins when it arrives.
 """
 RESET_MOST_SECONDS = 2.0
-"""A header says when the whole minute is free again, not when the next request fits: longer holds
-would waste it, and a refusal says more.
+"""Longest hold that a header can cause. It says when the full budget is free again, not when the
+next request fits: longer holds would waste it, and a refusal is more precise.
 """
 
 _SHORTEST_SLEEP_SECONDS = 0.001
@@ -51,7 +51,7 @@ class LocalLimiter:
     """The Limiter of one process.
 
     A slot is held only while a request is on its way (or next to go), never while a call sleeps
-    before a retry or waits for its parts; so nobody can hold what another needs to go on.
+    before a retry or waits for its parts; so no call can hold what another needs to go on.
     """
 
     def __init__(self, window: Window | AutoWindow, budget: Budget | None = None):
@@ -64,9 +64,7 @@ class LocalLimiter:
 
     @property
     def slots(self) -> int:
-        """Requests that may be in flight, those whose slot is kept empty for a moment among
-        them.
-        """
+        """Requests that may be in flight, including slots that are kept empty for a moment."""
         return self._window.slots
 
     @property
@@ -85,7 +83,7 @@ class LocalLimiter:
         if self._budget is not None or self._hold_until:
             try:
                 await self._wait_for_budget(admission, tokens)
-            # Mostly a cancellation, which is not an Exception: the slot is held already.
+            # Mostly a cancellation, which is not an Exception; the slot is already held.
             except BaseException:
                 self.release(admission)
                 raise
@@ -93,8 +91,8 @@ class LocalLimiter:
         return admission
 
     def settle(self, admission: Admission, tokens: int, pace: Pace | None) -> None:
-        """A reply came: the window may grow, the budget learns what was used, and the headers may
-        ask to hold.
+        """Notes a reply: the window may grow, the budget learns what was used, and the headers may
+        ask for a pause.
         """
         now = asyncio.get_running_loop().time()
         if self._window.succeeded(admission.sent_at, now, bool(self._waiters)):
@@ -106,16 +104,16 @@ class LocalLimiter:
             self._hold_until = max(self._hold_until, now + hold)
 
     def throttled(self, admission: Admission, retry_after_seconds: float | None) -> None:
-        """Too fast: fewer at once from now on.
+        """Notes a refusal: fewer requests at once from now on.
 
-        Only the refused call waits as long as it was told; the others, fewer now, go on.
+        Only the refused call waits as long as the server asks; the others, fewer now, go on.
         """
         self._window.throttled(admission.sent_at, asyncio.get_running_loop().time())
         # A refusal may widen an AutoWindow: its rule `unhelpful` gives back what cuts have taken.
         self._wake()
 
     def timed_out(self, admission: Admission) -> None:
-        """No reply in time: perhaps too many at once."""
+        """Notes that no reply came in time: perhaps too many at once."""
         self._window.timed_out(admission.sent_at, asyncio.get_running_loop().time())
 
     def release(self, admission: Admission) -> None:
@@ -135,7 +133,7 @@ class LocalLimiter:
             await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
-                self.release(admission)  # the slot had been handed over in the same breath
+                self.release(admission)  # the slot had been handed over at the same moment
             raise
         admission.waited_seconds = loop.time() - started
         if narrowed:
@@ -149,13 +147,13 @@ class LocalLimiter:
                 waiter.set_result(None)
 
     async def _wait_for_budget(self, admission: Admission, tokens: float) -> None:
-        """Only the first in line looks at the budgets, so that a large request is not overtaken for
-        ever.
+        """Waits for the pace and the budgets; only the first in line checks them, so that a large
+        request is not overtaken for ever.
         """
         clock = asyncio.get_running_loop().time
         started = clock()
         async with self._turn:
-            while (wait := self._due(tokens) - clock()) > 0:
+            while (wait := self._due_at(tokens) - clock()) > 0:
                 await asyncio.sleep(min(max(wait, _SHORTEST_SLEEP_SECONDS), _LONGEST_SLEEP_SECONDS))
             if self._budget is not None:
                 admission.exceeds_budget = self._budget.is_larger(tokens)
@@ -164,9 +162,9 @@ class LocalLimiter:
         admission.waited_seconds += waited
         admission.throttled_seconds += waited
 
-    def _due(self, tokens: float) -> float:
+    def _due_at(self, tokens: float) -> float:
         now = asyncio.get_running_loop().time()
-        # A hold that is over is forgotten, so that `admit` goes its short way again.
+        # A hold that is over is cleared, so that `admit` takes its short path again.
         if self._hold_until <= now:
             self._hold_until = 0.0
         return max(
@@ -186,15 +184,15 @@ class Charge:
 class Budget:
     """Requests and tokens per minute, taken together: a request gets both or waits for both.
 
-    A log of the last minute's requests rather than a bucket: a bucket that may be full lets up to
+    It keeps a log of the last minute's requests rather than a bucket: a full bucket lets up to
     twice the budget into the minute after a pause, and one small enough to prevent this wastes its
-    size. With the log no 60 s ever hold more than the budget, here or at the server
-    (`LATE_SECONDS` costs 2.5 % of it), and whoever is refused is refused because they are full.
-    Memory: one small object per request of the last minute.
+    size. With the log no 60 s ever hold more than the budget, here or at the server (`LATE_SECONDS`
+    costs 2.5 % of it), and a request is only refused because the minute is full. Memory: one small
+    object per request of the last minute.
 
     Args:
       requests_per_minute, tokens_per_minute: of this process, None for no limit. Fractions of a
-        request per minute are rounded down, below one they make the minute longer.
+        request per minute are rounded down; a value below one makes the minute longer.
     """
 
     def __init__(self, requests_per_minute: float | None, tokens_per_minute: float | None):
@@ -207,21 +205,23 @@ class Budget:
         self._sum = 0.0
 
     def is_larger(self, tokens: float) -> bool:
-        """Such a request exceeds the minute's tokens alone; it is admitted when the minute is
-        empty, or it would wait for ever.
+        """Whether such a request alone exceeds the minute's tokens; it is admitted when the minute
+        is empty, or it would wait for ever.
         """
         return tokens > self._tokens
 
     def due(self, now: float, tokens: float) -> float:
-        """When a request of so many tokens can be admitted; `now` or earlier: at once."""
+        """When a request of this many tokens can be admitted; at once, where that is `now` or
+        earlier.
+        """
         self._prune(now)
         due = -math.inf
         if len(self._log) >= self._requests:
             # When this one leaves the minute, there is room in it for one request more.
             due = self._log[len(self._log) - int(self._requests)].time + self._span
-        return max(due, self._due_for(min(tokens, self._tokens)))
+        return max(due, self._tokens_due_at(min(tokens, self._tokens)))
 
-    def _due_for(self, tokens: float) -> float:
+    def _tokens_due_at(self, tokens: float) -> float:
         excess = self._sum + tokens - self._tokens
         for charge in self._log:
             if excess <= 0:
@@ -233,14 +233,14 @@ class Budget:
         return -math.inf
 
     def take(self, now: float, tokens: float) -> Charge:
-        """Charges a request that is due."""
+        """Charges a request that is admitted now."""
         charge = Charge(now, min(tokens, self._tokens))
         self._log.append(charge)
         self._sum += charge.tokens
         return charge
 
     def correct(self, charge: Charge, tokens: float) -> None:
-        """The provider has counted: what the request really took."""
+        """Replaces the estimate by the tokens that the provider has counted."""
         if charge.counted:
             self._sum += tokens - charge.tokens
             charge.tokens = tokens
@@ -259,10 +259,10 @@ class Window:
     """How many requests may be in flight: halved by a refusal, one more per window of successes,
     between 1 and `most` (AIMD).
 
-    Up to seven eighths of the size at which the refusal came it grows by one per success, as TCP
+    Below seven eighths of the size at which the refusal came it grows by one per success, as TCP
     does after a loss. Without that, stray refusals weigh too much: simulated at 64 in flight, 1 %
-    of them took 4.1 times as long as none, with it 1.9 times; under a real limit both are as fast
-    and meet as many refusals.
+    of refusals made a run 4.1 times as long, with it 1.9 times; under a real limit both are equally
+    fast and meet as many refusals.
     """
 
     def __init__(self, most: int):
@@ -279,17 +279,17 @@ class Window:
 
     @property
     def is_narrowed(self) -> bool:
-        """Whether refusals are why there are not more."""
+        """Whether refusals keep the window small."""
         return self.size < self.most
 
     def timed_out(self, sent_at: float, now: float) -> None:
-        """A call without a reply in time: says nothing against a size that a user has chosen."""
+        """A call without a reply in time: no argument against a size that a user has chosen."""
 
     def throttled(self, sent_at: float, now: float) -> None:
         """A refusal.
 
         Requests sent before the last cut say nothing about the window after it, so a burst of
-        refusals halves once.
+        refusals halves only once.
         """
         if sent_at < self._cut_at:
             return
@@ -299,9 +299,9 @@ class Window:
         self._cut_at = now
 
     def succeeded(self, sent_at: float = 0.0, now: float = 0.0, wanted: bool = True) -> bool:
-        """A reply; True where the window has grown.
+        """Counts a reply; True where the window has grown.
 
-        When it was sent, and whether others wait, matters to an AutoWindow only.
+        The time it was sent, and whether others wait, matter only to an AutoWindow.
         """
         if self.size >= self.most:
             return False
@@ -314,8 +314,8 @@ class Window:
 
 
 def hold_seconds(pace: Pace) -> float:
-    """How long the provider's headers ask everyone to wait: until the reset of what is used up,
-    capped; 0.0 where nothing is.
+    """How long the provider's headers ask everyone to wait: until what is used up is reset, at most
+    `RESET_MOST_SECONDS`; 0.0 where nothing is used up.
     """
     resets = (
         (pace.remaining_requests, pace.reset_requests_seconds),

@@ -1,4 +1,4 @@
-"""One event-loop thread per process, and the counting of who uses it.
+"""One event-loop thread per process, with a count of its users.
 
 Nothing here outlives the last user.
 """
@@ -46,8 +46,8 @@ class LoopThread:
             return self._loop
 
     def release(self) -> None:
-        """One user fewer; the last one waits until the thread has ended, a loop that hangs is left
-        to the process's end.
+        """Drops one user; the last one waits for the thread to end, but leaves a loop that hangs to
+        the end of the process.
         """
         with self._lock:
             self._users -= 1
@@ -55,7 +55,7 @@ class LoopThread:
                 return
             loop, thread = self._loop, self._thread
             self._loop = self._thread = None
-        # Outside of the lock: who comes meanwhile starts a thread of its own.
+        # Outside the lock: a user who comes meanwhile starts a new thread.
         loop.call_soon_threadsafe(loop.stop)
         thread.join(JOIN_SECONDS)
         if thread.is_alive():

@@ -1,10 +1,10 @@
-"""The guard: part of the records are asked alone as well, and prompts get smaller where packing
-changes answers.
+"""The guard: some records are asked alone as well, and prompts get smaller where packing changes
+answers.
 
     records ─► in parts of at most `limit` ─► asked together ─┐
         └─ chosen by content ─► asked alone as well ──────────┴► same answer? ─► limit, tally
 
-What one reply can't show (a model that reads carelessly) two can.
+Two replies show what one can't: a model that reads carelessly.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from beam_llm.protocols import Task
 from beam_llm.values import Outcome, Record, Usage, sum_of_costs
 
 LEAST_COMPARED = 8
-"""Comparisons at one size before anything is decided."""
+"""Fewest comparisons at one size before a decision."""
 
 CONFIDENCE_90 = 1.281552
-"""Standard deviations below which 90 % of a normal distribution are: a size is left where the true
-agreement is below the floor with this confidence."""
+"""Standard deviations below which 90 % of a normal distribution lie: a size is given up where the
+true agreement is below the floor with this confidence.
+"""
 
 _logger = logging.getLogger(__name__)
 # Keys are digests, so their first eight bytes are spread evenly below this.
@@ -32,8 +33,8 @@ _ONE = 1 << 64
 
 
 def is_guarded(key: bytes, part: float) -> bool:
-    """Whether a record is asked alone as well: by its content, so that every rerun chooses the
-    same ones.
+    """Whether a record is asked alone as well: decided by its content, so that every rerun chooses
+    the same ones.
 
     Args:
       key: of the record, as `Task.key` gives it.
@@ -47,8 +48,8 @@ def smaller_size(size: int, share: Share, floor: float) -> int:
 
     Args:
       size: until now.
-      share: of the answers compared at that size, those that are the same.
-      floor: the least agreement that is taken.
+      share: how many of the answers compared at that size are the same.
+      floor: the least acceptable agreement.
     """
     if size <= 1 or share.total < LEAST_COMPARED:
         return size
@@ -56,10 +57,11 @@ def smaller_size(size: int, share: Share, floor: float) -> int:
 
 
 class Agreement:
-    """What is known of one question's answers, packed and alone; shared by all asks of a process.
+    """How far one question's packed answers agree with those given alone; shared by all asks of a
+    process.
 
     Attributes:
-      limit: most records in a prompt; None: as they come.
+      limit: most records in a prompt; None: no limit so far.
     """
 
     def __init__(self) -> None:
@@ -73,10 +75,10 @@ class Agreement:
         return self._largest if self.limit is None else self.limit
 
     def observe(self, size: int, same: bool, floor: float) -> bool:
-        """Takes a comparison; returns whether prompts are smaller from now on.
+        """Counts a comparison; returns whether prompts are smaller from now on.
 
-        Prompts that are larger than is allowed by now were on their way before, and those of half
-        the size and less are too easy: both are passed over.
+        Prompts above the current limit were sent before it was lowered, and those of at most half
+        the size are too easy: both are ignored.
         """
         if self.limit is None and size > self._largest:
             self._largest, self._share = size, Share(0, 0)
@@ -99,12 +101,12 @@ class Agreement:
 
 
 class PackGuard:
-    """Asks records together, some of them alone as well.
+    """Asks records together, and some of them alone as well.
 
     Args:
-      task: of prompts of several records; `alone`: the same question for one.
-      ask, ask_alone: how either is asked.
-      as_json: an outcome's value in the form that is compared.
+      task: renders prompts of several records.
+      ask, ask_alone: ask records together, and one alone.
+      as_json: gives an outcome's value in the form in which it is compared.
     """
 
     def __init__(
@@ -124,8 +126,8 @@ class PackGuard:
         self._as_json = as_json
 
     async def ask(self, records: Sequence[Record]) -> Asked:
-        """One outcome per record, in order: of the prompts; where those give a record no answer,
-        the one given alone.
+        """One outcome per record, in order: those of the packed prompts, or the answer given alone
+        where a prompt gave none.
         """
         limit = self._agreement.limit or len(records)
         parts = [records[at : at + limit] for at in range(0, len(records), limit)]
@@ -138,7 +140,7 @@ class PackGuard:
         return Asked([outcome for one in asked for outcome in one.outcomes], tally)
 
     async def _ask_part(self, records: Sequence[Record]) -> Asked:
-        # Asked alone as it is, so there is nothing to compare.
+        # It is asked alone anyway, so there is nothing to compare.
         if len(records) == 1:
             return await self._ask(records)
         chosen = [
@@ -154,7 +156,7 @@ class PackGuard:
         outcomes, tally = list(packed.outcomes), packed.tally
         for place, one in zip(chosen, alone, strict=True):
             self._compare(len(records), outcomes[place], one.outcomes[0], tally)
-            outcomes[place] = with_guard(outcomes[place], one.outcomes[0])
+            outcomes[place] = merge_guard_answer(outcomes[place], one.outcomes[0])
             tally.merge(one.tally)
         return Asked(outcomes, tally)
 
@@ -168,8 +170,8 @@ class PackGuard:
 
 
 def same_outcome(packed: Outcome, alone: Outcome, as_json: Callable[[Any], Any]) -> bool | None:
-    """Whether a record's answer out of a prompt is the one given alone; None where that is an
-    error, and says nothing of packing.
+    """Whether a record's packed answer is the one given alone; None where the latter is an error,
+    which says nothing about packing.
     """
     if alone.failure is not None:
         return None
@@ -177,13 +179,13 @@ def same_outcome(packed: Outcome, alone: Outcome, as_json: Callable[[Any], Any])
         return False
     try:
         return same_answer(as_json(alone.value), as_json(packed.value))
-    except Exception:  # of a user's own serializer: nothing was compared
+    except Exception:  # raised by a user's serializer: nothing was compared
         return None
 
 
-def with_guard(packed: Outcome, alone: Outcome) -> Outcome:
-    """A record's outcome with what asking it alone has cost; the answer given alone where the
-    prompt gave none.
+def merge_guard_answer(packed: Outcome, alone: Outcome) -> Outcome:
+    """A record's outcome, including the cost of asking it alone; with the answer given alone where
+    the prompt gave none.
     """
     cost = sum_of_costs((packed.cost_usd, alone.cost_usd))
     usage = Usage(*packed.usage) + alone.usage

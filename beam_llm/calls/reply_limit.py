@@ -1,5 +1,5 @@
-"""How long a reply can be at most, where the type of an answer says so: a model that runs on is
-cut, and not paid for and waited for.
+"""How long a reply can be at most, where the answer's type bounds it: a model that runs on is cut
+off, so that nobody pays and waits for the rest.
 """
 
 from __future__ import annotations
@@ -18,84 +18,89 @@ NUMBER_TOKENS = 16
 BASE_TOKENS = 128
 PER_RECORD_TOKENS = 24
 GENEROSITY = 3
-"""What a model may write more than its longest answer: line breaks, spaces, another spelling of the
-same JSON.
+"""Factor by which a reply may exceed its longest answer: line breaks, spaces, another spelling of
+the same JSON.
 """
 
 _THINKS = re.compile(THINKING_MODELS, re.IGNORECASE)
 """Models whose limit counts their thoughts as well.
 
-Others that think are found out by their first reply.
+Other models that think are recognised by their first reply.
 """
 
 
 class ReplyLimits:
-    """Whether requests get a limit of ours, and what replies have shown about it. One per engine.
+    """Whether requests get a default limit, and what replies have shown about it. One per engine.
 
     Attributes:
-      is_given: requests get one. Ends where a reply without it was longer and good: the model
-        thinks before it answers.
-      is_right: replies without it ran on all the same; one that is cut is cut for good reason.
+      is_given: requests get the limit. No longer after a reply without it was longer and good: the
+        model thinks before it answers.
+      is_right: replies without the limit ran on all the same, so a reply that it cuts is cut for
+        good reason.
     """
 
     def __init__(self, settings: Settings):
-        self.is_given = gives_limits(settings)
+        self.is_given = may_set_limit(settings)
         self.is_right = False
         self._known: dict[tuple[int, str], int | None] = {}
 
     def limit(self, schema: Any, records: int, model: str) -> int | None:
-        """What `default_limit` says; `schema` is one and the same for all prompts of an engine."""
+        """The result of `default_limit`, remembered; `schema` is the same for all prompts of an
+        engine.
+        """
         key = records, model
         if key not in self._known:
             self._known[key] = default_limit(schema, records, model)
         return self._known[key]
 
     def may_be_wrong(self) -> bool:
-        """Whether a reply that was cut by our limit should be asked for once without it."""
-        # One that was under way when limits ended is wrong for sure.
+        """Whether to ask once more without our limit after it has cut a reply."""
+        # A limit sent before they were dropped is wrong for sure.
         return not (self.is_given and self.is_right)
 
     def learn_without(self, limit: int, *, was_cut: bool, output_tokens: int) -> None:
-        """A reply to a request without our `limit`, after one with it had been cut."""
+        """Learns from a reply without our `limit`, after one with it was cut."""
         if was_cut:
             self.is_right = True
-        elif output_tokens > limit or not output_tokens:  # not every server tells
+        elif output_tokens > limit or not output_tokens:  # not every server reports its tokens
             self.is_given = False
 
 
-def gives_limits(settings: Settings) -> bool:
-    """Whether live calls may send a limit of ours: nobody has given one."""
+def may_set_limit(settings: Settings) -> bool:
+    """Whether live calls may set the default limit: the user has given none."""
     return settings.max_output_tokens is None and not LIMIT_PARAMETERS & set(
         settings.extra_body or {}
     )
 
 
-def as_first_sent(request: Request, settings: Settings, schema: Any, records: int) -> Request:
-    """The request as a live call sends it first: with the default limit, where there is one to
-    give. `schema`: of one answer.
+def with_default_limit(request: Request, settings: Settings, schema: Any, records: int) -> Request:
+    """The request as a live call first sends it: with the default limit, if there is one. `schema`
+    is that of one answer.
     """
-    if not gives_limits(settings) or request.schema is None:
+    if not may_set_limit(settings) or request.schema is None:
         return request
     limit = default_limit(schema, records, request.model)
     return request if limit is None else dataclasses.replace(request, max_output_tokens=limit)
 
 
 def default_limit(schema: Any, records: int, model: str) -> int | None:
-    """Most output tokens of a reply to so many records where nobody gave a limit, or None where
-    there is none to give.
+    """Most output tokens of a reply to this many records where the user gave no limit; None where
+    the type gives no bound.
 
     Args:
       schema: of one answer.
     """
-    longest = longest_answer(schema) if isinstance(schema, Mapping) else None
+    longest = longest_answer_tokens(schema) if isinstance(schema, Mapping) else None
     if longest is None or _THINKS.search(model):
         return None
     return BASE_TOKENS + records * (PER_RECORD_TOKENS + GENEROSITY * longest)
 
 
-def longest_answer(schema: Mapping[str, Any], root: Mapping[str, Any] | None = None) -> int | None:
-    """Tokens of the longest value: of words to choose from, booleans, numbers; None for everything
-    that may be of any length.
+def longest_answer_tokens(
+    schema: Mapping[str, Any], root: Mapping[str, Any] | None = None
+) -> int | None:
+    """Tokens of the longest value of an enum, a boolean or a number; None for types of unbounded
+    length.
 
     Args:
       root: where `$defs` are; by default the schema itself.
@@ -114,7 +119,8 @@ def longest_answer(schema: Mapping[str, Any], root: Mapping[str, Any] | None = N
     either = schema.get("anyOf", schema.get("oneOf"))
     if isinstance(either, list) and either:
         lengths = [
-            longest_answer(part, root) if isinstance(part, Mapping) else None for part in either
+            longest_answer_tokens(part, root) if isinstance(part, Mapping) else None
+            for part in either
         ]
         return (
             max(length for length in lengths if length is not None) if None not in lengths else None

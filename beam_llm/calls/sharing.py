@@ -1,5 +1,5 @@
-"""Engines by borrowing: every DoFn of a process that talks to the same endpoint shares its session,
-limits, breaker and latch.
+"""Lends engines: all DoFns of a process that talk to the same endpoint share its session, limits,
+breaker and abort latch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ class _Endpoints:
         self.engines: set[Engine] = set()
 
     def close(self) -> None:
-        """At the end of the process: a runner may skip teardown, and sessions would complain."""
+        """Called at the end of the process: a runner may skip teardown, and sessions would
+        complain.
+        """
         for engine in list(self.engines):
             return_engine(engine)
 
@@ -58,7 +60,7 @@ def borrow_engine(
         outcomes = engine.submit(records).result().outcomes
         return_engine(engine)
 
-    Each borrower has its own engine (its own task, prices, retries); what costs or limits is
+    Each borrower has its own engine (its own task, prices, retries); sessions and limits are
     shared. Nothing is connected before the first call.
     """
     key = endpoint_key(settings)
@@ -77,18 +79,18 @@ def borrow_engine(
         ENDPOINTS.known[key] = endpoint
         ENDPOINTS.engines.add(engine)
         endpoint.users += 1
-        # Under the lock: the endpoint's session lives on this loop, and the loop would end if
-        # another engine, its last user, were returned in between.
+        # Under the lock: the endpoint's session lives on this loop, which would end if its last
+        # other user were returned in between.
         engine.start()
     return engine
 
 
 def return_engine(engine: Engine) -> None:
-    """Cancels the engine's own calls; the last one of an endpoint closes the session, the last of
-    the process ends the thread.
+    """Gives an engine back: its own calls are cancelled; the last one of an endpoint closes the
+    session, the last of the process ends the thread.
 
-    Waits for both, but not for ever, and not under the lock: others may borrow meanwhile, a new
-    endpoint where this was the last.
+    Waits for both, for a bounded time and without the lock: others may borrow meanwhile, and get a
+    new endpoint where this was its last user.
     """
     with ENDPOINTS.lock:
         if engine not in ENDPOINTS.engines:

@@ -1,6 +1,4 @@
-"""What is known while records are asked: of each record, of the time that is left, and what all
-asks of an engine share.
-"""
+"""The state of an ask: each record, the remaining time, and what all asks of an engine share."""
 
 from __future__ import annotations
 
@@ -28,10 +26,10 @@ class AskContext:
 
     Attributes:
       guard: the breaker of this task's fallback.
-      storing: outcomes hold answers as the ledger keeps them, and not typed.
+      storing: outcomes hold answers in the ledger's JSON form instead of typed values.
       size: how long its prompts may be.
       rng: for jitter.
-      asks_once: what a reply leaves unanswered is not asked again here: the caller does it.
+      asks_once: what a reply leaves unanswered is not asked again here; that is the caller's task.
     """
 
     settings: Settings
@@ -67,7 +65,7 @@ class AskState:
 class Deadline:
     """When a call's time is up.
 
-    Waits for our own slots and budgets move it: a low budget must not fail records by itself.
+    Waits for our own slots and budgets postpone it: a low budget alone must not make records fail.
     """
 
     __slots__ = ("at",)
@@ -81,11 +79,11 @@ class Deadline:
 
 
 class Member:
-    """One record of an ask, and what is known of it.
+    """One record of an ask and its state.
 
     Attributes:
       is_answered: `value` is its answer.
-      failure: why it has none, as far as is known now.
+      failure: why it has none so far.
       attempts: requests it was part of.
       usage: its share of all replies it was part of; cost_usd: of their price, None where one is
         unknown.
@@ -114,10 +112,10 @@ class Member:
         self.last: Completion | None = None
 
     def outcome(self) -> Outcome:
-        """How it ended."""
+        """How the record ended."""
         last, usage = self.last, self.usage or Usage()
         if self.is_answered and last is not None:
-            # By position: keywords cost each record half a microsecond more (1.2 for 0.8,
+            # By position: keywords take half a microsecond more per record (1.2 instead of 0.8,
             # measured).
             request_id, finish_reason = last.request_id, last.finish_reason
             return Outcome(
@@ -135,7 +133,7 @@ class Member:
 
 
 def fail(members: Sequence[Member], failure: Failure, *, keep_known: bool = False) -> None:
-    """Notes why these have no answer, until a later request gives one."""
+    """Notes why these members have no answer, until a later request gives one."""
     for member in members:
         if not (keep_known and member.failure):
             member.failure = failure

@@ -17,10 +17,10 @@ class Tally:
 
     Attributes:
       requests: sent to the provider, retries included.
-      retries: requests sent again for the same records: after a failed call, or for want of an
-        answer. A part of a split is none.
+      retries: requests sent again for the same records, after a failed call or without an answer.
+        Parts of a split don't count.
       waits: those of `retries` that came after a pause for which the server had asked; they use up
-        time, but no `max_retries`.
+        time, but none of `max_retries`.
       timeouts: requests without a reply in time.
       splits: times that the records of one prompt were split over several.
       single_requests: those of `requests` that carried one record only.
@@ -28,14 +28,14 @@ class Tally:
         replies, also of those that could not be read.
       guard_compared: records that were asked alone as well; guard_agreed: those of them whose
         answers were the same.
-      guard_halvings: how often prompts were made smaller for that.
-      throttled_seconds: waits because of a per-minute budget, a refusal or a window that refusals
-        had narrowed.
+      guard_halvings: how often prompts were made smaller because of it.
+      throttled_seconds: waits for a per-minute budget, after a refusal or for a window that
+        refusals had narrowed.
       latency_ms: one per reply.
-      warnings: by the reader's word (`unknown_index`, …), and `larger_than_tokens_per_minute`,
+      warnings: the reader's words (`unknown_index`, …), and `larger_than_tokens_per_minute`,
         `not_split` (the breaker was open).
-      may_be_one: of a single ask of records that are asked once, together: one of them may be why
-        all failed, though the error says nothing of it, for others are answered.
+      may_be_one: for records that are asked once, together: one of them may be why all failed,
+        although the error doesn't show it, because the endpoint answers others.
     """
 
     requests: int = 0
@@ -75,7 +75,7 @@ class Tally:
         self.guard_halvings += other.guard_halvings
         self.throttled_seconds += other.throttled_seconds
         self.latency_ms += other.latency_ms
-        # Looked at first: most have none, and an update by nothing costs more than all above.
+        # Checked first: most have none, and an empty update costs more than all of the above.
         if other.warnings:
             self.warnings.update(other.warnings)
 

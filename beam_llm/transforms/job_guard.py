@@ -18,8 +18,8 @@ from beam_llm.calls.packing import (
     CONFIDENCE_90,
     LEAST_COMPARED,
     is_guarded,
+    merge_guard_answer,
     same_outcome,
-    with_guard,
 )
 from beam_llm.config import Settings
 from beam_llm.pricing import Prices
@@ -116,7 +116,7 @@ class JobGuard:
         self._live_ids.add(alone.request_id)
         # Its tokens are counted when its outcome goes out.
         self._meter.calls([1], tally, tokens=False)
-        outcome = with_guard(packed, alone)
+        outcome = merge_guard_answer(packed, alone)
         return arrived, outcome.value, outcome
 
     def _note(self, same: bool) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from beam_llm.calls.reply_limit import as_first_sent
+from beam_llm.calls.reply_limit import with_default_limit
 from beam_llm.config import Settings, is_template
 from beam_llm.errors import Failure, Kind, PromptError
 from beam_llm.prompting.batching import Batcher
@@ -128,6 +128,6 @@ def _request(settings: Settings, task: Task, batch: Sequence[tuple[Record, Any]]
         return RequestPreview({}, None, elements, Failure(Kind.PROMPT, str(error)))
     # A live call has a default limit on its reply, which a job's lines don't.
     if settings.mode == "online":
-        request = as_first_sent(request, settings, task.answer_schema, len(batch))
+        request = with_default_limit(request, settings, task.answer_schema, len(batch))
     body = orjson.loads(encode(settings, request))
     return RequestPreview(body, request.schema, elements)
