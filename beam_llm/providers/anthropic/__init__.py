@@ -3,8 +3,8 @@
 chat.py       live calls                 place.py        address, key, version
 batches.py    message batches            job_objects.py  a batch as the server shows it
 requests.py   what is sent               replies.py      what is read
-lines.py      results of a batch         plain.py        what is read, where nothing is unusual
-dialect.py    what an endpoint takes     models.py       what is known of models by their names
+lines.py      results of a batch         plain.py        a fast reader of ordinary replies
+dialect.py    what an endpoint accepts   models.py       what is known of models by their names
 schema.py     schemas as they are enforced
 """
 
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     from beam_llm.providers.anthropic.chat import AnthropicChat
 
 MOST_TEMPERATURE = 1.0
-# The API's own words are `auto` and `standard_only`; "default" is our word for the usual price,
-# which means the same with each provider. Neither is cheaper: half the price is the batch API's.
+# The API's own words are `auto` and `standard_only`; "default" is this package's word for the usual
+# price of any provider. Neither is cheaper: only the batch API costs half the price.
 SERVICE_TIERS = ("auto", "default")
 OPTIONS = ("prompt_cache",)
 
 RESERVED_FIELDS = ("model", "messages", "system", "stream", "tools", "tool_choice", "service_tier")
-"""Request fields that `extra_body` may not set: a stream would not be read, tools of the user's
-would take the place of the one that a reply's schema may have to go through."""
+"""Request fields that `extra_body` may not set: a stream would not be read, and the user's tools
+would replace the one that a reply's schema may need."""
 
 
 def check(settings: Settings) -> None:
@@ -77,7 +77,7 @@ def _check_options(settings: Settings) -> None:
 def _check_extra_body(settings: Settings) -> None:
     check_extra_body(settings, RESERVED_FIELDS)
     config = (settings.extra_body or {}).get("output_config")
-    # Only the format is ours; `output_config.effort` is a fair thing to ask for.
+    # Only the format is reserved; a user may set `output_config.effort`.
     if config is not None and (not isinstance(config, dict) or "format" in config):
         raise UsageError(
             "extra_body sets output_config.format, which follows from `output`: leave it out"
@@ -85,8 +85,9 @@ def _check_extra_body(settings: Settings) -> None:
 
 
 def cache_of(settings: Settings) -> str | None:
-    """For how long shared prefixes are kept; None: not at all. A job's lines may be hours apart,
-    so five minutes would pay for writes that no line reads; the price table counts on it, too.
+    """How long shared prefixes stay in the cache; None: they are not cached. A job's lines may be
+    hours apart, so with five minutes one would pay for writes that no line reads; the price table
+    assumes the same.
     """
     if (settings.provider_options or {}).get("prompt_cache") == "off":
         return None

@@ -40,7 +40,7 @@ from beam_llm.providers.unnamed_jobs import (
 )
 from beam_llm.values import Request
 
-# `create_seconds` is what a client with the usual bounds comes to; each one reckons its own.
+# `create_seconds` is the value for a client with the default bounds; each client computes its own.
 TRAITS = BatchTraits(
     max_requests=100_000,
     max_bytes=240_000_000,
@@ -67,7 +67,7 @@ class AnthropicBatches:
     times; a create is tried once.
 
     Args:
-      cache: for how long shared prefixes are kept, see `requests.encode_body`.
+      cache: how long shared prefixes are cached, see `requests.encode_body`.
       sleep, clock, wall: see `ControlCalls`.
     """
 
@@ -85,8 +85,8 @@ class AnthropicBatches:
         clock: Callable[[], float] = steady,
         wall: Callable[[], float] = time.time,
     ):
-        # A control call's time twice: until the create is given up, and for what has reached the
-        # server by then; and the time to send the lines, which are in its body.
+        # Twice a control call's time (until the create is given up, and for the server to finish
+        # what has reached it by then), and the time to send the lines, which are in its body.
         most_seconds = 2 * bounds.control_seconds + TRAITS.max_bytes / BYTES_A_SECOND
         self.traits = dataclasses.replace(TRAITS, create_seconds=most_seconds)
         self._place, self._key, self._cache, self._bounds = place, key, cache, bounds
@@ -94,13 +94,13 @@ class AnthropicBatches:
         self._control = ControlCalls(
             self._context, bounds, place.headers(key), sleep=sleep, clock=clock, wall=wall
         )
-        # One for each model, since lines of different models may share a batch here.
+        # One for each model, since lines for different models may share a batch here.
         self._dialects: dict[str, Dialect] = {}
-        # Kept with the client: what it has read of ended jobs is not read again.
+        # Kept with the client, so that results of ended jobs are read only once.
         self._search = UnnamedSearch(self._pages, self._first_custom_id, bounds.list_pages)
 
     def close(self) -> None:
-        """Nothing is held between calls."""
+        """Does nothing: no connection is held between calls."""
 
     # Lines
 
@@ -116,28 +116,27 @@ class AnthropicBatches:
         return LINE_HEAD + custom_id.encode() + b'","params":' + body + b"}"
 
     def decode_line(self, line: bytes) -> LineReply:
-        """Lines that succeeded, and lines that ended in each other way.
+        """Reads a result line, however its request ended.
 
         Raises:
-          ValueError: where the line is cut or no result at all.
+          ValueError: the line is cut, or is not a result.
         """
         return line_reply(line, self._context)
 
     # A job's way
 
     def stage(self, lines: Path, name: str) -> None:
-        """Nothing to be done: `create` sends the lines itself."""
+        """Does nothing: `create` sends the lines itself."""
 
     def create(self, name: str, staged: str | None, lines: Path | None) -> RemoteJob:
         """Creates the job, in one try.
 
         Raises:
-          NotCreated: the server has answered, and it was no fault of its own (a 4xx, but for a
-            time-out and a conflict).
+          NotCreated: the server has refused (a 4xx, except for a time-out or a conflict).
           CallError: there may be a job all the same.
         """
         assert lines is not None
-        # On disk, not in memory: a body of 240 MB is more than a worker's share.
+        # On disk, since a body of 240 MB is too large for a worker's memory.
         with tempfile.TemporaryFile() as body:
             size = write_tagged_lines(body, lines, tag_of(name).encode(), b'{"requests":[')
             seconds = self._control.seconds + size / BYTES_A_SECOND
@@ -155,19 +154,18 @@ class AnthropicBatches:
         )
 
     def fetch(self, job: RemoteJob, path: Path) -> None:
-        """Streams the results into a file, by our own address of the job: never by one that a
-        server names.
+        """Streams the results into a file. The address is derived from the job's id, and is never
+        one that a server names.
 
         Raises:
-          CallError: they can't be read, or not to the end; what can be read is at `path`.
+          CallError: they can't be read, or not completely; what can be read is at `path`.
         """
         url = self._url(job.job_id, "/results")
         fetch_files(self._control, [("results", url)], self._bounds.transfer_seconds, path)
 
     def cancel(self, job_id: str) -> None:
         """Asks for cancellation; harmless where the job has ended or is not known."""
-        # Only a batch under way can be cancelled, and this one may have ended since it was looked
-        # at.
+        # Only a batch under way can be cancelled, and this one may have ended since the last look.
         url = self._url(job_id, "/cancel")
         self._control.ensure("POST", url, 400, 404, 409)
 
@@ -177,7 +175,7 @@ class AnthropicBatches:
             self._control.ensure("DELETE", self._url(job.job_id), 404)
 
     def now(self) -> float | None:
-        """The server's own time, by its answers; see `ControlCalls.now`."""
+        """The server's own time, from its answers; see `ControlCalls.now`."""
         return self._control.now(self._place.url("/models"))
 
     def _url(self, job_id: str, tail: str = "") -> str:
@@ -186,20 +184,20 @@ class AnthropicBatches:
     # Lists
 
     def find(self, name: str, staged: str | None, since: float) -> list[RemoteJob]:
-        """Raises CannotTell: no list shows what a batch was created as. See `find_unnamed`."""
+        """Raises CannotTell: lists don't show the name of a batch. See `find_unnamed`."""
         raise CannotTell("a message batch is listed without a name")
 
     def find_unnamed(
         self, name: str, lines: int, since: float, is_others: Callable[[str], bool]
     ) -> list[RemoteJob]:
-        """See `protocols.FindsUnnamed`: by the tag in the results of jobs that have ended."""
+        """Finds jobs by the tag in the results of ended ones; see `protocols.FindsUnnamed`."""
         return self._search.find(
             name, lines, since, is_others, has_results=lambda job: bool(job.result_files)
         )
 
     def _first_custom_id(self, job_id: str) -> str | None:
         url = self._url(job_id, "/results")
-        # Refused although the job has ended: its results were archived, after 29 days.
+        # Where it is refused although the job has ended, the results were archived after 29 days.
         try:
             return self._control.harmless(
                 lambda seconds: first_custom_id(self._control.first_line(url, seconds))
@@ -222,7 +220,7 @@ class AnthropicBatches:
             after = last_id(page, jobs, after)
 
     def _page(self, after: str | None) -> dict[str, Any]:
-        # The API gives up to a thousand; `max_list_pages` is reckoned in pages of a hundred.
+        # The API allows up to a thousand; `max_list_pages` counts pages of a hundred.
         query = {"limit": "100"} if after is None else {"limit": "100", "after_id": after}
         url = f"{self._place.url(_PATH)}?{urlencode(query)}"
         return list_page(self._control, url)

@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 class AnthropicChat:
-    """Live calls (a CompletionProvider). Made anywhere, used and closed on one event loop."""
+    """Live calls (a CompletionProvider). Created anywhere, used and closed on one event loop."""
 
     def __init__(
         self,
@@ -45,8 +45,8 @@ class AnthropicChat:
         self._beyond = RefusedSchemas()
 
     async def complete(self, request: Request, timeout_seconds: float) -> Completion:
-        """One call within `timeout_seconds`, connecting and reading included. Asked again at once
-        only in another form of the same question, where the endpoint refuses the form (see
+        """Makes one call within `timeout_seconds`, including connecting and reading. The same
+        question is repeated at once only in another form: where the endpoint refuses the form (see
         `Dialect`), or the schema as too large for a grammar; such a schema is remembered.
 
         Raises:
@@ -93,14 +93,14 @@ class AnthropicChat:
 
     @property
     def enforces_schemas(self) -> bool:
-        """Whether replies are held to the schema that is sent. The input of a tool is not."""
+        """Whether the server enforces the schema that is sent; for a tool's input it doesn't."""
         return self._dialect.reply_format == SCHEMA
 
     def note_ignored_schema(self, request: Request) -> None:
-        """Nothing is learned from it: where a schema is enforced here, it is; elsewhere it is asked
-        for in the one other way there is.
+        """Does nothing: endpoints that take schemas enforce them, and others are already asked in
+        the only other way.
         """
 
     async def close(self) -> None:
-        """Gives back connections; harmless when done twice."""
+        """Closes the connections; harmless to repeat."""
         await self._calls.close()

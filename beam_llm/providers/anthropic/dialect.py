@@ -1,4 +1,4 @@
-"""What one endpoint of the Messages API takes, and how that is learned: the form of a reply, and
+"""What one endpoint of the Messages API accepts, and how that is learned: the form of a reply, and
 whether there is a temperature.
 """
 
@@ -18,13 +18,13 @@ TOOL_NAME = "reply"
 
 @dataclass(slots=True)
 class Dialect:
-    """What one endpoint takes of a model.
+    """What one endpoint accepts for a model.
 
-    It starts from what the model's name tells and learns from refusals: an endpoint without
-    structured outputs is asked for the input of a tool that it has to use, then in words alone.
+    It starts from the model's name and learns from refusals: without structured outputs, the reply
+    is requested as the input of a tool that the model has to use; without tools, in words alone.
 
     Attributes:
-      reply_format: how a reply's shape is asked for.
+      reply_format: how a reply's shape is requested.
       takes_temperature: a temperature may be sent.
     """
 
@@ -40,20 +40,21 @@ class Dialect:
 
     @property
     def key(self) -> tuple[str, bool]:
-        """What a request's form hangs on."""
+        """What a request's form depends on."""
         return self.reply_format, self.takes_temperature
 
     def learn(self, error: CallError, text: str) -> bool:
-        """Whether the refusal was about the request's form and another form is left to try.
+        """Switches to the next form where the refusal was about this one. Returns whether there
+        was another one left.
 
         Args:
           text: the server's own words, where `error` holds them shortened.
         """
-        # Anthropic says 400; servers that check bodies by FastAPI's own means say 422.
+        # Anthropic sends 400; servers that leave the check to FastAPI send 422.
         if error.status not in (400, 422):
             return False
-        # From the strictest form to the loosest, one step for each refusal: the next one is sent
-        # before anything is concluded from this sentence about the form after it.
+        # From the strictest form to the loosest, one step for each refusal: each form is tried
+        # before the one after it.
         if self.reply_format == SCHEMA and _ABOUT_SCHEMAS.search(text):
             self.reply_format = TOOL
             return True
@@ -69,10 +70,10 @@ class Dialect:
 _ABOUT_SCHEMAS = re.compile(
     r"output_config\b(?!\.format\.schema)|output_format|structured.?output", re.IGNORECASE
 )
-"""A schema that is refused for what is in it is no sign that there are none."""
+"""A schema that is refused for its content doesn't mean that schemas aren't supported."""
 
 _TOO_LARGE = re.compile(r"(compiled grammar is too large|schema is too complex)", re.IGNORECASE)
-"""Of a schema that is beyond the API's grammars. Source: anthropics/anthropic-sdk-python#1185,
+"""About a schema that is beyond the API's grammars. Source: anthropics/anthropic-sdk-python#1185,
 TanStack/ai#682, read 2026-11.
 """
 

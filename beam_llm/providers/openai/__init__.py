@@ -1,14 +1,14 @@
 """OpenAI, Azure OpenAI, Mistral, and every server that speaks their dialect: live and by batch.
 
-servers.py       who speaks it, and what each takes otherwise: one row each
-dialect.py       what an endpoint takes, as the row says and refusals teach
+servers.py       who speaks it, and in what each differs: one row each
+dialect.py       what an endpoint accepts, by its row and by what refusals have taught
 place.py         addresses, keys, hosts
 chat.py          live calls
-embed.py         what is asked instead of this where vectors are wanted
+embed.py         the module that takes the place of this one where vectors are wanted
 embeddings.py    live calls for embeddings      embed_wire.py  their requests and replies
 wire.py          requests and replies      plain.py   the same, quickly, where nothing is unusual
 batches.py       the batch API             batch_files.py  what all shapes of it have in common
-mistral_batches.py, xai_batches.py, openrouter_batches.py, fireworks_batches.py: of other shapes
+mistral_batches.py, xai_batches.py, openrouter_batches.py, fireworks_batches.py: its other shapes
 job_objects.py   a job as a server shows it               lines.py  lines of result files
 """
 
@@ -102,8 +102,8 @@ def preload() -> None:
 
 def connect(settings: Settings) -> OpenAIChat:
     """A client for live calls; see `providers.connect`."""
-    # Imported here: its HTTP client takes a fifth of a second, and no pipeline needs it to be
-    # built. See `preload`.
+    # Imported here: its HTTP client takes a fifth of a second, and building a pipeline doesn't need
+    # it. See `preload`.
     from beam_llm.providers.http import Bounds
     from beam_llm.providers.openai.chat import OpenAIChat
 
@@ -147,7 +147,7 @@ _BATCH_CLIENTS = {
 
 
 def _tier(settings: Settings, server: Server) -> str | None:
-    """The provider's word for the tier that was asked for."""
+    """The provider's word for the requested tier."""
     return None if settings.service_tier is None else server.tiers[settings.service_tier]
 
 
@@ -157,7 +157,7 @@ def enforced_schema(schema: Schema) -> Schema | None:
 
 
 def embedding_module() -> EmbeddingModule:
-    """What is asked instead of this module where vectors are wanted."""
+    """The module that takes the place of this one where vectors are wanted."""
     from beam_llm.providers.openai import embed
 
     return embed

@@ -45,14 +45,14 @@ from beam_llm.values import Request
 _PAGE_JOBS = 100
 
 _UNPROCESSED = ("pending", "notrunning", "running", "processing", "uploading")
-"""What a file is until a job may be made of it: Azure's words, Fireworks', and what others may have
-for them; not `uploaded`, which many servers leave it at. Source: Azure's REST reference (files);
+"""States of a file that is not ready for a job: Azure's and Fireworks' words, and likely ones of
+others; not `uploaded`, the final state with many servers. Source: Azure's REST reference (files);
 openai/openai-dotnet#312; SDK fireworks-ai 1.2.30 (Dataset), read 2026-11.
 """
 
 _FIRST_PAUSE_SECONDS, _MOST_PAUSE_SECONDS = 0.25, 10.0
 
-# Anthropic's rule: OpenAI demands an id that is unique and publishes no form for it.
+# Anthropic's rule: OpenAI only demands that ids are unique.
 _CUSTOM_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -61,11 +61,11 @@ class DialectBatches:
     a create is tried once.
 
     Args:
-      model: of all requests, for an API that wants it named with the job.
+      model: of all requests, for an API that wants it with the job.
       options: the settings' `provider_options`.
-      sleep: how waits between tries are spent.
+      sleep: is called for the waits between tries.
       clock: seconds that never go back, for the time that a verb and its tries may take, and for
-        the server's time since it told it.
+        the time since the server's clock was read.
       wall: this machine's time.
     """
 
@@ -92,8 +92,8 @@ class DialectBatches:
         self._window_hours: int | None = self._options.get(WINDOW_OPTION)
         hours = self._window_hours
         seconds = hours * 3600.0 if hours else self._api.traits.window_seconds
-        # A control call's time twice: until the create is given up, and for what has reached the
-        # server by then.
+        # Twice a control call's time: until the create is given up, and for the server to finish
+        # what has reached it by then.
         self.traits = dataclasses.replace(
             self._api.traits,
             create_seconds=2 * bounds.control_seconds,
@@ -107,7 +107,7 @@ class DialectBatches:
         self._bounds = bounds
         self._sleep = sleep
         self._clock = clock
-        # Some servers without keys want to see one all the same.
+        # Some servers without keys demand one nevertheless.
         headers = place.headers(key or "none")
         self._control = ControlCalls(
             self._context, bounds, headers, sleep=sleep, clock=clock, wall=wall
@@ -115,11 +115,11 @@ class DialectBatches:
         self._dialects: dict[str, Dialect] = {}
 
     def close(self) -> None:
-        """Nothing is held between calls."""
+        """Does nothing: no connection is held between calls."""
 
     @property
     def _line_middle(self) -> bytes:
-        """What stands in a line between its `custom_id` and its body."""
+        """The part of a line between its `custom_id` and its body."""
         if not self._api.names_url:
             return b'","body":'
         return b'","method":"POST","url":"' + self._place.line_url.encode() + b'","body":'
@@ -131,7 +131,7 @@ class DialectBatches:
         if not _CUSTOM_ID.fullmatch(custom_id):
             raise ValueError(f"custom_id {custom_id!r} is not 1–64 characters of [A-Za-z0-9_-]")
         dialect = self._dialects.get(request.model)
-        # A file can't learn from refusals, so that its bytes depend on model and server alone.
+        # A job can't learn from refusals, so that its bytes depend on model and server alone.
         if dialect is None:
             dialect = self._dialects[request.model] = Dialect.of(request.model, self._place.server)
         body = self._body(request, dialect)
@@ -141,10 +141,10 @@ class DialectBatches:
         return self._encode(request, dialect)
 
     def decode_line(self, line: bytes) -> LineReply:
-        """Success lines, error lines of every known shape, and lines without any answer.
+        """Reads success lines, error lines of every known shape, and lines without any answer.
 
         Raises:
-          ValueError: where the line is cut or no reply at all.
+          ValueError: the line is cut, or is not a result.
         """
         return line_reply(line, self._context, self._read)
 
@@ -153,7 +153,7 @@ class DialectBatches:
         return plain_form(line, self._context.secret) if self._read is completion_of else None
 
     def now(self) -> float | None:
-        """The server's own time, by its answers; see `ControlCalls.now`."""
+        """The server's own time, from its answers; see `ControlCalls.now`."""
         return self._control.now(self._place.url("/models"))
 
     def _large_object(self, url: str) -> dict[str, Any]:
@@ -184,7 +184,7 @@ class DialectBatches:
         )
 
     def _cancel_at(self, url: str, *harmless: int) -> None:
-        """Asks for cancellation; harmless where the job is not known, or as these statuses say."""
+        """Asks for cancellation; a 404, a 409 and the given statuses are harmless."""
         # Cancelling a job that has ended is a 409 at OpenAI; any other verb's 409 would be tried
         # again.
         self._control.ensure("POST", url, 404, 409, *harmless)
@@ -195,7 +195,7 @@ class DialectBatches:
         """Jobs of that name, or with that input.
 
         Raises:
-          CannotTell: jobs can't be listed here, or the list doesn't show what is looked for.
+          CannotTell: jobs can't be listed here, or the list shows neither names nor inputs.
         """
         return find_jobs(
             self._pages(),
@@ -215,10 +215,10 @@ class DialectBatches:
         return pending_in(self._pages())
 
     def _pages(self) -> Iterator[Sequence[RemoteJob]]:
-        """All jobs this key can see, page by page.
+        """All jobs that this key can see, page by page.
 
-        A server that doesn't say whether there are more, and gives as many as were asked for, is
-        asked for more: the same again tells that its list can't be seen to the end. Groq names the
+        Where a server doesn't say whether there are more, and sends a full page, the next one is
+        requested: the same page again means that the list can't be read to its end. Groq names the
         next page by a cursor. Source: console.groq.com/docs/batch, read 2026-11.
         """
         after: str | None = None
@@ -253,8 +253,8 @@ class DialectBatches:
     # Files
 
     def stage(self, lines: Path, name: str) -> str | None:
-        """Uploads a job's lines, streamed; returns the provider's file id, once a job may be made
-        of it.
+        """Uploads a job's lines, streamed; returns the provider's file id, once it is ready for a
+        job.
         """
         api, filename = self._api, f"{name}.jsonl"
         fields = {"purpose": api.purpose} if api.purpose else {}
@@ -262,7 +262,7 @@ class DialectBatches:
             fields[field] = filename if value == "{name}" else value
 
         def once(seconds: float) -> tuple[str, Any]:
-            # Opened by each try: the one before may have sent half of it.
+            # Each try opens the file anew, since the one before may have sent half of it.
             with open(lines, "rb") as file:
                 form = aiohttp.FormData(fields)
                 form.add_field(
@@ -282,13 +282,14 @@ class DialectBatches:
         return file_id
 
     def _wait_until_processed(self, url: str, field: str) -> None:
-        """Azure makes no job of a file that it has not looked through, and refuses one for good.
+        """Waits until a file may be used: Azure refuses for good a job whose file it has not yet
+        checked.
 
         Args:
-          field: of what is at the address, that says how far it is.
+          field: of the object at the address; holds its state.
         """
         end, pause = self._clock() + self._bounds.transfer_seconds, _FIRST_PAUSE_SECONDS
-        # Whoever says nothing of it, or nothing more, is asked for the job, and says what is wrong.
+        # Where the state can't be read, the create follows, whose answer says what is wrong.
         with suppress(CallError):
             while word(self._get_object(url).get(field)).lower() in _UNPROCESSED:
                 if self._clock() + pause > end:
@@ -303,10 +304,10 @@ class DialectBatches:
 
     def fetch(self, job: RemoteJob, path: Path) -> None:
         """Streams the output file and the error file of a job into one, and checks their lengths
-        where the server told them.
+        where the server declares them.
 
         Raises:
-          CallError: a file can't be read, or is not whole; what can be read is at `path`.
+          CallError: a file can't be read, or is not complete; what can be read is at `path`.
         """
         files = [
             (file_id, self._place.url(f"/files/{in_path(file_id)}/content"))
@@ -321,11 +322,11 @@ class DialectBatches:
             self._delete_file(file_id)
 
     def _delete_file(self, file_id: str) -> None:
-        """Harmless where it is gone."""
+        """Deletes a file; harmless where it is gone."""
         self._control.ensure("DELETE", self._place.url(f"/files/{in_path(file_id)}"), 404)
 
 
 def without_model(body: bytes, model: str) -> bytes:
-    """A request's body without its model, for an API that wants it named with the job."""
+    """A request's body without its model, for an API that wants the model with the job."""
     # `encode_body` writes the model first, so that it can be cut off without parsing.
     return b"{" + body.removeprefix(b'{"model":' + orjson.dumps(model) + b",")

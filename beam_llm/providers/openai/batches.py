@@ -1,4 +1,4 @@
-"""OpenAI's batch API, and that of everybody who has it in this shape: files in, jobs, files out.
+"""OpenAI's batch API, and others of this shape: files in, jobs, files out.
 
 Nothing is repeated that may have been done: a repeated create may be a second paid job.
 """
@@ -17,14 +17,13 @@ from beam_llm.providers.openai.job_objects import FINGERPRINT, reason_of
 
 
 class OpenAIBatches(DialectBatches):
-    """Remote jobs (a BatchProvider); what servers do otherwise is in their rows (`servers.py`)."""
+    """Remote jobs (a BatchProvider); in what servers differ is in their rows (`servers.py`)."""
 
     def create(self, name: str, staged: str | None, lines: Path | None = None) -> RemoteJob:
         """Creates the job, in one try.
 
         Raises:
-          NotCreated: the server has answered, and it was no fault of its own (a 4xx, but for a
-            time-out and a conflict).
+          NotCreated: the server has refused (a 4xx, except for a time-out or a conflict).
           CallError: there may be a job all the same.
         """
         hours = self._window_hours
@@ -44,7 +43,7 @@ class OpenAIBatches(DialectBatches):
         return self._look_at(self._place.url(f"/batches/{in_path(job_id)}"))
 
     def cancel(self, job_id: str) -> None:
-        """Asks for cancellation; harmless where the job has ended or is not known, or where no job
-        can be cancelled.
+        """Asks for cancellation; harmless where the job has ended or is not known, or where the
+        server can't cancel jobs.
         """
         self._cancel_at(self._place.url(f"/batches/{in_path(job_id)}/cancel"))

@@ -20,12 +20,12 @@ _log = logging.getLogger(__name__)
 
 
 def request_id_of(headers: Mapping[str, str]) -> str | None:
-    """The request's id, from the header that the server has for it; Mistral's has its own name."""
+    """The request's id, from the server's header for it; Mistral's has another name."""
     return headers.get("x-request-id") or headers.get("mistral-correlation-id")
 
 
 class OpenAIChat:
-    """Live calls (a CompletionProvider). Made anywhere, used and closed on one event loop."""
+    """Live calls (a CompletionProvider). Created anywhere, used and closed on one event loop."""
 
     def __init__(
         self,
@@ -45,8 +45,8 @@ class OpenAIChat:
         self._calls = LiveCalls(place.headers(key), bounds)
 
     async def complete(self, request: Request, timeout_seconds: float) -> Completion:
-        """One call within `timeout_seconds`, connecting and reading included. Asked again at once
-        only in another form of the same question, where the endpoint refuses the form (see
+        """Makes one call within `timeout_seconds`, including connecting and reading. The same
+        question is repeated at once only in another form, where the endpoint refuses the form (see
         `Dialect`).
 
         Raises:
@@ -78,11 +78,11 @@ class OpenAIChat:
     async def _in_simpler_form(
         self, request: Request, timeout_seconds: float, error: CallError
     ) -> Answer:
-        """One trial without a schema where a server has done nothing but fail with it: some refuse
-        it with a bare 500. It is learned from where the schema fails once more after it.
+        """Tries once without a schema where a server has always failed with it: some refuse it with
+        a bare 500. That is remembered only if another try with the schema fails after it.
 
         Raises:
-          CallError: `error`, where that is not an explanation or the trial fails too.
+          CallError: `error`, where the schema is not the cause or the trial fails, too.
         """
         dialect = self._dialect
         simpler = dialect.simpler(request, error)
@@ -92,8 +92,8 @@ class OpenAIChat:
         if found.status >= 300:
             raise error
         again = await self._post(request, dialect, timeout_seconds)
-        # Without this second look, a short outage would cost the model its schema for good.
-        if again.status < 300:  # a server that has recovered, and nothing to be learned
+        # Without this second try, a short outage would make the model lose its schema for good.
+        if again.status < 300:  # the server has recovered, and nothing is learned
             dialect.works = True
             return again
         if dialect.reply_format != simpler.reply_format and dialect.step_down():
@@ -111,15 +111,14 @@ class OpenAIChat:
 
     @property
     def enforces_schemas(self) -> bool:
-        """Whether replies are held to the schema that is sent; False from the first reply on that
-        was not.
+        """Whether the server enforces the schema that is sent; False from the first reply on that
+        doesn't match it.
         """
         return self._dialect.enforces_schemas
 
     def note_ignored_schema(self, request: Request) -> None:
-        """To be called with a request whose reply ended well and is not JSON, although
-        `request.schema` was sent with it: from now on the schema is put into words as well as being
-        sent.
+        """Notes a request whose reply ended well and is not JSON, although `request.schema` was
+        sent: from now on the schema is put into words as well.
         """
         if request.schema is not None and self._dialect.note_ignored_schema():
             _log.warning(
@@ -129,5 +128,5 @@ class OpenAIChat:
             )
 
     async def close(self) -> None:
-        """Gives back connections; harmless when done twice."""
+        """Closes the connections; harmless to repeat."""
         await self._calls.close()

@@ -1,4 +1,4 @@
-"""What one endpoint takes of the chat-completions dialect, and how that is learned."""
+"""What one endpoint accepts of the chat-completions dialect, and how that is learned."""
 
 from __future__ import annotations
 
@@ -21,25 +21,24 @@ from beam_llm.values import Request
 
 @dataclass(slots=True)
 class Dialect:
-    """What one endpoint takes: how a reply's shape can be asked for, and how its length is limited.
+    """What one endpoint accepts: how a reply's shape is requested, and how its length is limited.
 
-    It starts from what the server's row says of the model and learns from refusals: an endpoint
-    that takes no JSON schema is asked for a JSON object, then in words alone. One that takes a
-    schema and doesn't follow it gets it in words as well.
+    It starts from the server's row for the model and learns from refusals: an endpoint that refuses
+    JSON schemas is asked for a JSON object, and then in words alone. One that accepts a schema and
+    doesn't follow it gets it in words as well.
 
     Attributes:
       reply_format: the `type` of `response_format`, or `words` for none.
       tokens_field: the parameter that limits a reply's length.
-      is_enforced: the endpoint is known to hold replies to their schema, so that nothing is learned
-        from one that isn't JSON.
-      also_in_words: the schema is sent and put into a system message besides. That costs some
-        tokens and never an answer: one damaged reply may come from a server that does enforce
-          schemas, and goes on doing so.
-      works, failures: whether anything but failures came in this form, and how many of them.
-      is_strict: the schema is sent as one to keep to the letter, where it can be.
-      beside_a_schema: further fields of a request that has one.
-      seed_field: the parameter that repeats a reply.
-      has_bare_urls: an image's address stands alone, and not in an object as its `url`.
+      is_enforced: the endpoint is known to enforce schemas, so that nothing is learned from a reply
+        that isn't JSON.
+      also_in_words: the schema is sent and put into a system message, too. That costs some tokens
+        and never an answer: one damaged reply may come from a server that does enforce schemas.
+      works, failures: whether this form ever got anything but failures, and the number of failures.
+      is_strict: the schema is sent in strict mode, where it can be.
+      beside_a_schema: further fields of a request that has a schema.
+      seed_field: the parameter for a seed.
+      has_bare_urls: an image's address is a string, and not an object with a `url`.
       takes_temperature: a temperature may be sent.
     """
 
@@ -57,10 +56,11 @@ class Dialect:
 
     @classmethod
     def of(cls, model: str, server: Server, is_live: bool = False) -> Dialect:
-        """What the server's row says of the model.
+        """The dialect by the server's row for the model.
 
         Args:
-          is_live: for live calls; in a batch a body has fewer fields with some, or another form.
+          is_live: for live calls; with some servers, bodies in a batch have fewer fields or another
+            form.
         """
         form = server.form_of(model, is_live)
         return cls(
@@ -76,15 +76,16 @@ class Dialect:
 
     @property
     def key(self) -> tuple[str, str, bool]:
-        """What a request's form hangs on, of what refusals teach."""
+        """What a request's form depends on, as far as refusals can change it."""
         return self.reply_format, self.tokens_field, self.takes_temperature
 
     def learn(self, error: CallError, text: str | None = None) -> bool:
-        """Whether the refusal was about the request's form and another form is left to try.
+        """Switches to the next form where the refusal was about this one. Returns whether there
+        was another one left.
 
         Args:
           text: the server's own words, where `error` holds them shortened. They count more than the
-            status: a schema is refused with a 400 or 422 by most, with a 500 or 501 by some.
+            status: most servers refuse a schema with a 400 or 422, some with a 500 or 501.
         """
         if error.status is None or error.status < 400 or error.status in _NOT_ABOUT_THE_FORM:
             return False
@@ -104,7 +105,7 @@ class Dialect:
 
     def simpler(self, request: Request, error: CallError) -> Dialect | None:
         """A form to try where a server has only failed so far: after four bare 500s to a schema,
-        and after twelve; None else.
+        and after twelve; otherwise None.
         """
         if (
             self.works
@@ -123,7 +124,7 @@ class Dialect:
         )
 
     def step_down(self) -> bool:
-        """Asks for the reply's shape in a simpler way from now on; False where there is none."""
+        """Switches to a simpler form for good; returns False where there is none."""
         if self.reply_format == WORDS:
             return False
         self.reply_format = JSON_OBJECT if self.reply_format == JSON_SCHEMA else WORDS
@@ -133,12 +134,12 @@ class Dialect:
 
     @property
     def enforces_schemas(self) -> bool:
-        """Whether replies are held to the schema that is sent, as far as is known by now."""
+        """Whether the server enforces the schema that is sent, as far as is known by now."""
         return self.reply_format == JSON_SCHEMA and not self.also_in_words
 
     def note_ignored_schema(self) -> bool:
-        """A schema was sent and the reply is not JSON: from now on the schema is put into words,
-        too. Whether that changes anything.
+        """Notes that a schema was sent and the reply is not JSON: from now on the schema is put
+        into words, too. Returns whether that changes anything.
         """
         if self.is_enforced or not self.enforces_schemas:
             return False
@@ -152,13 +153,13 @@ _NOT_ABOUT_THE_FORM = (401, 403, 408, 413, 429, 502, 503, 504)
 _ABOUT_THE_SHAPE = re.compile(
     "response_format|json_schema|json_object|No endpoints found that (can handle|support)"
 )
-"""The last is OpenRouter's: none of the model's hosts has all that was asked for."""
+"""The last is OpenRouter's: none of the model's hosts supports all that was requested."""
 
 
 _ABOUT_A_GRAMMAR = re.compile(
     r"schema|grammar|guided|structured.?output|constrained", re.IGNORECASE
 )
-"""Of servers that people run themselves: vLLM ("Grammar error: Unknown format: uri", "The provided
+"""Servers that people run themselves: vLLM ("Grammar error: Unknown format: uri", "The provided
 JSON schema contains features not supported by xgrammar."), llama.cpp ("Failed to initialize
 samplers: failed to parse grammar"), Ollama. Source: z-lab/paroquant#31, lidge-jun/opencodex#2135,
 ollama/ollama#8126, read 2026-11.
@@ -166,7 +167,7 @@ ollama/ollama#8126, read 2026-11.
 
 
 _ABOUT_TEMPERATURE = re.compile(r"'temperature' (does not support|is not supported)")
-"""Of OpenAI's models that think first."""
+"""From OpenAI's reasoning models."""
 
 
 _ABOUT_TOKENS = {
@@ -180,6 +181,6 @@ _ABOUT_TOKENS = {
 
 
 def refuses_form(sentence: str) -> bool:
-    """Whether a refusal is about how a question was asked, as `Dialect.learn` learns from it."""
+    """Whether a refusal is about the form of a request, as `Dialect.learn` learns from it."""
     abouts = _ABOUT_THE_SHAPE, _ABOUT_A_GRAMMAR, _ABOUT_TEMPERATURE, *_ABOUT_TOKENS.values()
     return any(about.search(sentence) for about in abouts)

@@ -1,4 +1,4 @@
-"""What is asked of a server where vectors are wanted (a `protocols.EmbeddingModule`)."""
+"""Embeddings of OpenAI's dialect (a `protocols.EmbeddingModule`)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def connect(settings: Settings) -> OpenAIEmbeddings:
 
 
 def embed_limits(settings: Settings) -> EmbedLimits | None:
-    """How much the server embeds at once; None where it doesn't, or not in this mode."""
+    """How much the server embeds at once; None where it can't embed in this mode."""
     api = Place.of(settings).server.embed
     if api is None or (settings.mode == "batch_api" and not api.is_batched):
         return None
@@ -63,5 +63,5 @@ def encode(settings: Settings, request: Request) -> bytes:
 
 def _api(place: Place) -> EmbedApi:
     api = place.server.embed
-    assert api is not None  # one without is refused before, by its `embed_limits`
+    assert api is not None  # a server without one is refused before, by its `embed_limits`
     return api

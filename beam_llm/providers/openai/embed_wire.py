@@ -1,7 +1,7 @@
 """The embeddings of the dialect as bytes: Request → body, body → Completion with vectors. Pure.
 
-Source: OpenAI's API reference (embeddings), read 2026-11; what others take differently is in their
-rows (`servers.EmbedApi`).
+Source: OpenAI's API reference (embeddings), read 2026-11; in what others differ is in their rows
+(`servers.EmbedApi`).
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from beam_llm.redaction import redactor_of
 from beam_llm.values import Completion, Finish, Pace, Request, Vector
 
 _BASE64_NUMBER_BYTES = 5.5
-"""A number of a vector in a reply: four bytes in base64, and its share of what is around them."""
+"""Bytes of a number of a vector in a reply: four bytes in base64, and its share of the frame."""
 _DECIMAL_NUMBER_BYTES = 24.0
-"""Of one that is written out: `-0.02310485951602459,`, as some servers write a double."""
+"""Bytes of a number in decimal digits: `-0.02310485951602459,`, as some servers write a double."""
 
 
 def limits_of(api: EmbedApi) -> EmbedLimits:
@@ -49,8 +49,8 @@ def limits_of(api: EmbedApi) -> EmbedLimits:
 
 
 class Wire(NamedTuple):
-    """How a place is asked, how its replies are read, and most records of one job, where the server
-    counts them.
+    """How requests to a place are written, how its replies are read, and the most records of one
+    job, where the server limits them.
     """
 
     encode: Callable[[Request, Dialect], bytes]
@@ -59,7 +59,7 @@ class Wire(NamedTuple):
 
 
 def wire_of(place: Place) -> Wire:
-    """The wire of what a place is asked for: completions, or embeddings."""
+    """The wire for what a place is used for: completions or embeddings."""
     api = place.server.embed
     if not place.embeds or api is None:
         return Wire(encode_body, completion_of)
@@ -85,11 +85,11 @@ def vectors_of(
     pace: Pace | None = None,
     context: ErrorContext = NO_CONTEXT,
 ) -> Completion:
-    """The reply in words. Every field is read as far as it can be; a vector that is none, or has no
-    index, is there without it.
+    """The reply as a Completion. Every field is read as far as it can be; a vector that can't be
+    read, or has no index, is kept without it.
 
     Raises:
-      CallError: where it is an error in the guise of a reply, or holds no list of vectors.
+      CallError: the reply is an error sent as a 200, or has no list of vectors.
     """
     if not isinstance(payload, dict):
         raise unreadable("the reply holds no embeddings")
@@ -118,8 +118,7 @@ def _vectors(found: list[Any]) -> Iterator[Vector]:
 
 
 def _numbers(embedding: Any) -> bytes | None:
-    """The bytes of a vector's numbers, out of base64 or a list of them; None where they are
-    neither."""
+    """The bytes of a vector's numbers, from base64 or a list; None where it is neither."""
     if isinstance(embedding, list):
         return pack(embedding)
     if not isinstance(embedding, str):

@@ -16,7 +16,7 @@ from beam_llm.values import Completion, Request
 
 
 class OpenAIEmbeddings:
-    """Live calls (a CompletionProvider). Made anywhere, used and closed on one event loop."""
+    """Live calls (a CompletionProvider). Created anywhere, used and closed on one event loop."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class OpenAIEmbeddings:
         self._calls = LiveCalls(place.headers(key), bounds)
 
     async def complete(self, request: Request, timeout_seconds: float) -> Completion:
-        """One call within `timeout_seconds`, connecting and reading included.
+        """Makes one call within `timeout_seconds`, including connecting and reading.
 
         Raises:
           CallError: Retryable, Rejected or Aborted.
@@ -53,5 +53,5 @@ class OpenAIEmbeddings:
         )
 
     async def close(self) -> None:
-        """Gives back connections; harmless when done twice."""
+        """Closes the connections; harmless to repeat."""
         await self._calls.close()

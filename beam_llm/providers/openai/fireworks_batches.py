@@ -1,6 +1,6 @@
-"""Fireworks' batch API: a dataset in, a job under an id of ours, a dataset out.
+"""Fireworks' batch API: a dataset in, a job whose id the client chooses, a dataset out.
 
-The id makes a repeated create harmless: there is one job of it.
+The id makes a repeated create harmless: there is only one job with it.
 
 Source: docs.fireworks.ai (batch inference, datasets), SDK fireworks-ai 1.2.30, 2026-11.
 """
@@ -39,11 +39,11 @@ class FireworksBatches(DialectBatches):
     """Remote jobs (a BatchProvider) that can't be cancelled."""
 
     def _body(self, request: Request, dialect: Dialect) -> bytes:
-        """The body without the model, which is the job's."""
+        """The body without the model, which the job names."""
         return without_model(super()._body(request, dialect), request.model)
 
     def decode_line(self, line: bytes) -> LineReply:
-        """A reply may stand in a line as it is, without a status around it."""
+        """Reads a result line, in which a reply may be without a status around it."""
         found = loads(line)
         response = found.get("response") if isinstance(found, dict) else None
         if isinstance(response, dict) and "choices" in response and "body" not in response:
@@ -58,7 +58,7 @@ class FireworksBatches(DialectBatches):
         """Puts a job's lines into a new dataset; returns its id."""
         dataset = f"beam-llm-{uuid.uuid4().hex}"
         body = orjson.dumps({"datasetId": dataset, "dataset": {"userUploaded": {}}})
-        # The id is new and random, so what is there already comes of a try whose answer was lost.
+        # The id is new and random, so an existing dataset comes from a try whose answer was lost.
         self._control.ensure("POST", self._url("datasets"), 409, data=body, missing=Aborted)
 
         def once(seconds: float) -> None:
@@ -75,7 +75,7 @@ class FireworksBatches(DialectBatches):
         return dataset
 
     def create(self, name: str, staged: str | None, lines: Path | None = None) -> RemoteJob:
-        """Creates the job of that name, or gives the one that there is."""
+        """Creates the job of that name, or returns the existing one."""
         job_id = job_id_of(name)
         body = {
             "displayName": name,
@@ -86,7 +86,7 @@ class FireworksBatches(DialectBatches):
         try:
             return self._job(self._control.create(url, orjson.dumps(body), reason_of))
         except CallError as error:
-            # A 409 is about the id: an earlier create went through, and the job is there.
+            # A 409 is about the id: an earlier create succeeded, and the job exists.
             if error.status != 409:
                 raise
         return self.look(job_id)
@@ -99,11 +99,11 @@ class FireworksBatches(DialectBatches):
         return super()._job(in_openai_shape(job))
 
     def fetch(self, job: RemoteJob, path: Path) -> None:
-        """Streams the files of the output dataset into one, from where the provider says that they
-        are: without the key.
+        """Streams the files of the output dataset into one, from the addresses that the provider
+        names, without the key.
         """
         urls = [pair for dataset in job.result_files for pair in self._files_of(dataset)]
-        # The addresses are signed and of another host: they need no key, and must not be sent one.
+        # The addresses are signed and belong to another host, which must not get the key.
         context = self._context._replace(key_reference=None)
         plain = ControlCalls(context, self._bounds, {})
         try:
@@ -114,7 +114,7 @@ class FireworksBatches(DialectBatches):
             refused = error
         else:
             return
-        # The store has seen no key: the address may have expired, and the next is a new one.
+        # The key can't be the cause: the address may have expired, and another try gets a new one.
         raise Retryable(Kind.UNAVAILABLE, f"the results' store refuses them: {refused.message}")
 
     def _files_of(self, dataset: str) -> list[tuple[str, str]]:
@@ -131,7 +131,7 @@ class FireworksBatches(DialectBatches):
         return pairs
 
     def _may_read(self, address: str) -> bool:
-        """Over TLS, or where we are anyway."""
+        """Whether the address uses TLS, or is at the provider's own host."""
         try:
             parts = urlsplit(address)
             has_tls = parts.scheme == "https" and bool(parts.hostname)
@@ -141,7 +141,7 @@ class FireworksBatches(DialectBatches):
         return has_tls or (parts.scheme, parts.netloc) == (own_address.scheme, own_address.netloc)
 
     def cancel(self, job_id: str) -> None:
-        """Nothing: no job can be cancelled."""
+        """Does nothing: no job can be cancelled."""
 
     def forget(self, job: RemoteJob | None, staged: str | None) -> None:
         """Removes a job's output dataset, and an input dataset; harmless where they are gone."""
@@ -156,7 +156,7 @@ class FireworksBatches(DialectBatches):
         while True:
             page = list_page(self._control, self._url("batchInferenceJobs", query=query))
             yield self._read_jobs(page.get("batchInferenceJobs"))
-            # A page may be empty before the end; a list that never moves on is no end either.
+            # A page may be empty before the end; a list that repeats a page has not ended, either.
             query["pageToken"] = next_token(page, "nextPageToken")
             if not query["pageToken"]:
                 return
@@ -170,7 +170,7 @@ class FireworksBatches(DialectBatches):
         verb: str = "",
         query: Mapping[str, str] | None = None,
     ) -> str:
-        # Chats are under /inference/v1; jobs and datasets stand beside that.
+        # Chats are under /inference/v1; jobs and datasets are beside that path.
         root = self._place.base_url.removesuffix("/inference/v1")
         account = quote(str(self._options.get("account_id", "")), safe="")
         path = f"{root}/v1/accounts/{account}/{kind}"
@@ -179,8 +179,8 @@ class FireworksBatches(DialectBatches):
 
 
 def job_id_of(name: str) -> str:
-    """The id of the job of a name: letters, digits and hyphens, up to 63, as the provider takes
-    them.
+    """The id of the job of that name: up to 63 letters, digits and hyphens, as the provider
+    demands.
     """
     return f"beam-llm-{hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}"
 

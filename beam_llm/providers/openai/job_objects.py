@@ -1,5 +1,5 @@
-"""A batch job as the dialect's servers show it, and why one failed or was refused: read, whatever
-is in it.
+"""Reads a batch job as the dialect's servers show it, whatever they send, and why it failed or was
+refused.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from beam_llm.redaction import redactor_of
 from beam_llm.values import JobState
 
 FINGERPRINT = "beam_llm"
-"""Key of the job's metadata under which a lost job is found again."""
+"""Key of the job's metadata by which a lost job is found again."""
 
 
 _STATES = {
@@ -37,7 +37,7 @@ _STATES = {
     "cancelled": JobState.CANCELLED,
     "canceled": JobState.CANCELLED,
 }
-"""OpenAI's words, and other servers' (Together, Novita, Mistral). Any other is a job still running.
+"""OpenAI's words, and other servers' (Together, Novita, Mistral). Any other means a running job.
 """
 
 
@@ -57,7 +57,7 @@ _SCALES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
 
 _GONE_WORDS = ("not found", "no such", "does not exist", "was deleted", "expired", "cannot find")
-"""The last is in what OpenAI may say of an input file that it has all the same: "Cannot find file
+"""The last is in a message that OpenAI may send about an input file that exists: "Cannot find file
 file-V…, or organization org-… does not have access to it" (tobert/kaibo#169, 2026-08).
 """
 
@@ -72,11 +72,11 @@ _SPENT_WORDS = ("model_not_found", "billing", "quota", "permission", "unauthoriz
 
 
 def remote_job(job: Mapping[str, Any], log_data: bool = False, key: str | None = None) -> RemoteJob:
-    """A job as the provider shows it, whatever it leaves out, spells differently or has of another
-    type.
+    """Reads a job as the provider shows it, whatever it leaves out, spells differently or sends as
+    another type.
 
     Raises:
-      Retryable: it has no id that can be asked for.
+      Retryable: it has no usable id.
     """
     job_id = identifier_of(job.get("id"), key)
     if job_id is None:
@@ -98,7 +98,7 @@ def remote_job(job: Mapping[str, Any], log_data: bool = False, key: str | None =
         word=status,
         created_at=seconds_of(job.get("created_at")),
         result_files=tuple(file for file in files if file is not None),
-        # None: the server may show no metadata at all. Empty: it shows somebody else's.
+        # None: the server may not show metadata at all. Empty: the metadata are somebody else's.
         name=None if not metadata else name if isinstance(name, str) else "",
         staged=identifier_of(job.get("input_file_id"), key),
         completed=count_of(counts.get("completed")),
@@ -110,7 +110,7 @@ def remote_job(job: Mapping[str, Any], log_data: bool = False, key: str | None =
 
 
 def _cause(errors: Sequence[tuple[str, str, int | None]]) -> CallError | None:
-    """Why a job failed as a whole, where there is something to be done about it."""
+    """Why the whole job failed, where there is a remedy."""
     if not errors:
         return None
     reasons = "; ".join(": ".join(filter(None, error[:2])) for error in errors)
@@ -152,7 +152,7 @@ def _job_errors(
 
 def reason_of(error: CallError) -> CallError:
     """Why a create was refused, as an error that has a remedy."""
-    # A 400 may quote a record of a create that holds them all, so only its code counts.
+    # A create may hold all records, and its 400 quote one of them, so only the code counts.
     reasons = error.message if error.status == 429 else error.message.partition(":")[0]
     if _says_queue_full(reasons):
         wait = error.retry_after_seconds
@@ -179,8 +179,8 @@ def _says_input_gone(message: str, status: int | None) -> bool:
 
 
 def stated_limit(message: str) -> int | None:
-    """Enqueued tokens that the provider's sentence allows ("Limit: 2,000,000 enqueued tokens."), if
-    it says.
+    """The limit of enqueued tokens that a message names ("Limit: 2,000,000 enqueued tokens."), or
+    None.
     """
     found = _QUEUE_LIMIT.search(message)
     if found is None:

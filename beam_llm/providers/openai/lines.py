@@ -1,4 +1,4 @@
-"""Lines of a batch's result file: answers, errors of every known shape, and lines that hold
+"""Reads lines of a batch's result file: answers, errors of every known shape, and lines with
 neither.
 """
 
@@ -31,18 +31,18 @@ from beam_llm.values import Completion
 def line_reply(
     line: bytes, context: ErrorContext = NO_CONTEXT, read: ReadReply = completion_of
 ) -> LineReply:
-    """One line: success lines, error lines of every known shape, and lines without any answer.
+    """Reads a success line, an error line of any known shape, or a line without any answer.
 
     Args:
-      read: what is made of an answer's body.
+      read: reads an answer's body.
 
     Raises:
-      ValueError: where the line is cut or no reply at all.
+      ValueError: the line is cut, or is not a result.
     """
     plain = plain_line(line, redactor_of(context.secret)) if read is completion_of else None
     if plain is not None:
         return plain
-    # What a message says is read with as much care later.
+    # A message's text is checked later, with the same care.
     payload = (loads if read is completion_of else loads_answer)(line)
     custom_id = payload.get("custom_id") if isinstance(payload, dict) else None
     if not isinstance(custom_id, str) or not custom_id:
@@ -71,17 +71,17 @@ def _answer(response: dict[str, Any], context: ErrorContext, read: ReadReply) ->
 
 
 _OF_THE_REQUEST = re.compile(r"invalid_(request|model)|model_not_found|bad_request")
-"""Codes of lines that come without a status. Source: docs.together.ai and docs.deepinfra.com (error
+"""Codes of lines without a status. Source: docs.together.ai and docs.deepinfra.com (error
 files), read 2026-11.
 """
 
 
 def _line_error(response: Any, error: Any, context: ErrorContext) -> CallError:
-    """The error of a line without a body: outside of HTTP (`batch_expired`, …), or a bare status,
+    """The error of a line without a body: one outside of HTTP (`batch_expired`, …), a bare status,
     or nothing at all.
     """
     status = status_of(response.get("status_code")) if isinstance(response, dict) else None
-    # Read as a lost answer, which is asked for again, and never as an empty one.
+    # Read as a lost answer, so that the records are asked again, and never as an empty one.
     if error is None and status is None:
         return no_answer()
     names = ("code", "type", "error_type")  # OpenRouter has no code

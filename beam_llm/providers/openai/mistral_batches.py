@@ -28,7 +28,7 @@ class MistralBatches(DialectBatches):
     """Remote jobs (a BatchProvider)."""
 
     def _body(self, request: Request, dialect: Dialect) -> bytes:
-        """The body without the model, which is the job's."""
+        """The body without the model, which the job names."""
         return without_model(super()._body(request, dialect), request.model)
 
     def create(self, name: str, staged: str | None, lines: Path | None = None) -> RemoteJob:
@@ -45,7 +45,7 @@ class MistralBatches(DialectBatches):
 
     def look(self, job_id: str) -> RemoteJob:
         """Raises UnknownJob where the provider does not know the job."""
-        # An ended job may hold its results, too.
+        # An ended job may contain its results, too.
         return self._job(self._large_object(self._place.url(f"/batch/jobs/{in_path(job_id)}")))
 
     def _job(self, job: Mapping[str, Any]) -> RemoteJob:
@@ -61,7 +61,7 @@ class MistralBatches(DialectBatches):
             shown, number = shown + len(data) if isinstance(data, list) else shown, number + 1
             yield self._read_jobs(data)
             total = count_of(page.get("total"))
-            # A page may be empty before the end, which the total tells where there is one.
+            # A page may be empty before the end, which is known by the total, where there is one.
             if not data if total is None else shown >= total:
                 return
 

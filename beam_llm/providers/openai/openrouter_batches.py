@@ -1,6 +1,6 @@
 """OpenRouter's batch API: all requests in the create's body, all results in the job.
 
-Jobs have no names: what each was created as stands in the `custom_id` of its lines.
+Jobs have no names: a tag in the `custom_id` of each line says which job it belongs to.
 
 Source: openrouter.ai/docs (batch quickstart), its SDK 1.3.84, 2026-11.
 """
@@ -38,7 +38,7 @@ class OpenRouterBatches(DialectBatches):
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
-        # The create's body holds all lines, so the time to send them is a part of it.
+        # The create's body holds all lines, so the time to send them is added.
         seconds = self.traits.create_seconds + self.traits.max_bytes / BYTES_A_SECOND
         self.traits = dataclasses.replace(self.traits, create_seconds=seconds)
 
@@ -49,7 +49,7 @@ class OpenRouterBatches(DialectBatches):
         return super().encode_line(custom_id, request)
 
     def decode_line(self, line: bytes) -> LineReply:
-        """As of the others, without the tag."""
+        """Reads a result line, and removes the tag from its `custom_id`."""
         reply = super().decode_line(line)
         return reply._replace(custom_id=untagged(reply.custom_id))
 
@@ -57,7 +57,7 @@ class OpenRouterBatches(DialectBatches):
         """None: custom_ids carry the job's tag."""
 
     def stage(self, lines: Path, name: str) -> None:
-        """Nothing: `create` sends the lines."""
+        """Does nothing: `create` sends the lines."""
 
     def create(self, name: str, staged: str | None, lines: Path | None) -> RemoteJob:
         """Creates the job, in one try. Raises NotCreated where there is none for certain."""
@@ -70,8 +70,8 @@ class OpenRouterBatches(DialectBatches):
         return self._job(created)
 
     def _head(self, lines: Path) -> bytes:
-        """What concerns all requests, which has to stand before them: the server reads a body as
-        it comes.
+        """The fields about all requests. They have to come first, since the server reads the body
+        as it arrives.
         """
         with open(lines, "rb") as file:
             first = orjson.loads(file.readline())
@@ -91,16 +91,16 @@ class OpenRouterBatches(DialectBatches):
         return self._large_object(self._place.url(f"/batches/{in_path(job_id)}"))
 
     def _job(self, job: Mapping[str, Any]) -> RemoteJob:
-        """Until it runs, its requests may not have been counted."""
+        """Reads a job. Until it runs, its requests may not have been counted."""
         read = super()._job(job)
         is_counted = read.total or read.state.has_ended
         return read if is_counted else dataclasses.replace(read, total=None)
 
     def fetch(self, job: RemoteJob, path: Path) -> None:
-        """Writes the results that stand in the job."""
+        """Writes the results that the job contains."""
         with open(path, "wb") as file:
             for result in self._results(job.job_id):
-                with suppress(TypeError):  # nested too deeply: a line that nobody could read
+                with suppress(TypeError):  # nested too deeply: nobody could read such a line
                     file.write(orjson.dumps(result) + b"\n")
 
     def _results(self, job_id: str) -> list[Any]:
@@ -108,13 +108,13 @@ class OpenRouterBatches(DialectBatches):
         return results if isinstance(results, list) else []
 
     def find(self, name: str, staged: str | None, since: float) -> Sequence[RemoteJob]:
-        """Raises CannotTell: a list shows nothing of what a job was created as."""
-        raise CannotTell("jobs have no names here: which of them is ours, their results tell")
+        """Raises CannotTell: lists don't show the name of a job. See `find_unnamed`."""
+        raise CannotTell("jobs have no names here: only their results show which one is ours")
 
     def find_unnamed(
         self, name: str, lines: int, since: float, is_others: Callable[[str], bool]
     ) -> list[RemoteJob]:
-        """See `protocols.FindsUnnamed`: by the tag in the results of jobs that have ended."""
+        """Finds jobs by the tag in the results of ended ones; see `protocols.FindsUnnamed`."""
         return self._search.find(
             name, lines, since, is_others, has_results=lambda job: job.state.has_ended
         )
@@ -124,7 +124,7 @@ class OpenRouterBatches(DialectBatches):
         return UnnamedSearch(self._pages, self._first_custom_id, self._bounds.list_pages)
 
     def _first_custom_id(self, job_id: str) -> str | None:
-        """Of a job's results. One that ended without any has done nothing for anybody."""
+        """The first `custom_id` of a job's results; empty where it ended without any."""
         try:
             results = self._results(job_id)
         except Rejected:
@@ -135,11 +135,11 @@ class OpenRouterBatches(DialectBatches):
         return ""
 
     def cancel(self, job_id: str) -> None:
-        """Nothing: no job can be cancelled."""
+        """Does nothing: no job can be cancelled."""
 
     def forget(self, job: RemoteJob | None, staged: str | None) -> None:
         """Removes an ended job and its results; harmless where it is gone."""
-        # There is no cancelling, so that a job under way is left to its end.
+        # Jobs can't be cancelled, so that a job under way is left alone.
         if job is not None and job.state.has_ended:
             url = self._place.url(f"/batches/{in_path(job.job_id)}")
             self._control.ensure("DELETE", url, 404, 409)

@@ -27,12 +27,12 @@ class Place(NamedTuple):
     """Where an API is: addresses and how it wants the key.
 
     Attributes:
-      live_url: full address of what is asked live: chat completions, or embeddings.
-      base_url: what the paths of files and batches are put behind.
+      live_url: full address of live calls: chat completions, or embeddings.
+      base_url: the address that the paths of files and batches are appended to.
       line_url: the `url` of a line in a batch file.
       key_reference: where the key is kept, for error messages.
-      server: what this provider takes otherwise.
-      embeds: embeddings are asked for.
+      server: the row of this provider.
+      embeds: embeddings are requested.
     """
 
     live_url: str
@@ -46,7 +46,7 @@ class Place(NamedTuple):
 
     @classmethod
     def of(cls, settings: Settings) -> Place:
-        """Where the settings say that the server is."""
+        """The place that the settings name."""
         place = cls._of(settings)
         return place._replace(
             key_reference=settings.api_key,
@@ -85,7 +85,7 @@ class Place(NamedTuple):
         return urlsplit(self.live_url).hostname or ""
 
     def context(self, key: str | None, log_data: bool) -> ErrorContext:
-        """What messages about this place must not hold, and what they should."""
+        """What messages about this place must not contain, and what they should."""
         is_bare = self.server is ANY and "/v1" not in self.base_url
         hint = "most servers want /v1 at the end of base_url" if is_bare else None
         return ErrorContext(key, self.key_reference, log_data, hint)
@@ -111,7 +111,7 @@ class Place(NamedTuple):
         return named
 
 
-# Without /v1 it may be a gateway's own path: `https://host/embeddings` of one of its servers.
+# Without /v1 it may be a gateway's own path: `https://host/embeddings` for one of its servers.
 _ROUTE = re.compile(r"/chat/completions$|(?<=/v1)/(completions|embeddings|responses|batches)$")
 
 _AZURE_ROUTE = re.compile(r"/openai/deployments(/.*)?$|(?<=\.azure\.com)/models(/.*)?$")
@@ -120,7 +120,7 @@ _VERSION = re.compile(r"\d{4}-\d{2}-\d{2}(-preview)?")
 
 
 def check_address(settings: Settings, place: Place) -> None:
-    """Raises UsageError for an address or a version that no call can succeed with."""
+    """Raises UsageError for an address or a version with which no call can succeed."""
     given, is_azure = settings.base_url or "", settings.provider == "azure"
     route = (is_azure and _AZURE_ROUTE.search(given)) or _ROUTE.search(given)
     if route:
@@ -149,8 +149,8 @@ known_dialects: dict[tuple[str, str], Dialect] = {}
 
 
 def dialect_of(place: Place, model: str) -> Dialect:
-    """What this process knows of the endpoint's ways; shared, so that a refusal is learned from
-    once.
+    """What this process knows of the endpoint; shared by all clients, so that a refusal teaches
+    each of them.
     """
     return known_dialects.setdefault(
         (place.live_url, model), Dialect.of(model, place.server, is_live=True)

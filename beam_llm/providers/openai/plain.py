@@ -1,4 +1,4 @@
-"""Replies that are as OpenAI writes them, read into typed structs in half the time; anything
+"""Reads replies exactly as OpenAI writes them into typed structs, in half the time; anything
 unusual is left to `wire.py`.
 """
 
@@ -104,7 +104,7 @@ def _plain_completion(
         return None
     tier = body.service_tier or tokens.service_tier
     if redactor is not None:
-        # Nothing is masked here: a reply that may hold the key is left to the reader that does.
+        # Nothing is masked here: a reply that may contain the key is left to `wire.py`.
         if redactor.touches_plainly(choice.message.content):
             return None
         if not redactor.leaves(body.model) or (tier is not None and not redactor.leaves(tier)):
@@ -130,14 +130,14 @@ TICKS_PER_USD = 10**10
 
 
 def billed_usd_of(ticks: Any, cost: Any, estimated: Any) -> float | None:
-    """Dollars that a reply has cost, by what its usage says; None where it says nothing."""
+    """The cost of a reply in dollars, from its usage; None where that doesn't say."""
     if type(ticks) is int and 0 <= ticks < 2**63:
         return usd_of(ticks / TICKS_PER_USD)
     return usd_of(estimated if cost is None else cost)
 
 
 def _is_plain_name(name: str, redactor: Redactor) -> bool:
-    if name.islower():  # so that no encoding of the key is in it: those have capitals
+    if name.islower():  # so that it can't be an encoding of the key: those have capitals
         return name.isprintable() and not redactor.touches_plainly(name)
     return redactor.identifier(name) == name
 
@@ -145,7 +145,7 @@ def _is_plain_name(name: str, redactor: Redactor) -> bool:
 def plain_reply(
     data: bytes, request_id: str | None, pace: Pace | None, redactor: Redactor
 ) -> Completion | None:
-    """The completion of an ordinary reply, typed at once; None of any other."""
+    """The completion of an ordinary reply; None for any other one."""
     try:
         body = _decode_body(data)
     except _UNUSUAL:
@@ -156,8 +156,8 @@ def plain_reply(
 
 
 def plain_line(line: bytes, redactor: Redactor | None = None) -> LineReply | None:
-    """A line of a batch's result file that is as OpenAI writes it; what `completion_of` gives for
-    its body, in a third of the time.
+    """Reads a line of a batch's result file that is exactly as OpenAI writes it: the result of
+    `completion_of` in a third of the time.
 
     Args:
       redactor: of the key in use, where the line may repeat it.
@@ -203,7 +203,7 @@ def plain_form(line: bytes, secret: str | None) -> LineForm | None:
       secret: the key in use.
     """
     redactor = redactor_of(secret)
-    # Of a key with other letters it can't be told whether it is in a line without decoding it.
+    # Whether a line contains a key with other letters can't be known without decoding it.
     if plain_line(line, redactor) is None or not _PLAIN_KEY.fullmatch(secret or ""):
         return None
     parts = form_of(line, _SLOTS)

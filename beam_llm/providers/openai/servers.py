@@ -1,8 +1,7 @@
-"""Who speaks OpenAI's dialect, and what each takes otherwise: data, one row a provider, with its
-source.
+"""Who speaks OpenAI's dialect, and in what each differs: data, one row a provider, with its source.
 
-A further one is a row in here and a row in `provider_table.PROVIDERS`. What no row has is learned
-from refusals (`dialect.py`), or is an option's business (`extra_body`).
+A new provider is a row in here and a row in `provider_table.PROVIDERS`. What no row says is learned
+from refusals (`dialect.py`), or is left to an option (`extra_body`).
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from beam_llm.protocols import WRITTEN_OUT, BatchTraits, MediaLimits, Recovery
 from beam_llm.providers import images
 
 WINDOW_OPTION = "window_hours"
-"""In `provider_options`, where a provider lets the window be chosen."""
+"""The key of `provider_options` for the window of a job, where a provider lets it be chosen."""
 
 JSON_SCHEMA, JSON_OBJECT, WORDS = "json_schema", "json_object", "words"
 MAX_COMPLETION_TOKENS, MAX_TOKENS = "max_completion_tokens", "max_tokens"
@@ -27,12 +26,12 @@ _DAY = 86_400.0
 
 
 class Form(NamedTuple):
-    """How a model is asked for a reply of a schema's shape.
+    """How a reply of a schema's shape is requested from a model.
 
     Attributes:
       reply_format: the `type` of `response_format`, or `words` for none.
-      is_strict: the schema is sent as one that replies must keep to the letter.
-      also_in_words: it is put into a system message besides.
+      is_strict: the schema is sent in strict mode.
+      also_in_words: the schema is put into a system message, too.
     """
 
     reply_format: str
@@ -52,21 +51,21 @@ class BatchApi:
 
     Attributes:
       traits: see `BatchTraits`.
-      kind: which shape it has: `files` (OpenAI's own: a file in, a job, files out), `named` (xAI's:
-        a file in, a job with a name, results in pages), `inline` (OpenRouter's: all in one body),
-        `mistral` and `datasets` (Fireworks') of their own.
-      purpose: what a file is uploaded for; empty: nothing is said.
-      upload_path: where it is uploaded to.
-      upload_fields: further fields of that form; `{name}` stands for the file's name.
-      names_url: each line names its method and url beside its body.
+      kind: its shape: `files` (OpenAI's own: a file in, a job, files out), `named` (xAI's: a file
+        in, a job with a name, results in pages), `inline` (OpenRouter's: all in one body),
+        `mistral`, or `datasets` (Fireworks').
+      purpose: the `purpose` of an uploaded file; empty: none is sent.
+      upload_path: where files are uploaded to.
+      upload_fields: further fields of the upload's form; `{name}` stands for the file's name.
+      names_url: each line has its method and url beside its body.
       window: `completion_window`, where the user has not chosen one.
-      options: names in `provider_options` that it can't do without.
-      longest_hours: the longest window that may be chosen (`provider_options`); 0: none may.
+      options: names in `provider_options` that it requires.
+      longest_hours: the longest window that may be chosen (`provider_options`); 0: it is fixed.
       keeps_metadata: jobs are shown with the metadata that they were created with.
       keeps_inputs: jobs are shown with the id of their input file, so that a list without it proves
         that there is no such job.
-      takes_image_data: images may be sent as they are; else by their address alone.
-      line_bytes: of a line with images, where it may hold less than a live request.
+      takes_image_data: images may be sent as data; otherwise only by their address.
+      line_bytes: the most bytes of a line with images, where that is less than for a live request.
     """
 
     traits: BatchTraits
@@ -90,12 +89,12 @@ class EmbedApi:
 
     Attributes:
       inputs: most texts of one request.
-      usual_inputs: of a request whose size nobody has chosen, where that is less.
-      input_tokens, request_tokens: most tokens of one text, and of a request's together; None
-        where nobody says.
-      dimensions_field: the parameter that chooses how many numbers a vector has.
-      fixed_models: pattern of the names of models of which it can't be chosen; empty: of all.
-      takes_base64: vectors can be asked for as base64 of their bytes.
+      usual_inputs: texts of a request whose size the user has not chosen, where that is less.
+      input_tokens, request_tokens: most tokens of one text, and of all texts of a request; None
+        where the provider doesn't say.
+      dimensions_field: the parameter for the number of dimensions.
+      fixed_models: pattern of the names of models whose dimensions are fixed; empty: all models.
+      takes_base64: vectors can be requested as base64 of their bytes.
       is_batched: its batch API embeds, too.
       job_inputs: most texts of one job, where it counts them.
     """
@@ -116,20 +115,20 @@ class Server:
     """A provider that speaks the dialect.
 
     Attributes:
-      path: of the API behind the address, where the address has it not.
-      tokens_field, seed_field: the parameters that limit a reply's length, and repeat it.
-      most_temperature: that may be asked for.
-      forms: (pattern of model names, how they are asked for a shape), the first that matches.
-      batch_forms: of models that are asked otherwise by batch; these go first there.
+      path: of the API, appended to an address without it.
+      tokens_field, seed_field: the parameters for a reply's longest length, and for a seed.
+      most_temperature: the highest temperature.
+      forms: (pattern of model names, how their replies' shape is requested); the first match is used.
+      batch_forms: the same for batches; they come before `forms` there.
       form: of all other models.
-      is_enforced: replies are known to keep to a schema that was sent, so that nothing is learned
-        from one that isn't JSON.
-      tiers: the option `service_tier` → this provider's word; what is not in it, it has not.
+      is_enforced: schemas are known to be enforced, so that nothing is learned from a reply that
+        isn't JSON.
+      tiers: the option `service_tier` → this provider's word; it has no other tiers.
       beside_a_schema: further fields of a live request that has a schema.
       batch: its batch API; None: it has none here.
       embed: its embeddings; None: it has none here.
       images: which images it takes beside a text.
-      has_bare_urls: an image's address stands alone, and not in an object as its `url`.
+      has_bare_urls: an image's address is a string, and not an object with a `url`.
       source: where all this was read, and when.
     """
 
@@ -150,7 +149,7 @@ class Server:
     source: str = ""
 
     def form_of(self, model: str, is_live: bool) -> Form:
-        """How replies of this model are held to a schema."""
+        """How replies of a schema's shape are requested from this model."""
         forms = self.forms if is_live else (*self.batch_forms, *self.forms)
         return next((form for names, form in forms if re.match(names, model)), self.form)
 
@@ -173,7 +172,7 @@ _OPENAI_TRAITS = BatchTraits(
 )
 """Source: OpenAI's batch guide, read 2026-11-22: 50,000 requests and 200 MB a file (kept below by 5
 %), 24 h. Azure's are the same. A create is given up after a minute (`control_timeout_ms`); what has
-then reached the server is given another.
+reached the server by then gets another minute.
 """
 
 
@@ -214,7 +213,7 @@ AZURE = dataclasses.replace(
         )
     ),
 )
-"""A deployment's name does not tell its model, which may be DeepSeek's or Meta's, too."""
+"""A deployment's name doesn't reveal its model, which may be DeepSeek's or Meta's, too."""
 
 ANY = Server(
     forms=_OLDER_MODELS,
@@ -230,16 +229,16 @@ ANY = Server(
             ),
         )
     ),
-    # Text Embeddings Inference takes 32 texts a request if nobody allows more; others take any.
+    # Text Embeddings Inference takes 32 texts a request by default; others take any number.
     embed=EmbedApi(inputs=2_048, usual_inputs=32, is_batched=True, job_inputs=WRITTEN_OUT),
     source="whatever `openai:` with a base_url leads to; many take `max_tokens` only",
 )
 
 OPENROUTER = Server(
     tiers=_ALL_TIERS,
-    # All requests of a job have to have one schema there, or none; prompts of n records have n's.
+    # All requests of a job need the same schema there, or none; prompts of n records have n's.
     batch_forms=((r"~?google/", IN_WORDS),),
-    # Else it may send a request on to a host that passes over the schema.
+    # Otherwise it may route a request to a host that ignores the schema.
     beside_a_schema={"provider": {"require_parameters": True}},
     batch=BatchApi(
         kind="inline",
@@ -413,10 +412,10 @@ BY_NAME = {
 
 
 def server_of(settings: Settings, host: str = "") -> Server:
-    """The row of a provider; `openai:` with somebody else's address is ANY.
+    """The row of a provider; `openai:` with somebody else's address is `ANY`.
 
     Args:
-      host: of the address.
+      host: the address's host name.
     """
     named = BY_NAME.get(settings.provider)
     if named is not None:

@@ -1,8 +1,7 @@
 """The chat-completions dialect as bytes: Request → body, body → Completion. Pure: no I/O, no clock
 of its own.
 
-Spoken by OpenAI, Azure OpenAI and everything compatible. What the compatible ones take differently
-is in `dialect.py`.
+OpenAI, Azure OpenAI and all compatible servers speak it; `dialect.py` has their differences.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from beam_llm.redaction import redactor_of
 from beam_llm.values import Completion, Finish, Media, Message, Pace, Request, Usage
 
 ReadReply = Callable[[Any, Any, Pace | None, ErrorContext], Completion]
-"""A reply's JSON in words: its payload, its request id, its headers' pace, and what errors need."""
+"""Reads a reply: its payload, its request id, its headers' pace, and the context of errors."""
 
 
 def encode_body(request: Request, dialect: Dialect, service_tier: str | None = None) -> bytes:
@@ -57,7 +56,7 @@ def encode_body(request: Request, dialect: Dialect, service_tier: str | None = N
     if service_tier is not None:
         body["service_tier"] = service_tier
     for name, value in sorted(request.extra.items()):
-        # OpenRouter's `provider` may hold the user's own routing, which joins ours.
+        # OpenRouter's `provider` may hold the user's own routing, which is merged with ours.
         own_fields = body.get(name) if name in dialect.beside_a_schema else None
         if isinstance(own_fields, Mapping) and isinstance(value, Mapping):
             value = {**own_fields, **value}
@@ -66,7 +65,7 @@ def encode_body(request: Request, dialect: Dialect, service_tier: str | None = N
 
 
 def _parts(message: Message, dialect: Dialect) -> list[dict[str, Any]]:
-    """A message's content, where there are images in it."""
+    """The content of a message with images."""
     return [
         {"type": "text", "text": part} if isinstance(part, str) else _image(part, dialect)
         for part in message.parts()
@@ -117,12 +116,11 @@ def completion_of(
     pace: Pace | None = None,
     context: ErrorContext = NO_CONTEXT,
 ) -> Completion:
-    """The reply in words. Every field is read as far as it can be; one of another type counts as
-    absent.
+    """The reply as a Completion. Every field is read as far as it can be; one of another type
+    counts as absent.
 
     Raises:
-      CallError: where it is an error in the guise of a reply (some proxies answer 200 with one), or
-        no chat completion at all.
+      CallError: it is an error (some proxies send one with a 200), or not a chat completion.
     """
     if not isinstance(payload, dict):
         raise unreadable("the reply is not a chat completion")
@@ -131,7 +129,7 @@ def completion_of(
     choice = _first_choice(choices)
     if choice is None:
         raise_error_in(payload, context)
-        # An empty list of choices is a reply all the same: it is read as one without text.
+        # An empty list of choices is a reply, too: it is read as one without text.
         if choices or "choices" not in payload:
             raise unreadable("the reply is not a chat completion")
     choice = choice or {}
@@ -180,8 +178,8 @@ def _first_choice(choices: Any) -> dict[str, Any] | None:
 
 
 def _finish(reason: Any, text: str | None, has_error: bool) -> Finish:
-    """A word that is missing is `stop`. Where no text is, nothing was answered, whatever good word
-    stands for it.
+    """How a reply ended. A missing word means `stop`. A reply without text has no answer, however
+    well its word says that it ended.
     """
     finish = Finish.STOP if reason is None or reason == "" else finish_of(reason)
     if has_error and finish in (Finish.STOP, Finish.OTHER):
@@ -192,7 +190,7 @@ def _finish(reason: Any, text: str | None, has_error: bool) -> Finish:
 
 
 def raise_error_in(payload: Mapping[str, Any], context: ErrorContext) -> None:
-    """Raises the error that stands where an answer should: OpenRouter's `error`, vLLM's `object:
+    """Raises an error that was sent in place of an answer: OpenRouter's `error`, vLLM's `object:
     error`, FastAPI's `detail`.
     """
     error = payload.get("error")
@@ -207,7 +205,8 @@ def raise_error_in(payload: Mapping[str, Any], context: ErrorContext) -> None:
         error = payload
     status = status_in(error)
     found = error_of(status or 502, {}, {"error": error}, context)
-    # As a server's own failure, which it is, but without a status that nobody sent.
+    # Treated as a server's failure, which it is; the message must not name a status that nobody
+    # sent.
     if status is None:
         found.message = found.message.replace("HTTP 502", "an error in place of a reply", 1)
         found.args = (found.message,)
@@ -232,7 +231,7 @@ def text_of(content: Any, depth: int = 0) -> str | None:
     none.
 
     Args:
-      depth: how many lists and objects it is in; below eight nothing is read.
+      depth: how many lists and objects it is in; nothing deeper than eight is read.
     """
     if content is None or isinstance(content, str):
         return clean(content) if content else content
@@ -261,8 +260,8 @@ def _is_part(value: Any) -> bool:
 def usage_of(usage: Any) -> Usage:
     """Tokens as billed; 0 where the server does not say.
 
-    Most count thoughts among the completion's tokens. xAI counts them beside it, and servers in
-    front of Gemini nowhere but in the sum. Source: recorded traffic, 2026-08;
+    Most servers count thoughts among the completion's tokens. xAI counts them separately, and
+    servers in front of Gemini only in the total. Source: recorded traffic, 2026-08;
     mozilla-ai/any-llm#1290, Clarifai/clarifai-python#978, read 2026-11.
     """
     if not isinstance(usage, dict):
@@ -272,8 +271,8 @@ def usage_of(usage: Any) -> Usage:
     cached, written = _details(usage.get("prompt_tokens_details"), "cached", "cache_write")
     (thoughts,) = _details(usage.get("completion_tokens_details"), "reasoning")
     beside = token_count(usage.get("total_tokens")) - inputs - outputs
-    # Else thoughts are a part of the completion's tokens, and adding them would count them twice.
-    # Of embeddings some servers tell the sum alone.
+    # Otherwise thoughts are part of the completion's tokens, and adding them would count them
+    # twice. For embeddings some servers send only the total.
     if beside > 0 and thoughts in (0, beside) and inputs and "completion_tokens" in usage:
         outputs, thoughts = outputs + beside, beside
     cached = min(cached, inputs)
@@ -281,7 +280,7 @@ def usage_of(usage: Any) -> Usage:
 
 
 def billed_usd(usage: Any) -> float | None:
-    """What the reply has cost, as OpenRouter, xAI and DeepInfra say; None elsewhere.
+    """The cost of the reply in dollars, which OpenRouter, xAI and DeepInfra send; else None.
 
     With a key of the user's own for the provider behind OpenRouter, its `cost` is the fee alone.
     Source: openrouter.ai/docs (usage accounting), read 2026-11.

@@ -1,7 +1,7 @@
 """xAI's batch API: a file in, a job with a name and without a status, results in pages.
 
-A job may also be made empty and filled later, which is recovered as surely: by its name. One create
-with a file is taken because it is one call: half-filled jobs can't be.
+A job may also be created empty and filled later, and be found by its name as reliably. One create
+with a file is used because it is one call, so that there are no half-filled jobs.
 
 Source: docs.x.ai (batch API, files); recorded traffic of 2026-08; read 2026-11.
 """
@@ -28,7 +28,7 @@ from beam_llm.providers.typed import count_of, word
 from beam_llm.values import JobState
 
 _PAGE = "100"
-"""Results, or jobs, on a page."""
+"""Results or jobs on a page."""
 
 
 class XaiBatches(DialectBatches):
@@ -46,8 +46,8 @@ class XaiBatches(DialectBatches):
     def look(self, job_id: str) -> RemoteJob:
         """Raises UnknownJob where the provider does not know the job.
 
-        What was under way when a job was cancelled counts as cancelled at first, and is answered,
-        and paid for, some seconds later: a cancelled job has ended once two looks see the same.
+        Requests under way when a job is cancelled count as cancelled at first, and are answered,
+        and paid for, some seconds later: a cancelled job has ended once two looks agree.
         Source: OpenRouter's notes on live jobs of 2026-08, read 2026-11.
         """
         job = self._look_at(self._place.url(f"/batches/{in_path(job_id)}"))
@@ -65,7 +65,7 @@ class XaiBatches(DialectBatches):
     def fetch(self, job: RemoteJob, path: Path) -> None:
         """Writes the results, page by page, as lines of OpenAI's shape."""
         end = self._clock() + self._bounds.transfer_seconds
-        # Each page is bounded by itself; how many there are is the server's word.
+        # Each page is bounded by itself, but the server decides how many there are.
         left, most = self._bounds.file_bytes, self._bounds.file_bytes
         tokens: set[str] = set()
         with open(path, "wb") as file:
@@ -76,7 +76,7 @@ class XaiBatches(DialectBatches):
                         message = f"the results are larger than {most:,} bytes (max_file_bytes)"
                         raise Rejected(Kind.TOO_LARGE, message)
                     file.write(line)
-                # Pages may be empty, so that only the clock ends a list of them.
+                # Pages may be empty, so that only the clock can end such a list.
                 if token and self._clock() > end:
                     raise Retryable(Kind.TIMED_OUT, "the results did not come to an end in time")
                 if token in tokens:
@@ -85,8 +85,8 @@ class XaiBatches(DialectBatches):
 
     def _walk(self, path: str, name: str) -> Iterator[tuple[list[Any], str]]:
         """The pages of a list, each with the token of the next, empty after the last. A page may be
-        empty before the end; a list that never moves on is the reader's to notice: it must not be
-        taken for its end.
+        empty before the end. The caller has to notice a list that repeats itself, and must not take
+        that for its end.
         """
         token, query = "", {"limit": _PAGE}
         while True:
@@ -141,7 +141,7 @@ _REFUSAL = re.compile(r"(?:JSONL file validation failed: )?(?:line (\d{1,9}): )?
 
 
 def _error_of(why: Any) -> dict[str, Any]:
-    """Why xAI has cancelled a job, in its own words; where it names a line, that one is at fault.
+    """Why xAI has cancelled a job, in its own words, and the line at fault, where it names one.
     Source: OpenRouter's notes on live jobs of 2026-08, read 2026-11.
     """
     line, message = _REFUSAL.fullmatch(word(why)).groups()  # type: ignore[union-attr]
@@ -154,7 +154,7 @@ _COUNTS = ("requests", "pending", "success", "error", "cancelled")
 def _status_of(job: Mapping[str, Any], counts: Mapping[str, int | None]) -> str:
     if job.get("cancel_time"):
         return "failed" if job.get("cancel_by_xai_message") else "cancelled"
-    # Nothing is counted yet: no pending requests would else read as a job that has completed.
+    # Nothing is counted yet: without pending requests, the job would look completed.
     if not counts["requests"]:
         return "validating"
     return "completed" if counts["pending"] == 0 else "in_progress"
@@ -162,7 +162,7 @@ def _status_of(job: Mapping[str, Any], counts: Mapping[str, int | None]) -> str:
 
 _CANCELLED = re.compile(r"batch cancelled", re.IGNORECASE)
 _FLAGGED = re.compile(r"usage guidelines|was flagged|failed check: safety_check", re.IGNORECASE)
-"""Of an input that a filter stops, which costs a fee each time it is asked. Source: docs.x.ai
+"""About an input that a filter stops, which costs a fee at every try. Source: docs.x.ai
 (pricing), 2026-11.
 """
 
@@ -171,7 +171,7 @@ _HTTP_OF_RPC = {3: 400, 4: 504, 5: 404, 7: 403, 8: 429, 9: 400, 11: 400, 14: 503
 
 
 def _status_in(error: Any) -> Any:
-    """The HTTP status of a result's error, which is a bare sentence mostly."""
+    """The HTTP status of a result's error, which is mostly a bare sentence."""
     if isinstance(error, str) and _FLAGGED.search(error):
         return 403
     code = error.get("code") if isinstance(error, dict) else None
@@ -179,7 +179,7 @@ def _status_in(error: Any) -> Any:
 
 
 def line_of(result: Any) -> bytes:
-    """A result as a line of OpenAI's shape. What has another shape is a line that says nothing."""
+    """A result as a line of OpenAI's shape; a result of an unknown shape becomes an empty line."""
     result = result if isinstance(result, dict) else {}
     found = result.get("batch_result")
     found = found if isinstance(found, dict) else {}
