@@ -386,7 +386,7 @@ def test_a_prompt_of_fields_that_no_record_has_all_of_gives_records_errors(
         pytest.param(
             ["in.jsonl", "--prompt", "Sentiment", "of", "{{", "text", "}}"],
             2,
-            "unexpected 'of': a value with spaces has to stand in quotes",
+            "unexpected 'of': a value with spaces has to be in quotes",
             id="a prompt without quotes",
         ),
         pytest.param(

@@ -4,22 +4,22 @@
     commands/                          the commands' arguments, one file each; code is imported late
 
     predict, predict_command           one run: inputs → pipeline → spool → files/writers
-    inputs, show, estimate, retry      what is read, before or instead of asking
+    inputs, show, estimate, retry      what is read, before models are asked or instead
     pipeline, storing, beam_run        the Beam side; imported only when a pipeline really runs
     spool, spool_index, stored         answers of a run that isn't finished, beside its output
     definitions                        whether the class of those answers is still the same
-    running, progress                  what a person sees of a run, and Ctrl-C
-    tally, new_jobs, inspection        sums over answers; jobs of the run; answers beside the truth
+    running, progress                  what a person sees while it runs, and Ctrl-C
+    tally, new_jobs, inspection        sums over answers; jobs of the run; answers and the truth
     summary, run_files, words          how it ended, on stderr and in files
     files/                             exact readers and writers of .jsonl, .csv, .parquet
     sql/, yaml/                        `beam-llm run`: pipelines from files
-    comparing/                         a sample asked alone and packed: is packing safe?
+    comparing/                         asks a sample alone and packed: is packing safe?
     reporting/                         a run, or a staging location, as a page
-    answer_tokens                      how long an answer will be, for estimates and pages
+    answer_tokens                      the expected length of an answer, for estimates and pages
     jobs, demo                         `beam-llm jobs …`, `beam-llm demo`
 
-The walk of one record: `files` reads it as a `Row`; `pipeline.ReadRecords` sends it with its place
+The path of one record: `files` reads it as a `Row`; `pipeline.ReadRecords` sends it with its place
 and digest through `LLMPredict`; `pipeline.StoreAnswers` writes the prediction as a `StoredAnswer`
 into the spool; `SpoolIndex` finds each record's best answer, and `files.writers` joins them by
-place, once every record is proved to be what it was.
+place, once it is proved that no record has changed.
 """

@@ -1,4 +1,4 @@
-"""What a command's exit code says."""
+"""The commands' exit codes."""
 
 ALL_ANSWERED, FAILED, WRONG_USAGE, SOME_ERRORS, INTERRUPTED = 0, 1, 2, 3, 130
 

@@ -1,7 +1,8 @@
 """The package's options as flags, flags as settings, and the arguments that several commands share.
 
-Every option of `config.OPTIONS` that is about each element is a flag: its meaning and default come
-from there, and its check too. Values stay text until then, so that one message serves every door.
+Every option of `config.OPTIONS` that is about each element is a flag; its meaning, its default and
+its check come from there. Values stay text until then, so that Python, SQL and the command line
+have the same messages.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ _MEANINGS = {
     ),
     "output_field": "the answer's field; its error is in <field>_error (default: answer)",
 }
-"""Of options that a command line takes in its own way."""
+"""Help texts of options that the command line handles differently."""
 
 
 def add_options(parser: argparse.ArgumentParser, leave_out: Sequence[str] = ()) -> None:
@@ -55,9 +56,9 @@ def add_options(parser: argparse.ArgumentParser, leave_out: Sequence[str] = ()) 
     common = parser.add_argument_group("the question")
     further = parser.add_argument_group("further options")
     common.add_argument(
-        "--provider", help="the part of --model before the colon, where it is given apart"
+        "--provider", help="the part of --model before the colon, where it is given separately"
     )
-    # Read from the table, so that a new option is a flag without further work.
+    # Read from the table, so that a new option becomes a flag by itself.
     for name in [*_COMMON, *(name for name in options_of(*EACH) if name not in _COMMON)]:
         if name not in leave_out:
             add_option(common if name in _COMMON else further, name)
@@ -72,7 +73,7 @@ def add_option(parser: Any, name: str) -> None:
     """Adds one option's flag."""
     rule = OPTIONS[name].metadata
     flags = ["--staging", "--staging-location"] if name == "staging_location" else [flag_of(name)]
-    # None is "not given": defaults are `config`'s, also where another flag decides about them.
+    # None means "not given": `config` has the defaults, also where they depend on another flag.
     wanted: dict[str, Any] = {"dest": f"option_{name}", "default": None, "help": _help(name)}
     if rule["kind"] == "bool":
         parser.add_argument(*flags, action=argparse.BooleanOptionalAction, **wanted)
@@ -86,7 +87,7 @@ def _help(name: str) -> str:
     meaning = _MEANINGS.get(name) or str(option.metadata["meaning"]).replace("`", "")
     if option.default is not None and option.default != "" and "default" not in meaning:
         meaning += f" (default: {option.default})"
-    # argparse takes a help text for a format.
+    # argparse formats help texts with `%`.
     return as_flags(meaning).replace("%", "%%")
 
 
@@ -94,7 +95,7 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that say what is read, and how."""
     files = "files of records: .jsonl, .csv (also .gz), .parquet, globs, gs://; - is stdin"
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help=files)
-    formats = "where names don't tell (default for -: jsonl)"
+    formats = "for files whose names don't say (default for -: jsonl)"
     parser.add_argument("--input-format", choices=("jsonl", "csv", "parquet"), help=formats)
     bad = (
         "a line that can't be read: error ends the command and names file and line; skip leaves "
@@ -116,21 +117,21 @@ def flag_of(name: str) -> str:
 
 def as_flags(text: str) -> str:
     """`batch_size is 'x': …; try batch.size=1` → `--batch-size is 'x': …; try --batch-size=1`."""
-    # The longest first: one option's name may begin another's.
+    # The longest first, since one option's name may begin with another's.
     for name in sorted(OPTIONS, key=len, reverse=True):
         flag = flag_of(name)
         text = re.sub(rf"(?<![\w.'-]){re.escape(key_of(name))}=", f"{flag}=", text)
         if "_" in name:
             text = re.sub(rf"(?<![\w.'-]){name}\b", flag, text)
         else:
-            # `model` and `output` are plain words as well: only at a message's beginning are they
-            # options.
+            # `model` and `output` are plain words as well, and are options only at the beginning of
+            # a message.
             text = re.sub(rf"^{name} (is|holds)\b", rf"{flag} \1", text)
     return text
 
 
 def chosen_settings(chosen: argparse.Namespace, **fixed: Any) -> Settings:
-    """The settings that the flags say, checked.
+    """The settings that the flags give, checked.
 
     Raises:
       UsageError: a value that `config` refuses.
@@ -142,8 +143,8 @@ def chosen_settings(chosen: argparse.Namespace, **fixed: Any) -> Settings:
     elif "model" not in given:
         raise UsageError("no model given: add --model, such as --model openai:gpt-4.1-mini")
     if "output" in given:
-        # A dotted name is looked up here alone: the command line is its user's own, options from
-        # elsewhere are not.
+        # Dotted names are only looked up here: a command line is typed by its user, while options
+        # from elsewhere may not be.
         given["output"] = output_type(given["output"])
     with _importing_from_here():
         return settings_from_options(
@@ -153,8 +154,8 @@ def chosen_settings(chosen: argparse.Namespace, **fixed: Any) -> Settings:
 
 @contextmanager
 def _importing_from_here() -> Iterator[None]:
-    """A parser or a type beside the data is found, as by `python -m`: a console script's `sys.path`
-    has no current folder.
+    """Makes modules in the current folder importable, as `python -m` does: a console script's
+    `sys.path` lacks that folder.
     """
     sys.path.insert(0, "")
     try:
@@ -164,8 +165,8 @@ def _importing_from_here() -> Iterator[None]:
 
 
 def output_type(text: str) -> Any:
-    """What `--output-type` names: a word or schema that `config` knows, a file of a JSON schema, or
-    a Python type by its dotted name.
+    """The type that `--output-type` names: a word or schema that `config` knows, a file of a JSON
+    schema, or a Python type by its dotted name.
     """
     if text.endswith(".json"):
         try:
@@ -190,7 +191,7 @@ def output_type(text: str) -> Any:
 
 
 def add_existing(parser: argparse.ArgumentParser, output: str) -> None:
-    """Adds the flags that say what becomes of an output that exists.
+    """Adds the flags that say what happens to an existing output.
 
     Args:
       output: what the command's help calls it.
@@ -203,7 +204,7 @@ def add_existing(parser: argparse.ArgumentParser, output: str) -> None:
 
 
 def add_cells(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that say which cells of a CSV file a spreadsheet must not run."""
+    """Adds the flags that choose which cells of a CSV file are protected from being formulas."""
     cells = parser.add_mutually_exclusive_group()
     safe = (
         "a text that a spreadsheet would run as a formula gets a ' before it, in every cell of "
@@ -218,10 +219,11 @@ def add_cells(parser: argparse.ArgumentParser) -> None:
 
 
 def add_ignored_flags(parser: argparse.ArgumentParser, *switches: str) -> None:
-    """Adds what predict has besides, so that a command of it becomes another by its first word.
+    """Adds the other flags of `predict`, which are ignored, so that a user can replace the word
+    `predict` in a command line by another command.
 
     Args:
-      switches: further ones that this command has no use for.
+      switches: further flags that this command ignores.
     """
     for name in ("--output", "--output-format", "--report", "--summary"):
         parser.add_argument(name, metavar="…", help="as for predict; nothing is written")

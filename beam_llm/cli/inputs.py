@@ -1,5 +1,5 @@
-"""The input of `predict`, `estimate` and `--show`: files, stdin and pipes, looked through once
-before anything is paid.
+"""The input of `predict`, `estimate` and `--show`: files, stdin and pipes, all read once before
+anything is paid.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from beam_llm.values import Record
 
 
 def reading(chosen: argparse.Namespace, settings: Settings) -> PredictCommand:
-    """The `predict` command that only reads: for commands that look at its input and write none."""
+    """A `predict` command without an output, for commands that only read its input."""
     return PredictCommand(
         inputs=chosen.inputs,
         output="-",
@@ -42,7 +42,7 @@ def reading(chosen: argparse.Namespace, settings: Settings) -> PredictCommand:
 
 
 def refuse_several_models(settings: Settings, what: str, verb: str) -> None:
-    """Raises UsageError where the records choose their model: these figures are of one alone."""
+    """Raises UsageError where the records choose their model: the figures are about one model."""
     if is_template(settings.model):
         raise UsageError(
             f"model is {settings.model!r}: {what} is of one model; {verb} each of "
@@ -54,10 +54,10 @@ def refuse_several_models(settings: Settings, what: str, verb: str) -> None:
 def inputs_of(
     command: PredictCommand, *, writes: bool = True
 ) -> Iterator[tuple[list[Source], Survey]]:
-    """The input files, looked through once; stdin and pipes as temporary files.
+    """The input files, read once; stdin and pipes as temporary files.
 
     Args:
-      writes: there will be an output, which has to be able to hold them.
+      writes: there will be an output, which has to be able to hold the records.
     """
     copies: list[str] = []
     try:
@@ -66,11 +66,11 @@ def inputs_of(
             for source in _readable_sources(command, copies)
         ]
         if writes:
-            # Whether it is there already is asked below, where it can be told what is in it.
+            # Whether it exists is checked below, where the message can say what is in it.
             refuse_overwriting(command.target._replace(replaces=True), sources)
             _refuse_finished_output(command)
-            # Bytes that are not text have a place in parquet alone, and only where it is parquet
-            # all the way.
+            # Only parquet can hold bytes that are not text, and only where inputs and output are
+            # parquet.
             keeps_bytes = format_of(
                 command.output, command.output_format
             ) == "parquet" and parquet_fields(sources)
@@ -140,20 +140,20 @@ def name_of(source: Source) -> str:
 
 
 def any_task(settings: Settings) -> Task:
-    """The question, compiled: for what is the same whichever model is asked."""
+    """The task of any one model, for what is the same whichever model is asked."""
     return compile_task(next(iter(settings_by_model(settings).values())))
 
 
 def check_prompt(task: Task, sources: Sequence[Source]) -> None:
-    """Looks for a record that fits the prompt, so that a prompt naming a field that isn't there
-    ends before the first call.
+    """Looks for a record that fits the prompt, so that a prompt with an unknown field fails before
+    the first call.
 
     Raises:
-      UsageError: no record fits, nor would all their fields together; names what is missing and the
-        fields there are.
+      UsageError: no record fits, nor would all their fields together; names the missing field and
+        the existing ones.
     """
     # A template may need one field in one record and another in the next: one record that fits is
-    # enough, and what is told is what no record has.
+    # enough, and the message names a field that no record has.
     together: dict[str, Any] | None = None
     for row in read_all(sources):
         if misfit_of(task, row.fields) is None:
@@ -166,7 +166,7 @@ def check_prompt(task: Task, sources: Sequence[Source]) -> None:
 
 
 def record_of(task: Task, fields: Mapping[str, Any]) -> Record | None:
-    """The record as the prompt takes it; None where it can't."""
+    """The record for the prompt; None where it doesn't fit."""
     try:
         return task.record(fields, fields)
     except PromptError:

@@ -29,14 +29,14 @@ _COMMANDS = (demo, predict, run, estimate, compare, jobs, report, emulator)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit code. What stderr says about a failure is one line, unless
-    `--debug`.
+    """Runs one command; returns its exit code. A failure is one line on stderr, unless `--debug` is
+    given.
     """
     if argv is None:
         _take_any_character()
     code = _run(list(sys.argv[1:] if argv is None else argv))
     if argv is None and code in (FAILED, INTERRUPTED):
-        # Beam's threads of a broken run would keep the process waiting for ever.
+        # The threads that Beam leaves after a failed run would keep the process waiting for ever.
         remove_scratch()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -45,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _take_any_character() -> None:
-    """A terminal that is not Unicode shows an escape in place of `…`; it doesn't end the
-    command.
+    """Has a terminal without Unicode show an escape in place of `…`, instead of an error that ends
+    the command.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -87,18 +87,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _exit_code_of(chosen: argparse.Namespace) -> int:
     """Runs the command; what it raises becomes one line on stderr and an exit code."""
-    # The options of a file are spelled as they stand in it.
+    # The options of a file are spelled as in that file.
     flags = chosen.name.rpartition(" ")[2] != "run"
     try:
         return int(chosen.run(chosen))
     except BrokenPipeError:
-        # Who read our stdout has left, and its last flush would complain again.
+        # The reader of stdout has left, and a last flush would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except (LLMError, OSError, KeyboardInterrupt) as error:
         _print_failure(chosen, in_one_line(error, flags))
         return _exit_code(error)
-    except Exception as error:  # a mistake of ours: still one line, and how to see more
+    except Exception as error:  # a bug of this package: still one line, and how to see more
         _print_failure(
             chosen, f"{type(error).__name__}: {in_one_line(error, flags)} (--debug shows where)"
         )
@@ -106,7 +106,7 @@ def _exit_code_of(chosen: argparse.Namespace) -> int:
 
 
 def _print_failure(chosen: argparse.Namespace, reason: str) -> None:
-    """Says the reason in one line; with `--debug` after the traceback of the exception at hand."""
+    """Prints the reason in one line; with `--debug` after the current exception's traceback."""
     from beam_llm.cli.progress import write_line
 
     for line in traceback.format_exc().splitlines() if chosen.debug else ():
@@ -123,7 +123,7 @@ def _exit_code(error: BaseException) -> int:
 
 
 def in_one_line(error: BaseException, flags: bool = True) -> str:
-    """The error in one line that a terminal shows as it is.
+    """The error in one line that is safe to print on a terminal.
 
     Args:
       flags: options are spelled as flags of the command line.
@@ -139,7 +139,7 @@ def in_one_line(error: BaseException, flags: bool = True) -> str:
 
 
 def _quieten(debug: bool) -> None:
-    """Beam's own chatter is for its developers; a command's stderr is for its user."""
+    """Silences Beam's own messages, which are for its developers; stderr is for the user."""
     from beam_llm.cli.progress import LogLines
 
     logging.basicConfig(
@@ -149,8 +149,8 @@ def _quieten(debug: bool) -> None:
         # Beam logs "apitools not found" through the root logger.
         logging.getLogger().setLevel(logging.ERROR)
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
-        # It says which options after -- it doesn't know; where we can be sure, that is an error
-        # (`pipeline_options`).
+        # It warns of unknown options after --; where they are unknown for certain, that is an error
+        # here (`pipeline_options`).
         logging.getLogger("apache_beam.options.pipeline_options").setLevel(logging.WARNING)
         logging.getLogger("beam_llm").setLevel(logging.WARNING)
         warnings.simplefilter("ignore")

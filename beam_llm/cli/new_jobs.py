@@ -1,4 +1,4 @@
-"""Which batch jobs a run has added to its ledgers, by what those had before and have after."""
+"""Finds the batch jobs that a run adds to its ledgers, by comparing them before and after."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from beam_llm.stores import open_store
 
 
 def locations_of(uses: Iterable[Settings]) -> list[str]:
-    """The staging locations of those that go by batch API, each once."""
+    """The staging locations of the settings that use the batch API, each once."""
     return list(dict.fromkeys(str(one.staging_location) for one in uses if one.mode == "batch_api"))
 
 
 class NewJobs:
-    """The jobs that a run adds to its models' ledgers; to be made before the run.
+    """The jobs that a run adds to its models' ledgers; to be created before the run.
 
         new = NewJobs([settings], here=True)
         …                                       # the run
@@ -36,7 +36,7 @@ class NewJobs:
 
     @property
     def has_ledger(self) -> bool:
-        """Whether the run goes by batch API at all."""
+        """Whether the run uses the batch API at all."""
         return bool(self._newest)
 
     @cached_property
@@ -59,11 +59,11 @@ class NewJobs:
         """The jobs whose answers the run waited for, by their ledger's location.
 
         Args:
-          meter: what was heard of the run; told of jobs that it could not hear of.
+          meter: has counted the run's events; is given the jobs whose events it could not receive.
         """
-        if not self._here:  # what workers elsewhere tell isn't heard in this process
+        if not self._here:  # events of workers elsewhere don't reach this process
             meter.note_jobs(number for numbers in self.numbers.values() for number in numbers)
-        elif len(self._newest) == 1:  # numbers are a ledger's own; those of earlier runs are heard
+        elif len(self._newest) == 1:  # numbers are unique in one ledger only
             return dict.fromkeys(self._newest, frozenset(meter.job_numbers))
         return self.numbers
 
@@ -78,5 +78,5 @@ def _requests_of(location: str, numbers: frozenset[int]) -> int:
         return 0
     ledger = Ledger(open_store(location))
     jobs = (intent for number in sorted(numbers) for intent in JobTree(ledger, number).intents())
-    # A half's requests are its parent's already, and live calls are counted as they are made.
+    # A half's requests are counted with its parent, and live calls when they are made.
     return sum(intent.line_count for intent in jobs if intent.kind in ("job", "follow_up"))

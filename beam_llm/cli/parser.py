@@ -1,5 +1,5 @@
-"""The argument parser: one line for what is wrong, the flag that was meant, and commands whose code
-is imported when they run.
+"""The argument parser: errors in one line, suggestions for misspelled flags, and commands whose
+code is imported when they run.
 """
 
 from __future__ import annotations
@@ -18,26 +18,25 @@ from beam_llm.errors import printable
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage text; names a flag that is nearly right."""
+    """Reports errors in one line, without the usage text; suggests the nearest flag."""
 
     def __init__(self, **kwargs: Any):
-        # An abbreviation that is clear today means another flag, or two, once there is one option
-        # more.
+        # An abbreviation that is unique today may become ambiguous with the next new option.
         super().__init__(**{**kwargs, "allow_abbrev": False, "formatter_class": _Help})
 
     def error(self, message: str) -> NoReturn:
-        """Ends the command with one line, and help where a command is missing."""
-        # Whoever names no command wants to see which there are, and not that one is missing.
+        """Ends the command with one line, or with the help where no command was given."""
+        # Without a command, the user wants to see which there are, and not that one is missing.
         if message.endswith((": COMMAND", ": ACTION")):
             self.print_help(sys.stderr)
             self.exit(WRONG_USAGE)
         found = re.match(r"unrecognized arguments: (\S+)", message)
         if found and found[1].startswith("-"):
             message = f"unknown option {found[1]!r}{self._nearest(found[1])}"
-        elif found:  # most often, of a prompt that the shell took apart
+        elif found:  # most often a part of a prompt that the shell has split
             message = (
-                f"unexpected {found[1]!r}: a value with spaces has to stand in quotes, and what is "
-                "not an option before the options"
+                f"unexpected {found[1]!r}: a value with spaces has to be in quotes, and arguments "
+                "that are not options come before the options"
             )
         self.exit(WRONG_USAGE, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
 
@@ -49,8 +48,8 @@ class Parser(argparse.ArgumentParser):
         return f": did you mean {near[0]!r}?" if near else ""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """A command's own parser complains about what it doesn't know: it knows its flags, the
-        outer one doesn't.
+        """Has a command's own parser report unknown arguments, since the outer one doesn't know its
+        flags.
         """
         known, rest = super().parse_known_args(args, namespace)
         if rest and self._subparsers is None:
@@ -70,7 +69,7 @@ def add_command(
 
     Args:
       run: `module:function`, imported when the command runs: `--help` answers without Beam.
-      kwargs: `usage`, `description`, `epilog`, where they are not made of `text`.
+      kwargs: `usage`, `description`, `epilog`, where they are not derived from `text`.
     """
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
@@ -94,7 +93,7 @@ def _import_when_called(name: str) -> Callable[[Any], int]:
 
 
 def file_name(text: str) -> str:
-    """An argument's type: a name that isn't empty, as that of an unset variable of a shell is."""
+    """An argument's type: a name that isn't empty, as an unset shell variable would be."""
     if not text.strip():
         raise argparse.ArgumentTypeError(f"{text!r} is not the name of a file")
     return text
@@ -113,7 +112,7 @@ def positive_number(text: str) -> float:
         number = float(text)
     except ValueError:
         number = 0.0
-    # NaN, too, is not above 0.
+    # NaN is not above 0, either.
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return number

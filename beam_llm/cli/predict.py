@@ -50,21 +50,21 @@ def predict(command: PredictCommand) -> Report:
     Raises:
       UsageError: wrong files, fields or options; nothing was asked.
       DataError: an input that can't be read; nothing was asked.
-      RunError: the pipeline failed; what was answered is kept for the same command.
-      Interrupted: likewise, by Ctrl-C.
+      RunError: the pipeline failed; its answers are kept for the same command.
+      Interrupted: Ctrl-C; the answers are kept, too.
     """
     if command.retry_errors:
         command = _retrying(command)
     with inputs_of(command) as (sources, found):
         task = any_task(command.settings)
-        # Whatever can be wrong is looked for before a spool is made and anything is asked.
+        # All checks come before a spool is created and anything is asked.
         check_prompt(task, sources)
         check_truth(command.truth, command.settings, list(found.columns))
-        # Workers elsewhere have their own keys, which can't be looked at from here.
+        # Workers elsewhere have their own keys, which can't be checked from here.
         if found.records and runs_here(command.beam_options):
             check_key(command.settings)
         question = task.fingerprint + command.answer_field.encode()
-        # A task is one model's: which one a record chooses is a part of the question, too.
+        # A task belongs to one model: which one a record chooses is part of the question, too.
         if is_template(command.settings.model):
             question += command.settings.model.encode()
         names = list(map(name_of, sources))
@@ -79,7 +79,7 @@ def predict(command: PredictCommand) -> Report:
 
 
 def _retrying(command: PredictCommand) -> PredictCommand:
-    """The command as it asks what ended as an error.
+    """The command that asks again only the records that ended as errors.
 
     Raises:
       UsageError: there is no output with errors to retry.
@@ -141,7 +141,7 @@ class _Run:
             lines = new.requests()
             new.awaited_jobs(meter)
         tally, inspection = self.write()
-        # Only now: a kill before the output has its name has to find the answers again.
+        # Only now: after a kill before the output has its name, the answers are needed again.
         self.spool.remove()
         return Report.of_run(
             tally,
@@ -157,7 +157,7 @@ class _Run:
         )
 
     def read_output(self) -> None:
-        """Joins the output whose errors are retried to the records as they are now."""
+        """Joins the rows of the output whose errors are retried to the current records."""
         self.close()
         command = self.command
         if command.retry_errors:
@@ -171,8 +171,8 @@ class _Run:
             )
 
     def answers(self) -> SpoolIndex:
-        """Every record's best answer so far: of earlier runs, of this one, and of the output whose
-        errors are retried.
+        """Every record's best answer so far: from earlier runs, from this one, and from the output
+        whose errors are retried.
         """
         index = self.spool.answers(self.found.digests, self.definition, self.check)
         if self.prior is not None:
@@ -186,14 +186,14 @@ class _Run:
                 unfit = plural(index.unfit, "kept answer")
                 write_line(f"{unfit} made by an earlier version of the output type: asked again")
             done = bytearray(index.done())
-        # Records in doubt count as done: asked again here, they might be paid for twice.
+        # Records in doubt count as done: if they were asked again, they might be paid for twice.
         for ordinal in self.prior.held if self.prior else ():
             done[ordinal] = 1
         return bytes(done)
 
     def report_changes(self) -> None:
-        """Says what became of the records since an earlier run: also where `quiet`, for it decides
-        what is asked.
+        """Prints how the records have changed since an earlier run, also where `quiet` is set, as
+        it decides what is asked.
         """
         if changes := self.spool.note_inputs(self.found.digests):
             write_line(
@@ -204,7 +204,9 @@ class _Run:
             write_line(f"the input is not that of {self.command.output}: {changes}")
 
     def ask(self, done: bytes, meter: Meter) -> Measured:
-        """Runs the pipeline over what is not `done`; the answers are in the spool then."""
+        """Runs the pipeline over the records that are not `done`, which puts their answers into the
+        spool.
+        """
         command = self.command
         files = list(self.found.files(self.sources, done))
 
@@ -226,7 +228,7 @@ class _Run:
 
     def write(self) -> tuple[Tally, Inspection]:
         """Writes the output file, once every record has its end. An input that has changed
-        meanwhile is looked at once more.
+        meanwhile is read once more.
 
         Raises:
           InputChanged: it has records that were not asked, or it goes on changing.
@@ -238,7 +240,7 @@ class _Run:
             self.found = survey(self.sources, (field, f"{field}_error"))
             self.read_output()
             what = f"{changed}: {changes_between(before, self.found.digests) or 'and back again'}"
-            # Noted before anything is refused: the next run says what changed since this look.
+            # Noted before an error may be raised: the next run compares with this state.
             self.spool.note_inputs(self.found.digests)
             with self.answers() as index:
                 if missing := index.missing():
@@ -259,7 +261,7 @@ class _Run:
         with self.answers() as index:
             if index.missing():
                 self.raise_for_lost_records(index.missing())
-            # Read once for the sums and once for the file: in memory are only their places.
+            # Read once for the sums and once for the file, as only their places are in memory.
             for answer in index.answers():
                 tally.add(answer)
             schema = output_schema(self.output)

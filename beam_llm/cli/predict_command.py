@@ -20,19 +20,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PredictCommand:
-    """One `predict` command: which files, what is asked, and what may become of an output that
-    exists.
+    """One `predict` command: the files, the question, and what may happen to an existing output.
 
     Attributes:
       settings: `output_field` is the answer's name.
-      beam_options: what stood after `--`.
-      force: an output that exists is replaced.
-      retry_errors: of an output that exists, only the records that ended as errors are asked, and
-        it is replaced.
+      beam_options: the arguments after `--`.
+      force: an existing output is replaced.
+      retry_errors: only the records that ended as errors in an existing output are asked, and it is
+        replaced.
       skips_bad_lines: lines that can't be read are left out and counted, instead of ending the
         command.
       csv_safe: see `Target`.
-      truth: field of the input that holds the right answer, for the figures of the run.
+      truth: field of the input with the right answer, for the figures of the run.
     """
 
     inputs: Sequence[str]
@@ -50,12 +49,12 @@ class PredictCommand:
 
     @property
     def answer_field(self) -> str:
-        """The field that the answer stands in."""
+        """The name of the answer's field."""
         return self.settings.output_field or "answer"
 
     @property
     def target(self) -> Target:
-        """Where the records go with their answers."""
+        """Where the records with their answers are written."""
         return Target(
             self.output, self.output_format, self.force or self.retry_errors, self.csv_safe
         )
@@ -68,19 +67,18 @@ class Report:
     Attributes:
       tally: over all records of the output, answered by this run or, before it was stopped, by an
         earlier one.
-      already: records an earlier run had answered.
+      already: records that an earlier run had answered.
       counters: Beam's, of this run.
-      seconds: of this run, from the first record's reading to the finished file.
+      seconds: of this run, from reading the first record to the finished file.
       mean_latency_ms: of a live call; None where there was none.
-      jobs: batch jobs whose answers were collected; those of earlier runs too.
+      jobs: batch jobs whose answers were collected, including those of earlier runs.
       lines: requests in batch jobs that this run submitted.
       bad_lines: of the input, skipped; `first_bad` says why the first of them was.
-      job_numbers: of the jobs whose answers it waited for, by their entries in the log.
+      job_numbers: the jobs whose answers it waited for, by their entries in the log.
       began_at: seconds since the epoch.
-      latency_ms: the least and the most of a live call, where there was one.
-      truth: how many answers are right, where the command names a field that says so.
-      examples: of records that ended as errors: by their place in the input where they stand, and
-        their fields.
+      latency_ms: the lowest and the highest of a live call, where there was one.
+      truth: how many answers are right, where the command names a field with the right ones.
+      examples: records that ended as errors: by ordinal, their place in the input and their fields.
     """
 
     tally: Tally
@@ -100,7 +98,7 @@ class Report:
 
     @classmethod
     def of_run(cls, tally: Tally, measured: Measured, meter: Meter, **others: Any) -> Report:
-        """The report of a run, by what Beam counted and what was heard meanwhile.
+        """The report of a run, from Beam's counters and the events of the run.
 
         Args:
           others: further attributes.
@@ -121,7 +119,7 @@ class Report:
 
 
 def combine_reports(reports: Sequence[Report]) -> Report:
-    """Several runs, one after another, as one."""
+    """The reports of several runs, one after another, as one."""
     tally, counters = Tally(), Counter[str]()
     for report in reports:
         tally.merge(report.tally)
@@ -141,7 +139,7 @@ def combine_reports(reports: Sequence[Report]) -> Report:
 
 
 def _mean_latency(reports: Sequence[Report]) -> float | None:
-    """Weighted by the calls that each run made."""
+    """The mean of the runs' means, weighted by the calls of each run."""
     known = [
         # At least one call was measured, whatever was counted.
         (report.mean_latency_ms, report.counters.get("requests", 0) or 1)

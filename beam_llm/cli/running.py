@@ -1,5 +1,5 @@
-"""Running a pipeline for a person: progress while it works, Ctrl-C that loses nothing, one line
-where it fails.
+"""Runs a pipeline for a person at a terminal: progress while it runs, Ctrl-C that loses nothing,
+and one line where it fails.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ WAITING_JOBS = (
 """What to do after a Ctrl-C, as the end of a sentence."""
 
 stopping = threading.Event()
-"""Set by the first Ctrl-C: no further record is read; calls in flight are waited for."""
+"""Set by the first Ctrl-C: no further record is read; the run waits for calls in flight."""
 
 elsewhere = threading.Event()
-"""Set while a pipeline runs on workers that don't hear of `stopping`: a cluster's."""
+"""Set while a pipeline runs on a cluster, whose workers don't see `stopping`."""
 LEFT_RUNNING = (
     "the runner was asked to cancel the pipeline, which goes on asking until that is done: look at "
     "the runner's page (a batch pipeline on Flink has to be cancelled there); then the same "
@@ -37,14 +37,14 @@ LEFT_RUNNING = (
 
 
 class Measured(NamedTuple):
-    """What Beam counted: the `beam_llm` counters by name, summed over steps, and the latency of
-    live calls.
+    """Beam's metrics of a run: the `beam_llm` counters by name, summed over steps, and the latency
+    of live calls.
     """
 
     counters: dict[str, int]
     mean_latency_ms: float | None
     latency_ms: tuple[float, float] | None = None
-    """The least and the most."""
+    """The lowest and the highest."""
 
 
 class RunError(LLMError):
@@ -57,7 +57,7 @@ class Interrupted(LLMError):
 
 def runs_here(beam_options: Sequence[str]) -> bool:
     """Whether the workers are in this process, so that what they need has to be here."""
-    # Beam's own parser would have to load Beam, before anything is known to be asked.
+    # Beam's own parser would load Beam, before it is known whether there is anything to ask.
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--runner", default="FnApiRunner")
     runner = parser.parse_known_args(list(beam_options))[0].runner
@@ -65,7 +65,7 @@ def runs_here(beam_options: Sequence[str]) -> bool:
 
 
 def check_key(settings: Settings) -> None:
-    """A key that is missing is named at once, not by a worker's traceback."""
+    """Raises an error for a missing key at once, before a worker's traceback would show it."""
     from beam_llm.providers.keys import resolve_key
 
     resolve_key(settings.api_key)
@@ -78,8 +78,7 @@ def run_watched(
 
     Args:
       go_on: what to do after a Ctrl-C: `LIVE_CALLS`, `WAITING_JOBS`, or another end of a sentence.
-      at_once: end at the first Ctrl-C: nothing in this process is waited for that a ledger doesn't
-        know.
+      at_once: end at the first Ctrl-C, since the ledger has all that this process waits for.
 
     Raises:
       RunError: the pipeline failed.
@@ -95,7 +94,7 @@ def run_watched(
         except KeyboardInterrupt:
             raise Interrupted(_describe_stop(meter, go_on)) from None
         except Exception as error:
-            # Beam makes a RuntimeError of a KeyboardInterrupt that meets a DoFn.
+            # Beam turns a KeyboardInterrupt inside a DoFn into a RuntimeError.
             if stopping.is_set():
                 raise Interrupted(_describe_stop(meter, go_on)) from error
             if isinstance(error, LLMError):
@@ -106,7 +105,7 @@ def run_watched(
                 else ""
             )
             raise RunError(reason_of(error) + so_far) from error
-        # The pipeline has ended by itself, but early: records were left unread.
+        # The pipeline has ended without an error, but early: some records were not read.
         if stopping.is_set():
             raise Interrupted(_describe_stop(meter, go_on))
     return measured
@@ -126,8 +125,8 @@ def _describe_stop(meter: Meter, go_on: str) -> str:
 
 @contextmanager
 def _stop_on_ctrl_c(at_once: bool) -> Iterator[None]:
-    """A live run's first Ctrl-C lets calls in flight finish, for they are paid; the next one ends
-    at once.
+    """Handles Ctrl-C: a live run's first one lets calls in flight finish, since they are paid for;
+    the next one ends at once.
     """
     stopping.clear()
     elsewhere.clear()
@@ -160,7 +159,7 @@ _LAST_LINE = re.compile(
 
 
 def reason_of(error: BaseException) -> str:
-    """The reason in one line: Beam hands a worker's exception on as the text of a traceback inside
+    """The reason in one line: Beam passes on a worker's exception as the text of a traceback inside
     another exception.
     """
     # The chain first: a worker in this process raises our own error, one elsewhere only its text.
@@ -169,7 +168,7 @@ def reason_of(error: BaseException) -> str:
         if isinstance(cause, LLMError):
             return str(cause)
         cause = cause.__cause__ or cause.__context__
-    # From elsewhere comes a traceback's text: our own exception first, else the last line of all.
+    # A worker elsewhere sends a traceback's text: our own exception first, else the last line.
     text = str(error)
     own_errors = _WRAPPED.findall(text)
     if own_errors:

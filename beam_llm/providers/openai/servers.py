@@ -118,7 +118,7 @@ class Server:
       path: of the API, appended to an address without it.
       tokens_field, seed_field: the parameters for a reply's longest length, and for a seed.
       most_temperature: the highest temperature.
-      forms: (pattern of model names, how their replies' shape is requested); the first match is used.
+      forms: (pattern of model names, how a reply's shape is requested); the first match is used.
       batch_forms: the same for batches; they come before `forms` there.
       form: of all other models.
       is_enforced: schemas are known to be enforced, so that nothing is learned from a reply that
