@@ -1,4 +1,4 @@
-"""A guess at the output tokens of one answer, by its type and by the form of the reply."""
+"""Estimates the output tokens of one answer, by its type and by the form of the reply."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class AnswerTokens(NamedTuple):
     """Output tokens of one answer, by the shape of its reply.
 
     Attributes:
-      alone: of a prompt of one record.
+      alone: in a prompt of one record.
       keyed: `"12":…`, where the provider enforces that form.
       numbered: `{"index":12,"value":…}`.
     """
@@ -28,7 +28,7 @@ class AnswerTokens(NamedTuple):
     numbered: float
 
     def of(self, request: Request, records: int) -> int:
-        """All answers of this request."""
+        """Output tokens of all answers to this request."""
         if records == 1:
             return round(self.alone)
         is_keyed = request.schema is not None and "1" in request.schema.get("properties", {})
@@ -36,13 +36,13 @@ class AnswerTokens(NamedTuple):
 
 
 def tokens_of_answer(schema: Mapping[str, Any], *, text: bool = False) -> AnswerTokens:
-    """A guess: the smallest JSON form, 20 tokens for each free string, 100 for a free text."""
+    """Estimates the smallest JSON form, 20 tokens for each free string, 100 for a free text."""
     if text:
         return AnswerTokens(TEXT_ANSWER_TOKENS, TEXT_ANSWER_TOKENS, TEXT_ANSWER_TOKENS)
     example = _Example(schema.get("$defs", {}))
     shape = example.of(schema)
     free = example.free_strings * STRING_FIELD_TOKENS
-    several = range(1, _SAMPLE + 1)  # several, for a token may reach from one answer into the next
+    several = range(1, _SAMPLE + 1)  # several, as a token may reach from one answer into the next
     keyed = count_tokens("".join(f'"{number}":{shape},' for number in several)) / _SAMPLE
     numbered = (
         count_tokens("".join(f'{{"index":{number},"value":{shape}}},' for number in several))
@@ -52,7 +52,7 @@ def tokens_of_answer(schema: Mapping[str, Any], *, text: bool = False) -> Answer
 
 
 class _Example:
-    """A JSON text that a schema takes, with empty strings, and how many of those there are."""
+    """A JSON text that fits a schema, with empty strings, and how many of those there are."""
 
     def __init__(self, definitions: Mapping[str, Any]):
         self.free_strings = 0
@@ -74,13 +74,13 @@ class _Example:
             )
             return "{" + ",".join(fields) + "}"
         if kind == "array":
-            # Two, for nobody knows how many.
+            # Two, since the number isn't known.
             return f"[{self.of(part.get('items', {}))},{self.of(part.get('items', {}))}]"
         self.free_strings += kind not in _PLAIN
         return _PLAIN.get(str(kind), '""')
 
     def _of_definition(self, name: str) -> str:
-        # A tree's own end is its depth, which nobody knows: here it is one node.
+        # The depth of a recursive type isn't known: here it is one node.
         if name in self._open:
             return "null"
         self._open.append(name)

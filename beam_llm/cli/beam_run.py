@@ -1,4 +1,4 @@
-"""A Beam pipeline from the command line: its options, its run, and what it counted."""
+"""Runs a Beam pipeline from the command line: its options, its run, and its metrics."""
 
 from __future__ import annotations
 
@@ -31,18 +31,19 @@ def run_to_end(pipeline: beam.Pipeline) -> Measured:
 
 
 def pipeline_options(beam_options: list[str], place: str = "after --") -> PipelineOptions:
-    """What stood after `--`, for Beam; without `--runner` it is the FnApiRunner, in this process.
+    """Beam's options from the arguments after `--`; the default runner is the FnApiRunner, in this
+    process.
 
     Beam itself only logs an option that it doesn't know, and runs without it.
 
     Args:
       beam_options: `--name=value`.
-      place: where they stood, for messages.
+      place: where they were given, for messages.
 
     Raises:
       UsageError: an unknown runner, or an option that this one can't know.
     """
-    # Of an option given twice the last one counts.
+    # Where an option is given twice, the last one counts.
     options = PipelineOptions([_DEFAULT_RUNNER, *beam_options])
     with _usage_error_in_one_line(place):
         runner = options.view_as(StandardOptions).runner
@@ -50,7 +51,7 @@ def pipeline_options(beam_options: list[str], place: str = "after --") -> Pipeli
         if runner.rpartition(".")[2] in _KNOWN_BY_A_SERVER:
             return options
         given = options.get_all_options(retain_unknown_options=True)
-    # Of all of Beam's modules that are loaded; a runner's own are among them.
+    # The options of all loaded modules of Beam, including the runner's own.
     known = PipelineOptions([]).get_all_options()
     for name in given:
         if name not in known:
@@ -61,16 +62,18 @@ def pipeline_options(beam_options: list[str], place: str = "after --") -> Pipeli
 
 
 def _check_runner(options: PipelineOptions, place: str) -> None:
-    """Raises UsageError where there is no runner of that name, or it can't be made."""
+    """Raises UsageError where there is no runner of that name, or it can't be created."""
     try:
         beam.Pipeline(options=options)
-    except Exception as error:  # what stands before the last dot is imported
+    except Exception as error:  # a dotted runner is imported, which may raise anything
         raise UsageError(f"Beam's options ({place}): {error}") from None
 
 
 @contextmanager
 def _usage_error_in_one_line(place: str) -> Iterator[None]:
-    """Beam answers a value that it can't read with its 150 options and the end of the process."""
+    """Turns Beam's reaction to an unreadable value, a list of its 150 options and the end of the
+    process, into a UsageError of one line.
+    """
     printed = io.StringIO()
     try:
         with redirect_stderr(printed):
@@ -82,11 +85,11 @@ def _usage_error_in_one_line(place: str) -> Iterator[None]:
 
 _DEFAULT_RUNNER = "--runner=FnApiRunner"
 _KNOWN_BY_A_SERVER = ("FlinkRunner", "SparkRunner", "PortableRunner", "InteractiveRunner")
-"""Runners that ask a job server for further options: nobody here can tell which are wrong."""
+"""Runners that ask a job server for further options, so that wrong ones can't be known here."""
 
 
 def read_metrics(result: Any) -> Measured:
-    """What Beam counted in the `beam_llm` namespace."""
+    """Beam's metrics in the `beam_llm` namespace."""
     counters: dict[str, int] = {}
     query = result.metrics().query(beam.metrics.MetricsFilter().with_namespace("beam_llm"))
     for metric in query["counters"]:
@@ -106,5 +109,5 @@ def read_metrics(result: Any) -> Measured:
 
 
 def _value(metric: Any) -> Any:
-    """Prism commits, and leaves `attempted` empty; the others have both."""
+    """A metric's value: Prism leaves `attempted` empty; the other runners have both."""
     return metric.committed if metric.committed is not None else metric.attempted

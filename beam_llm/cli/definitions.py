@@ -1,5 +1,5 @@
-"""Whether the Python class of an answer is still the one that earlier answers were made with, and
-what becomes of those if not.
+"""Detects whether the Python class of an answer has changed since earlier answers were stored, and
+checks those again if so.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FOREIGN = (
 def definition_of(declared: Any) -> str:
     """A short name that changes with the source of the modules of an output type's classes.
 
-    The schema, which the question's own name holds, doesn't tell of a mended validator or
+    The question's own name contains the schema, which doesn't show a changed validator or
     serializer.
     """
     hasher = hashlib.sha256()
@@ -41,7 +41,7 @@ def definition_of(declared: Any) -> str:
 
 
 def _classes(declared: Any, seen: set[int]) -> Iterator[type]:
-    """Classes of the user's in a type: itself, its bases, and those of its fields."""
+    """The user's classes in a type: itself, its bases, and those of its fields."""
     if id(declared) in seen:
         return
     # A class may have fields of its own type.
@@ -76,11 +76,12 @@ def _source(module: str) -> bytes:
 
 
 def rechecker(output: Output) -> Callable[[Any], Any]:
-    """Makes of an answer's JSON, as an earlier class wrote it, what the present class writes.
+    """A function that turns an answer's JSON, written by an earlier class, into that of the present
+    class.
 
-    The function raises ValueError where that isn't certain: the answer is refused, or comes out
-    differently each time it is read and written, as with a serializer that multiplies. Then it has
-    to be asked again.
+    The function raises ValueError where the result isn't certain: the answer is refused, or changes
+    each time it is read and written, as with a serializer that multiplies. Then the record has to
+    be asked again.
     """
 
     def once(value: Any) -> Any:
@@ -99,8 +100,8 @@ def rechecker(output: Output) -> Callable[[Any], Any]:
 
 
 def output_schema(output: Output) -> dict[str, Any]:
-    """JSON schema of answers as they are written: with aliases for writing, and computed fields,
-    which the model isn't asked for.
+    """The JSON schema of answers as they are written to files: with serialization aliases, and
+    computed fields, which the model isn't asked for.
     """
     if isinstance(output.declared, Mapping):
         return output.schema

@@ -1,5 +1,5 @@
-"""`beam-llm estimate`: what `predict` would cost, at several batch sizes and by both ways, without
-a call and without Beam.
+"""`beam-llm estimate`: what `predict` would cost, at several batch sizes, live and by batch API,
+without a call and without Beam.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ OUTPUT_TOKENS_PER_SECOND = 60.0
 
 
 class Turnaround(NamedTuple):
-    """How long batch jobs take, as measured by others: nobody promises less than the window.
+    """How long batch jobs take, as measured by others; providers promise only the window.
 
     Attributes:
-      median_minutes: half of all jobs are done by then.
-      within_an_hour: part of all jobs that is.
+      median_minutes: half of all jobs are done within this time.
+      within_an_hour: part of all jobs that are done within an hour.
       large_minutes: the quickest and the slowest of three providers with 100,000 records.
-      window_hours: what providers promise; some have longer ones.
+      window_hours: the window that most providers promise; some have longer ones.
     """
 
     median_minutes: float = 7.0
@@ -106,7 +106,7 @@ def _forecasts(
     Each record is read once, counted at every size and forgotten: a million of them need no more
     memory than a thousand.
     """
-    # `auto` is not a size that could stand in the table.
+    # `auto` is not a size for the table.
     own = [settings.batch_size] if isinstance(settings.batch_size, int) else []
     sizes = sorted({*BATCH_SIZES, *own})
     answer = _answer_tokens(chosen, settings)
@@ -116,7 +116,7 @@ def _forecasts(
         for size in _possible(sizes, settings)
     )
     alone = compile_task(replaced(settings, batch_size=1))
-    # Any size above 1: each record then has the words around it that number it.
+    # Any size above 1: the words that number a record are the same then.
     several = compile_task(replaced(settings, batch_size=2)) if others else alone
     unusable = 0
     for row in read_all(sources):
@@ -128,13 +128,13 @@ def _forecasts(
             for forecaster in others:
                 forecaster.add(record)
     line, *lines = (forecaster.forecast() for forecaster in (first, *others))
-    # The first line is of records asked alone already, so that the guard has nothing to add.
+    # In the first line records are asked alone already, so that the guard has nothing to add.
     guarded = [line, *(with_guard(one, line, settings) for one in lines)]
     return guarded, unusable + line.too_large
 
 
 def _possible(sizes: Sequence[int], settings: Settings) -> Sequence[int]:
-    """The sizes of prompts that the provider takes: with images, of some only small ones."""
+    """The sizes of prompts that the provider accepts: with images, some take only small ones."""
     asked = replaced(settings, batch_size=1)
     limits = media_limits(asked)
     most = most_records(asked, limits) if limits is not None else None
@@ -142,8 +142,8 @@ def _possible(sizes: Sequence[int], settings: Settings) -> Sequence[int]:
 
 
 def with_guard(line: Forecast, alone: Forecast, settings: Settings) -> Forecast:
-    """The line with what the option `guard` adds: that part of the records asked alone as well, by
-    live calls in both modes.
+    """The line with the cost of the option `guard`: a part of the records is asked alone as well,
+    by live calls in both modes.
     """
     part = settings.guard
     if not part:
@@ -175,7 +175,7 @@ def assumed_tokens(settings: Settings) -> AnswerTokens:
 
 
 def cost_in_words(settings: Settings, rows: Sequence[dict[str, Any]]) -> str:
-    """What these rows would cost, or why that can't be told before they are asked."""
+    """What these rows would cost, or why that isn't known before they are asked."""
     why = _NOT_TOLD.get(settings.task)
     if why is None and is_template(settings.model):
         why = "each record names its model: estimate each of them by beam-llm estimate"
@@ -200,11 +200,11 @@ _NOT_TOLD = {
     "session": "each turn is asked with the replies before it",
     "reduce": "partial answers are asked about, too, and how long they are is not known",
 }
-"""By task: why nobody knows the cost beforehand."""
+"""By task: why the cost can't be known beforehand."""
 
 
 class Forecaster:
-    """Forms the prompts exactly as a run would, and adds up what they hold; keeps none of them.
+    """Forms the prompts exactly as a run would, and adds up their tokens; keeps none of them.
 
     Args:
       answer_tokens: assumed.
@@ -227,7 +227,7 @@ class Forecaster:
         self._latencies = 0.0
 
     def add(self, record: Record) -> None:
-        """Counts a record in; one that is too large for any prompt is counted apart."""
+        """Adds a record; one that is too large for any prompt is counted separately."""
         if self._batcher.is_too_large(record):
             self._too_large += 1
             return
@@ -244,8 +244,8 @@ class Forecaster:
         self._latencies += self._latency_seconds or usual
 
     def forecast(self) -> Forecast:
-        """What all that was added comes to, with the prompt that is still open."""
-        # A run's last prompt is seldom full, and costs its shared words all the same.
+        """The sums over all added records, including the prompt that is still open."""
+        # A run's last prompt is seldom full, but its shared words cost as much.
         for batch in self._batcher.flush():
             self._count([member for member, _ in batch])
         settings, requests = self._settings, self._requests
@@ -266,7 +266,7 @@ class Forecaster:
 def forecast(
     settings: Settings, records: Iterable[Record], answer_tokens: AnswerTokens
 ) -> Forecast:
-    """What the prompts of these records come to; see `Forecaster`."""
+    """The forecast for these records; see `Forecaster`."""
     forecaster = Forecaster(settings, answer_tokens)
     for record in records:
         forecaster.add(record)
@@ -274,10 +274,10 @@ def forecast(
 
 
 def _seconds(settings: Settings, requests: int, tokens: int, latencies: float) -> float:
-    """Calls side by side, or the per-minute budgets where those are narrower."""
+    """The time of concurrent calls, or by the per-minute budgets where those are tighter."""
     if not requests:
         return 0.0
-    # Whole rounds: a last call alone takes as long as a full round.
+    # Full rounds: a last single call takes as long as a full round.
     rounds = math.ceil(requests / settings.usual_calls)
     bounds = [rounds * latencies / requests]
     if settings.requests_per_minute:
@@ -323,7 +323,7 @@ once."""
 
 
 def _turnaround() -> str:
-    """Minutes more often than a day."""
+    """What is known of the time that batch jobs take."""
     known = TURNAROUND
     least, most = (duration(minutes * 60) for minutes in known.large_minutes)
     return (

@@ -1,5 +1,5 @@
-"""Records beside their answers once a run is over: how many answers are right, where a field of the
-input says so, and which records the first errors of each kind were about.
+"""Compares records with their answers after a run: how many answers are right, where a field of the
+input has the right ones, and which records the first errors of each kind were about.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from beam_llm.prompting.agreement import FLOAT_TOLERANCE, Share, same_answer
 from beam_llm.prompting.output_types import Output
 from beam_llm.prompting.templates import ELEMENT
 
-# Not None, which is an answer where the output type takes it.
+# Not None, which may be an answer.
 NO_ANSWER = object()
 
 
 class Inspection(NamedTuple):
-    """What a look at records and answers found.
+    """The result of `inspect_answers`.
 
     Attributes:
-      truth: answers that are right, of the records whose truth can be read; None where no field
-        says it.
-      examples: by their place in the input: where records stand, and their fields.
+      truth: the share of right answers, among the records whose right answer can be read; None
+        where no field has it.
+      examples: by ordinal: the records' places in the input, and their fields.
     """
 
     truth: Share | None
@@ -43,11 +43,11 @@ def inspect_answers(
     output: Output,
     truth: str | None,
 ) -> Inspection:
-    """Reads the inputs once more where there is a reason to, and no further than that.
+    """Reads the inputs once more where that is needed, and no further than needed.
 
     Args:
       answers: one per record, in the input's order.
-      truth: field that holds the right answer.
+      truth: field with the right answer.
     """
     wanted = {ordinal for examples in tally.examples.values() for ordinal, _ in examples}
     found: dict[int, tuple[str, Mapping[str, Any]]] = {}
@@ -77,7 +77,7 @@ def _judge(right: Any, answer: StoredAnswer) -> Share:
 
 
 def truth_of(value: Any, output: Output) -> Any:
-    """The right answer in JSON form; `NO_ANSWER` where the field doesn't hold one."""
+    """The right answer in JSON form; `NO_ANSWER` where the field doesn't have one."""
     try:
         typed = output.parse_text(value)[0] if isinstance(value, str) else output.validate(value)
         return output.dump(typed)
@@ -88,7 +88,7 @@ def truth_of(value: Any, output: Output) -> Any:
 def check_truth(
     field: str | None, settings: Settings, columns: Sequence[str], *, hidden: bool = False
 ) -> None:
-    """Whether the field of the right answers is there, and not in the prompt.
+    """Checks that the field with the right answers exists, and isn't in the prompt.
 
     Args:
       hidden: records go into prompts without it, so that `{{ element }}` doesn't show it.
@@ -104,7 +104,7 @@ def check_truth(
             f"{', '.join(columns) or 'none'}"
         )
     prompt = "{{ element }}" if settings.prompt is None else settings.prompt
-    # By the template's own parser: a field's name may also stand in the prompt as a plain word.
+    # By the template's own parser: a field's name may also be a plain word of the prompt.
     names = meta.find_undeclared_variables(Environment().parse(prompt))
     if field in names or (not hidden and ELEMENT in names):
         raise UsageError(

@@ -1,4 +1,4 @@
-"""The Beam side of `predict`: read, ask, store. Imported only when a pipeline really runs, for it
+"""The Beam side of `predict`: read, ask, store. Imported only when a pipeline really runs, since it
 loads Beam.
 """
 
@@ -33,16 +33,16 @@ class ReadRecords(beam.DoFn):
     """(first ordinal, Source, done) in, (place, fields) out, for every record that `done` doesn't
     mark.
 
-    A place is the record's ordinal and the digest of what was read there and then: the answer's way
-    back to its record, and proof that this record was asked about. It is a string, for which every
-    coder has a form.
+    A place is the record's ordinal and the digest of its content as it was read: it leads the
+    answer back to its record, and proves that this record was asked about. It is a string, which
+    every coder can encode.
     """
 
     def process(self, element: tuple[int, Source, bytes]) -> Iterator[tuple[str, dict[str, Any]]]:
         first, source, done = element
-        # What a coder hands on may be another tuple than a Source.
+        # A coder may turn a Source into a plain tuple.
         for number, row in enumerate(read_rows(Source(*source))):
-            # Ctrl-C: calls in flight are paid for and are waited for, but no new ones begin.
+            # Ctrl-C: calls in flight are paid for and will finish, but no new ones begin.
             if stopping.is_set():
                 return
             if not (number < len(done) and done[number]):
@@ -50,8 +50,8 @@ class ReadRecords(beam.DoFn):
 
 
 def _encodable(row: Row) -> dict[str, Any]:
-    """The fields without halves of characters, which no coder takes and no prompt shows; only JSON
-    can spell such.
+    """The fields without halves of surrogate pairs, which JSON can contain, but no coder can encode
+    and no prompt shows.
     """
     if row.raw is None or not (b"\\ud" in row.raw or b"\\uD" in row.raw):
         return row.fields
@@ -59,7 +59,7 @@ def _encodable(row: Row) -> dict[str, Any]:
 
 
 class StoreAnswers(StoreInSpool):
-    """Predictions of `(place, fields)` elements into the spool.
+    """Writes predictions of `(place, fields)` elements into the spool.
 
     Args:
       settings: its `output` turns typed values into JSON.
@@ -99,14 +99,14 @@ class LinesOfRecords(beam.DoFn):
 def stored_answer_of(
     prediction: Prediction, ordinal: int, digest: str, output: Output
 ) -> StoredAnswer:
-    """How a record ended, in the form that files keep; an answer that its own class can't write is
-    an error.
+    """How a record ended, in the form that files hold; an answer that its own class can't serialize
+    is an error.
     """
     value, failure = None, prediction.error
     if failure is None:
         try:
             value = output.dump(prediction.value)
-        # Of the class's own serializer: this record's error alone, for the answer is paid for.
+        # From the class's own serializer: an error of this record alone, as the answer is paid for.
         except ValueError as error:
             failure = Failure(Kind.INVALID, f"the answer has no place in a file: {error}", 1)
     return StoredAnswer(
@@ -128,7 +128,7 @@ def run(
     """Reads, asks and stores every record.
 
     Args:
-      files: per input file its first ordinal, what it is, and which of its records are done.
+      files: for each input file its first ordinal, its source, and which of its records are done.
       spool: folder for the answers.
       beam_options: as on any Beam command line; without `--runner` it is Beam's FnApiRunner, in
         this process.

@@ -1,8 +1,7 @@
-"""What a person sees of a run while it works: a progress line on stderr. Listens to events; knows
-no Beam.
+"""Shows a run's progress on stderr. Listens to events; doesn't use Beam.
 
-Whatever was written elsewhere (a server's words, file names, answers) is shown with its control
-characters escaped: see `printable`.
+Texts from elsewhere (a server's words, file names, answers) are shown with their control characters
+escaped: see `printable`.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _LIVE_SECONDS = 0.25
 
 
 class Meter:
-    """What is known of a run at this moment; hears the events of this process.
+    """What is known of a run at this moment, from the events of this process.
 
     Args:
       total: records to be answered.
@@ -45,13 +44,13 @@ class Meter:
         self._clock = clock
         self._started = clock()
         self._waiting: dict[str, Any] = {}
-        # The counts are of the process, which may have had other runs before, as in a notebook.
+        # The counts are the process's, which may have had other runs before, as in a notebook.
         self._before = ACTIVITY.snapshot()
 
     def hear(self, event: str, facts: dict[str, Any]) -> None:
         if event == "stored":
             self.tally.add(facts["answer"])
-            self._waiting = {}  # what is known of jobs is old news; the next poll says anew
+            self._waiting = {}  # outdated; the next poll has new states
         elif event == "planned":
             self.jobs += facts["jobs"]
             self.job_numbers.update(facts["numbers"])
@@ -59,7 +58,7 @@ class Meter:
             self._waiting = facts
 
     def note_jobs(self, numbers: Iterable[int]) -> None:
-        """Jobs that no event told of."""
+        """Adds jobs that no event was about."""
         self.job_numbers.update(numbers)
         self.jobs = max(self.jobs, len(self.job_numbers))
 
@@ -69,7 +68,7 @@ class Meter:
         return self._clock() - self._started
 
     def line(self) -> str:
-        """One line: records, errors, cost, time, what the live calls do, and the jobs where there
+        """One line: records, errors, cost, time, the state of live calls, and of jobs, where there
         are any.
         """
         done = self._already + self.tally.records
@@ -90,9 +89,7 @@ class Meter:
         return parts
 
     def _calls(self) -> list[str]:
-        """Live calls of this process: those on their way now, and what went wrong since the run
-        began.
-        """
+        """Live calls of this process: those in flight, and what went wrong since the run began."""
         now, before = ACTIVITY.snapshot(), self._before
         parts = [f"{now.in_flight:,} in flight"] if now.in_flight else []
         return parts + describe_retries(
@@ -115,8 +112,8 @@ class ProgressLine:
     """Shows a meter while a block runs: a live line on a terminal, else a line every ten seconds,
     nothing where `quiet`.
 
-    Whatever else goes to stderr meanwhile goes through `write_line`: on a terminal it would be
-    written into the live line.
+    All other output to stderr has to go through `write_line` meanwhile, or a terminal would show it
+    inside the live line.
     """
 
     _shown: ProgressLine | None = None
@@ -154,7 +151,7 @@ class ProgressLine:
         while not self._stopped.wait(self._every):
             if self._live:
                 self._write(
-                    # A column less than there are: some terminals begin a new line after the last
+                    # One column less than there are: some terminals begin a new line after the last
                     # one.
                     f"{_CLEARED}{shortened(self._line(), shutil.get_terminal_size().columns - 1)}"
                 )
@@ -164,7 +161,7 @@ class ProgressLine:
             self._write(_CLEARED)
 
     def _write(self, text: str) -> None:
-        with _STDERR, contextlib.suppress(OSError):  # nobody reads it any more
+        with _STDERR, contextlib.suppress(OSError):  # the reader has left
             self._stream.write(text)
             self._stream.flush()
 
@@ -176,10 +173,10 @@ _STDERR = threading.RLock()  # reentrant: Ctrl-C may come while its own thread w
 
 
 def write_line(text: str) -> None:
-    """A line of its own on stderr, above the live line where there is one; control characters of
-    others are escaped.
+    """Writes a separate line to stderr, above the live line where there is one; control characters
+    are escaped.
 
-    Who reads stderr may have left: what was paid for is finished all the same.
+    The reader of stderr may have left: the run, which is paid for, goes on nevertheless.
     """
     shown = ProgressLine._shown
     # AttributeError: stderr is closed, and so None.
@@ -191,7 +188,7 @@ def write_line(text: str) -> None:
 
 
 class LogLines(logging.Handler):
-    """Log messages as such lines. A traceback keeps its lines, each escaped."""
+    """Writes log messages by `write_line`. A traceback keeps its lines, each escaped."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

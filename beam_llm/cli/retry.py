@@ -1,5 +1,5 @@
-"""`--retry-errors`: what is asked again, and under which name. Of `predict`, the answers of an
-existing output, joined to the input's records by content, so that only the rest is asked.
+"""`--retry-errors`: what is asked again, and under which name. For `predict`, the answers of an
+existing output are joined to the input's records by content, so that only the rest is asked.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _DOUBTFUL = f"{Kind.DOUBTFUL}: "
 
 
 class PriorAnswers(NamedTuple):
-    """What an existing output says of the input's records.
+    """What an existing output says about the input's records.
 
     Attributes:
-      lines: its answers, and of `held` the errors, as a spool's lines, with the ordinals that their
-        records have in the input now.
-      held: ordinals of records that may be paid for already, and are not to be asked again by this.
+      lines: its answers, and the errors of `held`, as a spool's lines, with the current ordinals of
+        their records in the input.
+      held: ordinals of records that may be paid for already, and are not asked again.
       gone: its records that the input doesn't have.
       new: the input's records that it doesn't have.
     """
@@ -80,8 +80,8 @@ class _OutputRow(NamedTuple):
 
 
 def count_ends(target: Target, field: str) -> tuple[int, int] | None:
-    """How many records an existing output has, and how many of them ended as errors; None where it
-    isn't one of this command's.
+    """How many records an existing output has, and how many of them ended as errors; None where
+    this command didn't write it.
     """
     try:
         errors = [row.error is not None for row in _rows_of_output(target, field)]
@@ -91,13 +91,13 @@ def count_ends(target: Target, field: str) -> tuple[int, int] | None:
 
 
 def retry_settings(settings: Settings, version: str) -> Settings:
-    """The settings with a name of its own for the answers of a batch run.
+    """The settings with a new name for the answers of a batch run.
 
-    The ledger knows the old answers, errors among them; under another name it asks, and still
-    nothing paid for twice.
+    The ledger knows the old answers, including the errors; under another name it asks again, and
+    still nothing is paid for twice.
 
     Args:
-      version: names the output as it is: a retry that was stopped finds its jobs again.
+      version: names the present output, so that a retry that was stopped finds its jobs again.
     """
     if settings.mode != "batch_api":
         return settings
@@ -105,15 +105,15 @@ def retry_settings(settings: Settings, version: str) -> Settings:
 
 
 def holds_doubtful(settings: Settings) -> bool:
-    """Whether records whose job is in doubt are left as they are: they may be paid for."""
+    """Whether records whose job is in doubt are not asked again, as they may be paid for."""
     return settings.mode == "batch_api" and settings.on_doubt != "resubmit"
 
 
 def version_of(target: Target) -> str:
-    """A short name of the output's content, as it was written at its time.
+    """A short name for the output's content and the time it was written.
 
-    Records that fail again leave the very same content: without the time the next retry would find
-    their errors in the ledger, and ask nobody.
+    Records that fail again leave the same content: without the time the next retry would find their
+    errors in the ledger, and ask nothing.
     """
     hasher = hashlib.sha256(str(_modification_time(target.path)).encode())
     with open_bytes(target.path) as file:
@@ -144,8 +144,8 @@ def prior_answers(
 
     Args:
       field: of the answer; the error is in `<field>_error`.
-      holds_doubtful: records whose job is in doubt are left as they are.
-      check: tells a number from the text of one, which a cell of CSV has for both.
+      holds_doubtful: records whose job is in doubt are not asked again.
+      check: distinguishes a number from a text of digits, which look the same in a CSV cell.
 
     Raises:
       UsageError: the file isn't an output with these fields, or has no record of the input.
@@ -161,7 +161,7 @@ def prior_answers(
         if not (ordinals := places.get(row.form)):
             gone += 1
             continue
-        # Equal records can't be told apart but by their order, which both files have.
+        # Equal records differ only in their order, which is the same in both files.
         ordinal = ordinals.popleft()
         digest = found.digest(ordinal).hex()
         if row.error is None:
@@ -181,8 +181,8 @@ def prior_answers(
 
 
 def _parse_cell(value: Any, check: Check) -> Any:
-    """The answer that a cell's text was made of: the text where it can be one, else what it spells
-    as JSON.
+    """The answer in a cell: its text where that is a valid answer, otherwise the JSON value that it
+    spells.
     """
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
@@ -217,7 +217,7 @@ def _rows_of_output(target: Target, field: str) -> Iterator[_OutputRow]:
         value, error = fields.pop(field), fields.pop(error_field)
         if source.format == "csv":
             yield _OutputRow(
-                # By place: a CSV file's names are its header's, and its cells have no types.
+                # By column: names in a CSV file come from its header, and cells have no types.
                 digest_of(list(map(unsafe_cell, fields.values()))),
                 unsafe_cell(value),
                 error or None,
@@ -229,7 +229,7 @@ def _rows_of_output(target: Target, field: str) -> Iterator[_OutputRow]:
 def _forms_of_input(
     kind: str, sources: Sequence[Source], columns: Mapping[str, Column]
 ) -> Iterator[bytes]:
-    """Of every input record the form that `_rows_of_output` gives for it, once it has been through
+    """The form of every input record, as `_rows_of_output` gives it after the record was written to
     a file of that format.
     """
     rows = read_all(sources)
@@ -241,12 +241,11 @@ def _forms_of_input(
     elif kind == "csv":
         for row in rows:
             yield digest_of([_as_read(cell(row.fields.get(name))) for name in columns])
-    # Parquet inputs that agree are passed on with their own types; all others get types by their
-    # values.
+    # Parquet inputs with equal columns keep their types; all others get types by their values.
     elif inputs := list(parquet_fields(sources).values()):
         batch = None
         for row in rows:
-            if row.batch is not batch:  # its rows follow each other
+            if row.batch is not batch:  # the rows of a batch are consecutive
                 batch = row.batch
                 yield from map(digest_of, rows_of(sources[0], arrow_table(batch, inputs)))
     else:

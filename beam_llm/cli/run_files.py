@@ -1,5 +1,5 @@
-"""Files that a command line names beside its data: the pipeline that `beam-llm run` runs, and those
-that say how a run went (`--summary FILE.json`, `--report FILE.html`).
+"""Files that a command line names beside its data: the pipeline of `beam-llm run`, and the reports
+of a run (`--summary FILE.json`, `--report FILE.html`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class RunFiles:
-    """Those that say how a run went.
+    """The files that report on a run.
 
         files = RunFiles(chosen)
         with files.listening():
@@ -48,7 +48,7 @@ class RunFiles:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Hears of the calls that this process makes meanwhile, where there will be a page."""
+        """Collects the events of this process's calls in the block, where there will be a page."""
         if self._page is None:
             yield
             return
@@ -58,23 +58,23 @@ class RunFiles:
     def write_summary(self, data: Any) -> None:
         """Writes the summary, where the command line names a file for it."""
         if self._summary is not None:
-            # Once more: a table that a file has written may have the name.
+            # Once more: a table that the run has written may have this name.
             _check_summary_path(self._summary)
             data = orjson.dumps(data, option=orjson.OPT_INDENT_2)
             write_side_file(self._summary, data + b"\n")
 
     def write_page(self, content: Callable[[], tuple[Subject, Report]]) -> None:
-        """Writes the page, where one is wanted; comes last, so that what goes wrong here takes
-        nothing else along.
+        """Writes the page, where one is wanted; called last, so that an error here affects nothing
+        else.
 
         Args:
-          content: what the page is about, asked for where a page is wanted.
+          content: gives what the page is about; called only where a page is wanted.
         """
         if self._page is None:
             return
         from beam_llm.cli.reporting.of_run import page_of_run
 
-        check_report_path(self._page)  # as of a summary
+        check_report_path(self._page)  # as for a summary
         write_report(self._page, page_of_run(*content(), self._log, redacted=self._redacted))
 
 
@@ -83,7 +83,7 @@ def _check_summary_path(path: str) -> None:
 
 
 def _refuse_one_name(chosen: argparse.Namespace) -> None:
-    """Raises UsageError where two of the files that the command writes are one."""
+    """Raises UsageError where two of the files that the command writes have the same name."""
     flags: dict[str, str] = {}
     for flag in ("output", "summary", "report"):
         path = getattr(chosen, flag, None)
@@ -97,7 +97,7 @@ MOST_BYTES = 1_000_000
 
 
 def text_of(path: str) -> str:
-    """What the file says.
+    """The file's text.
 
     Raises:
       UsageError: it can't be read, is too large, or not text.
@@ -110,7 +110,7 @@ def text_of(path: str) -> str:
     if len(data) > MOST_BYTES:
         raise UsageError(f"{path!r} has more than {MOST_BYTES:,} bytes: rows belong into tables")
     try:
-        # Windows' editors begin a file with a mark, which is not a part of its first statement.
+        # Editors on Windows begin a file with a byte order mark, which isn't part of a statement.
         return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise UsageError(

@@ -23,8 +23,8 @@ from beam_llm.transforms.reduce import previews
 
 
 def show(command: PredictCommand, most: int) -> int:
-    """Prints up to `most` requests, each with its replies' schema; returns how many records among
-    them can't be asked.
+    """Prints up to `most` requests, each with the schema of its reply; returns how many records
+    among them can't be asked.
 
     Raises:
       UsageError: as `predict` would: wrong files, fields or options.
@@ -50,13 +50,11 @@ def _describe_request(request: RequestPreview) -> dict[str, Any]:
 
 
 SAMPLE_ROWS = 1_000
-"""Rows that a dry run looks at."""
+"""The number of rows that a dry run reads."""
 
 
 def first_request(settings: Settings, elements: Iterable[Any]) -> Iterator[str]:
-    """Lines: the first request over these elements and what they would cost, or why there is
-    none.
-    """
+    """Lines with the first request over these elements and their cost, or why there is none."""
     elements = list(elements)
     found = _preview_one(settings, elements)
     if not found:
@@ -75,13 +73,13 @@ def first_request(settings: Settings, elements: Iterable[Any]) -> Iterator[str]:
 def _preview_one(settings: Settings, elements: Iterable[Any]) -> Sequence[RequestPreview]:
     if settings.task == "reduce":
         return list(islice(previews(settings, elements), 1))
-    # Which model reads a record is told by the record, so each has a reader of its own.
+    # The record says which model it is for, and each model has its own reader.
     record_of = None if is_template(settings.model) else RecordReader(settings).record
     return preview(settings, elements, 1, record_of)
 
 
 def in_json(value: Any) -> str:
-    """Indented JSON in which nothing steers a terminal: it stays the same JSON."""
+    """Indented JSON with terminal control characters escaped; the same JSON value."""
     text = orjson.dumps(
         value, default=_as_text, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS
     ).decode()
@@ -98,7 +96,7 @@ def _as_text(value: Any) -> str:
 
 
 _DATA = re.compile(r"(?<=[,\"])([A-Za-z0-9+/]{40})[A-Za-z0-9+/]{60,}={0,2}(?=\")")
-"""An image in base64; the first characters of it tell its kind."""
+"""An image in base64; its first characters show its kind."""
 
 
 def _shorten_image(found: re.Match[str]) -> str:
@@ -106,6 +104,6 @@ def _shorten_image(found: re.Match[str]) -> str:
 
 
 def _json_escape(found: re.Match[str]) -> str:
-    # JSON's escapes are of UTF-16: a character beyond the first 65,536 takes two.
+    # JSON's escapes are UTF-16: a character beyond the first 65,536 needs two.
     units = found[0].encode("utf-16-be", "surrogatepass").hex()
     return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))

@@ -1,15 +1,15 @@
-"""Answers of a running `predict`, kept beside the output until all are there: what was paid for
-outlives a Ctrl-C, a kill, a lost network.
+"""Keeps the answers of a running `predict` beside the output until all are there: what was paid for
+survives a Ctrl-C, a kill, a lost network.
 
 A folder `OUT.partial-<name>/` holds one file per bundle, one line per answer, each with its
 record's ordinal (0-based, over all inputs) and the digest of its content. The name hashes the
-question and the inputs' names, so the same command again finds its own answers. An answer belongs
-to the record of its digest, wherever that is by now; the ordinal only tells equal records apart.
-Lines may repeat (a bundle tried twice) or be cut (a kill): repeats are the same question's answers,
-and a cut line is not an answer.
+question and the inputs' names, so the same command finds its answers again. An answer belongs to
+the record with its digest, wherever that is by now; the ordinal only distinguishes equal records.
+Lines may repeat (a bundle tried twice) or be cut (a kill): repeats answer the same question, and a
+cut line is not an answer.
 
-The folder is its user's alone: made with mode 0700, and refused where it is somebody else's, for
-answers in it would be believed.
+The folder belongs to its user alone: it is created with mode 0700, and refused where it is somebody
+else's, since answers in it would be trusted.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from beam_llm.errors import LLMError
 _log = logging.getLogger("beam_llm")
 
 
-# What a kill can lose of a local spool: these answers are asked, and paid for, again.
+# What a kill can lose of a local spool: such records are asked, and paid for, again.
 _FLUSH_SECONDS = 0.2
 
 
@@ -53,22 +53,22 @@ def folder_for(output: str, question: bytes, inputs: Iterable[str], *, here: boo
 
     Args:
       question: everything that shapes an answer (a task's fingerprint).
-      inputs: their names.
-      here: the workers are on this machine; else a remote output's spool has to be where they can
-        write, beside it.
+      inputs: the names of the inputs.
+      here: the workers are on this machine; otherwise a remote output's spool has to be beside the
+        output, where the workers can write.
     """
     name = hashlib.sha256(
         b"\0".join([question, *(name.encode("utf-8", "surrogateescape") for name in inputs)])
     ).hexdigest()[:12]
     aside = output == "-" or (here and is_remote(output)) or is_special(output)
-    # By user: the temporary folder is everybody's, and so its names are, too.
+    # By user: all users share the temporary folder, and so its names.
     base = os.path.join(tempfile.gettempdir(), f"beam-llm-{os.getuid()}") if aside else output
     return f"{base}.partial-{name}"
 
 
 class SpoolFile:
-    """One bundle's file. Local files are flushed every 0.2 s; an object store has it when it is
-    closed.
+    """One bundle's file. Local files are flushed every 0.2 s; an object store shows it when
+    it is closed.
 
     Args:
       definition: names the code that made the answers' JSON (`definition_of`).
@@ -106,8 +106,8 @@ class Spool:
             self._lock = _lock_file(os.path.join(folder, "lock"))
 
     def note_inputs(self, digests: bytes) -> str:
-        """Remembers what the records are now; returns what became of those of an earlier run, in
-        words: nothing where they are the same, or there was none.
+        """Notes the present records; returns in words how they differ from those of an earlier run:
+        empty where they are the same, or there was none.
         """
         names = sorted(_files_ending_in(self.folder, ".digests", self._owner))
         before = None
@@ -119,9 +119,9 @@ class Spool:
         return "" if before is None else changes_between(before, digests)
 
     def _write_digests(self, digests: bytes) -> None:
-        # Of one width, so that the order of names is that of time.
+        # Of fixed width, so that names sort by time.
         name = f"inputs-{time.time_ns():020d}.digests"
-        # A file that a kill cut would pass for fewer records: it gets its name when it is whole.
+        # A file cut by a kill would pass for fewer records: it gets its name when it is complete.
         with _create(self.folder, name if is_remote(self.folder) else f"{name}.new") as file:
             file.write(digests)
         if not is_remote(self.folder):
@@ -145,7 +145,7 @@ class Spool:
         return index
 
     def clear(self) -> None:
-        """Removes all answers: those of records without a place are nobody's in another run."""
+        """Removes all answers: those of records without a place are useless in another run."""
         from apache_beam.io.filesystems import FileSystems
 
         FileSystems.delete(_files_ending_in(self.folder, ".jsonl", self._owner))
@@ -180,7 +180,7 @@ class Spool:
         self.close()
 
     def close(self) -> None:
-        """Lets go of the folder; one that holds no answer goes too."""
+        """Releases the folder, and removes it where it has no answers."""
         if self._lock is None:
             return
         if os.path.isdir(self.folder) and not (
@@ -193,7 +193,7 @@ class Spool:
 
 
 def is_marked_kept(folder: str) -> bool:
-    """Whether the folder has the answers of an output that is written, with errors among them."""
+    """Whether the folder has the answers of a finished output with errors among them."""
     path = f"{folder}/{_KEPT}"
     if not is_remote(folder):
         return os.path.isfile(path)
@@ -201,14 +201,14 @@ def is_marked_kept(folder: str) -> bool:
 
 
 def holds_answers(folder: str) -> bool:
-    """Whether there is such a folder with answers in it, or marked to have all there can be."""
+    """Whether the folder exists, and has answers or is marked as the one of a finished output."""
     if not is_remote(folder) and not os.path.isdir(folder):
         return False
     return is_marked_kept(folder) or bool(_files_ending_in(folder, ".jsonl"))
 
 
 def records_in(folder: str) -> Iterator[tuple[StoredAnswer, dict[str, Any]]]:
-    """Answers that a folder keeps with their records' fields, by ordinal; those with the same one
+    """The answers in a folder with their records' fields, by ordinal; those with the same ordinal
     in any order.
     """
     places: list[tuple[int, int]] = []
@@ -225,12 +225,12 @@ def records_in(folder: str) -> Iterator[tuple[StoredAnswer, dict[str, Any]]]:
 
 
 def _claim(folder: str) -> int:
-    """Makes sure that the folder is there and this user's alone; returns the owner that files made
-    by this user have there.
+    """Makes sure that the folder exists and belongs to this user alone; returns the owner of files
+    that this user creates there.
 
-    Who makes a folder of this name first, in a temporary folder that all users share, could put
-    answers of their own into it. The owner is compared with that of a new file: a mounted share may
-    show one owner for everything, who is not the process's user.
+    In a temporary folder that all users share, another user could create a folder of this name
+    first, and put answers into it. The owner is compared with that of a new file, since a mounted
+    share may show one owner for everything, who is not the process's user.
 
     Raises:
       LLMError: it is somebody else's, or not a folder.
@@ -263,7 +263,7 @@ def _claim(folder: str) -> int:
 def _lock_file(path: str) -> IO[bytes]:
     import fcntl
 
-    # Held open for as long as the command runs; with it the lock goes, however the command ends.
+    # Held open while the command runs; the lock ends with it, however the command ends.
     file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -291,10 +291,10 @@ def _create(folder: str, name: str) -> IO[bytes]:
 
 
 def _files_ending_in(folder: str, suffix: str, owner: int | None = None) -> list[str]:
-    """Files in the folder whose names end so.
+    """Files in the folder whose names end with `suffix`.
 
     Args:
-      owner: of a local folder: files of anybody else but him and the superuser are left out.
+      owner: in a local folder, only files of this user and of the superuser are returned.
     """
     if is_remote(folder):
         return remote.matches(f"{folder}/*{suffix}")

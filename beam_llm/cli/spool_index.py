@@ -1,4 +1,4 @@
-"""Each record's best answer out of a spool's files."""
+"""Finds each record's best answer in a spool's files."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class SpoolIndex:
         self._file.close()
 
     def add_lines(self, lines: Iterable[bytes], check: Check | None = None) -> None:
-        """Takes a spool file's answers: a value is never replaced by an error, and an answer goes
-        to no record but its own.
+        """Adds a spool file's answers: a value is never replaced by an error, and an answer is only
+        given to its own record.
         """
         for line in lines:
             answer = parse_line(line)
@@ -57,15 +57,15 @@ class SpoolIndex:
                 except ValueError:
                     self.unfit += 1
                     continue
-            # Appended, also where it replaces an error: the older line is merely not pointed at.
+            # Appended, also where it replaces an error: the index then points to the newer line.
             self._file.write(line)
             self._offset_of[ordinal] = self._end
             self._end += len(line)
             self._good[ordinal] = answer.error is None
 
     def _ordinal(self, answer: StoredAnswer) -> int | None:
-        """The record that an answer belongs to: the one in its old place, where that is the same
-        still, else an equal one elsewhere.
+        """The record that an answer belongs to: the one in its old place, where that is still the
+        same, otherwise an equal one elsewhere.
         """
         digest = bytes.fromhex(answer.digest)
         start = answer.ordinal * DIGEST_BYTES
@@ -74,7 +74,7 @@ class SpoolIndex:
             and self._digests[start : start + DIGEST_BYTES] == digest
         )
         # Once records were found in other places, this one may have got the answer of an equal one:
-        # then this answer is that one's.
+        # then this answer is for that one.
         if is_there and not (self._good[answer.ordinal] and self._ordinals_of is not None):
             return answer.ordinal
         queues = self._equal_records(digest)
@@ -91,10 +91,10 @@ class SpoolIndex:
         return queue[0] if queue else None
 
     def _equal_records(self, digest: bytes) -> tuple[deque[int], deque[int]] | None:
-        """Ordinals of the records of a digest, twice: the first to be cut to those without a value,
-        the other to those without a line.
+        """Ordinals of the records with a digest, twice: the first will be reduced to those without
+        a value, the other to those without a line.
         """
-        if self._ordinals_of is None:  # only where a record is not where it was
+        if self._ordinals_of is None:  # only where a record has moved
             self._ordinals_of = defaultdict(lambda: (deque(), deque()))
             for ordinal, one in enumerate(each_digest(self._digests)):
                 for queue in self._ordinals_of[one]:

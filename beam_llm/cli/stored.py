@@ -1,4 +1,4 @@
-"""How one record ended, as a spool's files keep it: one JSON line each."""
+"""How one record ended, in the format of a spool's files: one JSON line each."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import orjson
 from beam_llm.cli.files.records import has_non_finite, json_bytes
 
 Check = Callable[[Any], Any]
-"""Makes of an answer's JSON what it has to be by now, or raises ValueError."""
+"""Converts an answer's JSON to the present output type, or raises ValueError."""
 
 
 class StoredAnswer(NamedTuple):
     """How one record ended, as a spool's files hold it.
 
-    A tuple, for its line is a JSON array: names would be half of the bytes of a label's line.
+    A tuple, since its line is a JSON array: names would be half of the bytes of a label's line.
 
     Attributes:
       ordinal: the record's place in the input when it was asked, from 0 over all files.
       value: the answer in JSON form, or None where there is an error.
       kind: of the error (`beam_llm.Kind`), or None.
       error: its message.
-      model: that answered, as the provider named it.
+      model: the one that answered, as the provider named it.
       digest: of the record's content, in hex: the answer belongs to the record that has it,
         wherever that is by now.
     """
 
-    # By position in a line: new fields come last and have a default, so that older lines still
-    # read.
+    # By position in a line: new fields come last and have a default, so that older lines can still
+    # be read.
     ordinal: int
     value: Any
     kind: str | None
@@ -61,8 +61,8 @@ def encode_answer(answer: StoredAnswer, fields: Mapping[str, Any] | None = None)
         )
     except TypeError:  # half a character, which orjson refuses
         line = None
-    # orjson writes an infinity as null, so only a null too many is looked into: a vector has
-    # thousands of numbers. Python's words for them are read again as what they were.
+    # orjson writes an infinity as null. Vectors have thousands of numbers, so values are only
+    # checked where there is a null too many. Python's words for them can be read back.
     if line is not None and line.count(b"null") == answer.count(None):
         return line
     if has_non_finite(answer.value):
@@ -83,9 +83,7 @@ def answer_of(line: bytes) -> StoredAnswer:
 
 
 def parse_line(line: bytes) -> StoredAnswer | None:
-    """The answer of a line, or None where the line is not complete: a killed process leaves
-    such.
-    """
+    """The answer of a line, or None where the line is not complete, as after a kill."""
     if not line.endswith(b"\n"):
         return None
     try:

@@ -1,5 +1,5 @@
-"""How records end, into the spool: the one DoFn that all commands store with, and the place that an
-answer goes back to; and the one way of answers that have no such place.
+"""Stores how records ended in the spool: the DoFn that all commands use, the place that leads an
+answer back to its record, and a writer for answers without such a place.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from beam_llm.cli.spool import SpoolFile
 from beam_llm.cli.stored import StoredAnswer
 
 NO_PLACE = 2**62
-"""Ordinal of records that had none: they come last, as they came."""
+"""Ordinal of records that had none: they come last, in order of arrival."""
 
 
 def place_of(key: Any) -> tuple[int, str]:
-    """Ordinal and digest of a record of `predict`; of any other `NO_PLACE` and none."""
+    """Ordinal and digest of a record of `predict`; `NO_PLACE` and no digest for any other."""
     if type(key) is str:
         ordinal, _, digest = key.partition(" ")
         if len(digest) == 2 * DIGEST_BYTES and ordinal.isdecimal():
@@ -30,9 +30,10 @@ def place_of(key: Any) -> tuple[int, str]:
 
 
 class StoreInSpool(beam.DoFn, ABC):
-    """How elements ended into the spool, one file per bundle. Emits nothing.
+    """Writes how elements ended into the spool, one file per bundle. Emits nothing.
 
-    Subclasses say what is kept of an element (`to_stored_answer`), and who made it (`definition`).
+    Subclasses define what is stored of an element (`to_stored_answer`), and which version of the
+    output type wrote it (`definition`).
 
     Args:
       folder: of the spool.
@@ -41,14 +42,14 @@ class StoreInSpool(beam.DoFn, ABC):
     definition = ""
 
     def __init__(self, folder: str):
-        self._folder = absolute(folder)  # a worker may stand in another
+        self._folder = absolute(folder)  # a worker may have another current folder
 
     @abstractmethod
     def to_stored_answer(self, element: Any) -> StoredAnswer:
         """How it ended."""
 
     def is_an_end(self, answer: StoredAnswer) -> bool:
-        """Whether it counts as a record that was answered, or ended as an error."""
+        """Whether the answer counts as a record that was answered, or ended as an error."""
         return True
 
     def setup(self) -> None:
@@ -58,7 +59,7 @@ class StoreInSpool(beam.DoFn, ABC):
         self._close()  # of a bundle that failed
 
     def process(self, element: Any) -> None:
-        # At the first element: a bundle without any leaves no empty file behind.
+        # At the first element, so that an empty bundle leaves no empty file behind.
         if self._file is None:
             self._file = SpoolFile(self._folder, self.definition)
         answer = self.to_stored_answer(element)
@@ -79,9 +80,9 @@ class StoreInSpool(beam.DoFn, ABC):
 
 
 def write_once(lines: pvalue.PCollection, folder: str, label: str = "Write lines") -> None:
-    """Stored lines into files of a folder, each line once, however often a runner repeats a bundle:
-    Beam's own sink gives files their names when all of them are there. What has a place in an input
-    needs none of this, for its answer may be there twice.
+    """Writes stored lines into files of a folder, each line once, however often a runner repeats a
+    bundle: Beam's own sink gives files their names when all of them are complete. Answers with a
+    place in an input don't need this, since theirs may occur twice.
     """
     _ = lines | label >> beam.io.WriteToText(
         f"{absolute(folder)}/lines",

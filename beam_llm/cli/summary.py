@@ -33,8 +33,8 @@ def exit_code_of(name: str, tally: Tally, hint: str = "") -> int:
     """A run's exit code. Where records ended as errors, a line on stderr says how many.
 
     Args:
-      name: the command's, as the line begins.
-      hint: where to look, as the line ends.
+      name: the command's name, for the line's beginning.
+      hint: where to look, for the line's end.
     """
     if not tally.failed:
         return ALL_ANSWERED
@@ -72,8 +72,8 @@ def summary(command: PredictCommand, report: Report) -> str:
 
 
 def guard_of(report: Report) -> Share | None:
-    """How many of the records that were asked alone as well have the same answer; None where none
-    was.
+    """Among the records that were asked alone as well, the share with the same answer; None where
+    there were none.
     """
     compared = report.counters.get("guard_compared", 0)
     return Share(report.counters.get("guard_agreed", 0), compared) if compared else None
@@ -111,7 +111,7 @@ def _labelled(label: str, texts: list[str]) -> list[str]:
 
 
 def _errors(tally: Tally) -> Iterator[str]:
-    """`8 rate_limited: HTTP 429 …`; where not all of a kind read like that, how many do."""
+    """`8 rate_limited: HTTP 429 …`; where only some of a kind have that message, how many do."""
     for kind, count in tally.errors.most_common():
         alike, message = tally.messages[kind].most_frequent()
         # 0: the sums are Beam's counters, which have no messages.
@@ -121,7 +121,7 @@ def _errors(tally: Tally) -> Iterator[str]:
 
 
 def warnings_of(counters: dict[str, int]) -> Iterator[str]:
-    """What was odd though no record failed by it, in words, the most frequent first."""
+    """Oddities that made no record fail, in words, the most frequent first."""
     for name, count in sorted(counters.items(), key=lambda item: -item[1]):
         if count and name.startswith(_WARNINGS):
             yield warning_in_words(name.removeprefix(_WARNINGS), count)
@@ -150,7 +150,7 @@ def warnings_of(counters: dict[str, int]) -> Iterator[str]:
 def calls_of(report: Report) -> str:
     """`100`, `100 (2 retries)`, `100 in 1 batch job`, `100 in 1 batch job and 3 live`, …"""
     jobs = f" in {plural(report.jobs, 'batch job')}" if report.jobs else ""
-    # What was in no job's line was a live call: for the guard, or for what jobs left over.
+    # Requests outside of jobs were live calls: for the guard, or for what jobs left over.
     live = report.requests - report.lines
     if jobs and live:
         jobs += f" and {live:,} live"
@@ -165,9 +165,9 @@ def calls_of(report: Report) -> str:
 
 
 def as_json(command: PredictCommand, report: Report) -> dict[str, Any]:
-    """The same as plain data. Counts are of this run where they are of calls, of the output where
-    they are of records. `retries` has the `waits` in it, as Beam's counters do; the summary's text
-    tells the two apart.
+    """The same as plain data. Counts of calls are about this run, counts of records about the
+    output. `retries` includes the `waits`, as Beam's counters do; the summary's text separates
+    them.
     """
     tally, counters = report.tally, report.counters
     return {
@@ -193,7 +193,7 @@ def as_json(command: PredictCommand, report: Report) -> dict[str, Any]:
         **{name: counters.get(name, 0) for name in _OF_JOBS},
         "doubtful": tally.errors.get("doubtful", 0),
         **{name: getattr(tally, name) for name in Usage._fields},
-        # A sum over the priced part alone would pass for all of it.
+        # A sum over the priced part alone would be taken for the total.
         "cost_usd": None if tally.unpriced else tally.cost_usd,
         "guard": None if (guarded := guard_of(report)) is None else share_json(guarded),
         "guard_halvings": counters.get("guard_halvings", 0),

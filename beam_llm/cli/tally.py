@@ -14,12 +14,12 @@ from beam_llm.cli.words import dollars
 from beam_llm.errors import Kind, plural
 
 MOST_EXAMPLES = 3
-"""Of each kind of error."""
+"""The number of examples for each kind of error."""
 
 
 @dataclass
 class Sums:
-    """What some answers came to.
+    """Sums over some answers.
 
     Attributes:
       unpriced: those whose cost is not known.
@@ -36,7 +36,7 @@ class Sums:
     unpriced: int = 0
 
     def count(self, answer: StoredAnswer, *, unpriced: bool) -> None:
-        """Adds what one answer came to."""
+        """Adds one answer's tokens and cost."""
         self.records += 1
         self.reused += answer.reused
         self.input_tokens += answer.input_tokens
@@ -61,10 +61,10 @@ class Tally(Sums):
     """Sums over how records ended.
 
     Attributes:
-      by_model: of the answers that each model gave.
+      by_model: sums over the answers of each model.
       errors: records without an answer, by kind.
-      messages: of each kind of error.
-      examples: of each kind of error the first few: the record's place in the input, and message.
+      messages: by kind of error.
+      examples: by kind of error the first few: the record's place in the input, and the message.
     """
 
     by_model: dict[str, Sums] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class Tally(Sums):
     examples: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
 
     def add(self, answer: StoredAnswer) -> None:
-        """Counts in how one record ended."""
+        """Adds how one record ended."""
         is_unpriced = answer.cost_usd is None
         # A record that was never sent has no tokens, and so no cost that could be unknown.
         was_sent = answer.input_tokens > 0 or answer.kind in (Kind.UNREADABLE, Kind.DOUBTFUL)
@@ -93,7 +93,7 @@ class Tally(Sums):
 
     @classmethod
     def of_counters(cls, counters: Mapping[str, int]) -> Tally:
-        """The sums that Beam's counters have, where no single record is known."""
+        """The sums from Beam's counters, where single records are not known."""
         tally = cls()
         for name in _SUMS:
             setattr(tally, name, counters.get(name, 0))
@@ -102,7 +102,7 @@ class Tally(Sums):
             kind = name.removeprefix("errors_")
             if kind != name and count:
                 tally.errors[kind] = count
-                tally.messages[kind] = Messages()  # counters have none, so none is shown
+                tally.messages[kind] = Messages()  # counters have no messages
         return tally
 
     def merge(self, other: Tally) -> None:
@@ -132,17 +132,17 @@ class Tally(Sums):
 
 
 class Messages:
-    """Messages of one kind of error, counted by their wording: those that differ in numbers and
-    quotations only are one.
+    """Messages of one kind of error, counted by their wording: those that differ only in numbers
+    and quotations count as the same.
     """
 
-    MOST_WORDINGS = 200  # what comes later is counted in no group; the frequent ones come early
+    MOST_WORDINGS = 200  # later ones are not counted; the frequent ones come early
 
     def __init__(self) -> None:
         self._groups: dict[str, tuple[int, str]] = {}
 
     def add(self, message: str) -> None:
-        """Counts a message to those of its wording."""
+        """Counts a message with those of the same wording."""
         wording = without_particulars(message)
         count, example = self._groups.get(wording, (0, message))
         # A server may put something new into each of a million messages.
@@ -157,7 +157,7 @@ class Messages:
                 self._groups[wording] = (own + count, first)
 
     def most_frequent(self) -> tuple[int, str]:
-        """How many had the most frequent wording, and the first of them as it stood."""
+        """How many had the most frequent wording, and the first of these messages."""
         return max(self._groups.values(), key=lambda group: group[0], default=(0, ""))
 
 

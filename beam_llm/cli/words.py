@@ -1,5 +1,5 @@
-"""Numbers, times, money, options and tables as a person reads them. What others wrote is shown with
-its control characters escaped.
+"""Formats numbers, times, money, options and tables for people. Texts from elsewhere are shown with
+their control characters escaped.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def price(amount: float | None) -> str:
 
 
 def percent(part: float) -> str:
-    """`12 %`; what is below ten with a digit more where that says something."""
+    """`12 %`; below ten with one more digit, where it isn't 0."""
     value = round(part * 100, 1)
     return f"{value:.0f} %" if abs(value) >= 10 or value == round(value) else f"{value:.1f} %"
 
 
 def describe_retries(retries: int, waits: int, timeouts: int) -> list[str]:
-    """`2 retries`, `3 waits`, `1 timeout`: those that there are. Waits for a busy server are among
-    the retries as counted.
+    """`2 retries`, `3 waits`, `1 timeout`, without those that are 0. The counter of retries
+    includes waits for a busy server.
     """
     counts = {"retry": retries - waits, "wait": waits, "timeout": timeouts}
     return [plural(count, noun) for noun, count in counts.items() if count > 0]
@@ -60,8 +60,8 @@ def shortened(text: str, width: int) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]], left: Sequence[int] = (0,)) -> str:
-    """Columns aligned by spaces: those numbered in `left` to the left, all others to the right.
-    Cells are escaped.
+    """A table with columns aligned by spaces: those numbered in `left` to the left, all others to
+    the right. Cells are escaped.
     """
     cells = [[printable(str(cell)) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
@@ -77,8 +77,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]], left: Sequence[i
 
 
 def options_in_words(settings: Settings) -> Iterator[str]:
-    """Options after overrides, by string key, those that differ from their defaults; a key is a
-    reference, and an address is without what gives access.
+    """The options that differ from their defaults, by string key, after overrides; keys are shown
+    as references, and addresses without credentials.
     """
     for name, value in given_options(settings):
         value = without_access(value) if name == "base_url" else value
@@ -91,7 +91,7 @@ def options_in_words(settings: Settings) -> Iterator[str]:
 
 
 def value_in_words(value: Any) -> str:
-    """A class or a function by its name, a type as it is written."""
+    """A class or a function by its name, a type as it is written in Python."""
     if isinstance(value, type) or inspect.isroutine(value):
         return value.__qualname__
     return str(value).replace("typing.", "")
