@@ -85,7 +85,7 @@ class LiveCalls:
         return self._session
 
     async def close(self) -> None:
-        """Gives back connections; harmless when done twice."""
+        """Closes the connections; harmless to repeat."""
         session, self._session = self._session, None
         if session is not None:
             await session.close()

@@ -1,4 +1,4 @@
-"""A message batch as the server shows it: read, whatever is in it."""
+"""Reads a message batch as the server shows it, whatever it sends."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from beam_llm.values import JobState
 
 
 def remote_job(job: Mapping[str, Any], key: str | None = None) -> RemoteJob:
-    """A batch as the server shows it, whatever it leaves out or has of another type.
+    """Reads a batch, whatever the server leaves out or sends as another type.
 
-    It has no end of its own but `ended`: what became of its lines says how.
+    Its only final state is `ended`; the counts of its lines say how it ended.
 
     Raises:
-      Retryable: it has no id that can be asked for.
+      Retryable: it has no usable id.
     """
     job_id = identifier_of(job.get("id"), key)
     if job_id is None:
@@ -42,7 +42,7 @@ def remote_job(job: Mapping[str, Any], key: str | None = None) -> RemoteJob:
         state=_state(job, numbers) if is_over else JobState.RUNNING,
         word=status or "in_progress",
         created_at=seconds_of(job.get("created_at")),
-        # The address that the server names is not used: the key would go wherever it leads.
+        # The address that the server names is not used, as the key would be sent there.
         result_files=(job_id,) if is_over and job.get("results_url") else (),
         completed=completed,
         failed=failed,
@@ -55,15 +55,15 @@ _COUNTS = ("processing", "succeeded", "errored", "canceled", "expired")
 
 
 def _state(job: Mapping[str, Any], numbers: Mapping[str, int | None]) -> JobState:
-    # By the wish, not by the counts: what a cancelled job left is asked again only where the user
-    # says so (`retry_cancelled`).
+    # By the request to cancel, not by the counts: records left by a cancelled job are asked again
+    # only where the user wants that (`retry_cancelled`).
     if job.get("cancel_initiated_at"):
         return JobState.CANCELLED
     return JobState.EXPIRED if numbers["expired"] else JobState.COMPLETED
 
 
 def _archive_note(job: Mapping[str, Any]) -> tuple[tuple[str, str, int | None], ...]:
-    """The note that results are gone, 29 days after the batch was created; empty before that."""
+    """A note that the results are gone, 29 days after the batch was created; empty before that."""
     if not job.get("archived_at"):
         return ()
     return (("archived", "its results were removed 29 days after it was created", None),)
@@ -71,7 +71,7 @@ def _archive_note(job: Mapping[str, Any]) -> tuple[tuple[str, str, int | None], 
 
 def reason_of(error: CallError) -> CallError:
     """Why a create was refused, as an error that has a remedy."""
-    # A 429 without those words is the rate of calls: it passes in seconds, a queue in hours.
+    # A 429 without those words is about the rate of calls, which takes seconds, not hours.
     if error.status == 429 and _QUEUE.search(error.message):
         wait = error.retry_after_seconds
         return QueueFull(error.message, retry_after_seconds=wait, status=error.status)

@@ -1,4 +1,4 @@
-"""Lines of a message batch's results: each ended in one of four ways of its own."""
+"""Reads lines of a message batch's results, each of which ended in one of four ways."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _ENDS = {
 
 
 def line_reply(line: bytes, context: ErrorContext = NO_CONTEXT) -> LineReply:
-    """One line: succeeded, errored, canceled or expired.
+    """Reads one line: succeeded, errored, canceled or expired.
 
     Raises:
-      ValueError: where the line is cut or no result at all.
+      ValueError: the line is cut, or is not a result.
     """
-    # The tag that `create` put behind each id is taken off: nothing above this package knows it.
+    # The tag that `create` appended to each id is removed; only this package knows it.
     plain = plain_line(line, redactor_of(context.secret))
     if plain is not None:
         return plain._replace(custom_id=untagged(plain.custom_id))
@@ -56,12 +56,12 @@ def _message(result: Any, context: ErrorContext) -> Any:
     """The message of a line that succeeded.
 
     Raises:
-      CallError: how it ended else.
+      CallError: the line ended in another way.
     """
     kind = word(result.get("type")) if isinstance(result, dict) else ""
     if kind == "succeeded":
         return result.get("message")
-    # Neither is billed (Anthropic's guide, read 2026-11), so asking again pays nothing twice.
+    # Neither is billed (Anthropic's guide, read 2026-11), so nothing is paid twice by asking again.
     if kind in _ENDS:
         raise Retryable(*_ENDS[kind])
     if kind == "errored":

@@ -1,5 +1,5 @@
-"""What is known of Claude models by their names. A name that is not known is taken for a new
-model's; what it refuses is learned (`dialect.py`).
+"""What is known of Claude models by their names. An unknown name is taken for a new model; what it
+refuses is learned (`dialect.py`).
 
 Source: Anthropic's pages on models, prompt caching, structured outputs and the migration to API
 version 2026-10-21, and SDK 2.14, read 2026-11.
@@ -13,15 +13,15 @@ import re
 _WITHOUT_SCHEMAS = re.compile(
     r"claude-(instant|[123]\b|v[123]|[123]-|(opus|sonnet)-4($|-[01]\b|-2025|@))", re.IGNORECASE
 )
-"""From before structured outputs, which came with Claude 4.5."""
+"""Models before structured outputs, which came with Claude 4.5."""
 
 _WITHOUT_TEMPERATURE = re.compile(
     r"claude-(opus-(4-[789]|[5-9])|(sonnet|haiku)-[5-9]|fable|mythos)", re.IGNORECASE
 )
-"""From Opus 4.7 on models refuse `temperature`, `top_p` and `top_k`."""
+"""From Opus 4.7 on, models refuse `temperature`, `top_p` and `top_k`."""
 
-# First match wins, so the narrower names come first. Below its least length a marked prefix is
-# read as usual and costs nothing, so that a wrong number here only misses a saving.
+# The first match counts, so the narrower names come first. A marked prefix below the least length
+# is read as usual and costs nothing extra, so that a wrong number here only misses a saving.
 _CACHED_FROM: tuple[tuple[str, int], ...] = (
     (r"(opus|fable|mythos)-[5-9]", 512),
     (r"opus-4-7", 2_048),
@@ -30,8 +30,8 @@ _CACHED_FROM: tuple[tuple[str, int], ...] = (
 )
 _CACHED_FROM_OTHERS = 1_024
 
-# What older models can write at most; of Opus 4 and 4.1, what the SDK lets them write without a
-# stream (MODEL_NONSTREAMING_TOKENS).
+# The longest output of older models; for Opus 4 and 4.1, the SDK's limit without a stream
+# (MODEL_NONSTREAMING_TOKENS).
 _LONGEST_REPLIES: tuple[tuple[str, int], ...] = (
     (r"claude-(instant|[12]\b|v[12]|2|3-(opus|sonnet|haiku))", 4_096),
     (r"claude-(3-5|opus-4($|-[01]\b|-2025))", 8_192),
@@ -43,7 +43,7 @@ _LONGEST_REPLY_OTHERS = 16_384
 
 @functools.lru_cache(maxsize=256)
 def enforces_schemas(model: str) -> bool:
-    """Whether the model holds its replies to a JSON schema (`output_config`)."""
+    """Whether the model supports JSON schemas (`output_config`)."""
     return _WITHOUT_SCHEMAS.search(model) is None
 
 
@@ -55,14 +55,14 @@ def takes_temperature(model: str) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def cached_from_tokens(model: str) -> int:
-    """How long a prefix has to be for the model to keep it in its cache."""
+    """The least tokens of a prefix for the model's cache."""
     return _first(_CACHED_FROM, model, _CACHED_FROM_OTHERS)
 
 
 @functools.lru_cache(maxsize=256)
 def longest_reply(model: str) -> int:
-    """`max_tokens` where nobody gives one, which the API demands: most of what may be waited for
-    without a stream. Only tokens that are written are paid.
+    """The default of `max_tokens`, which the API demands: as many as are allowed without a stream.
+    Only tokens that are written cost something.
     """
     return _first(_LONGEST_REPLIES, model, _LONGEST_REPLY_OTHERS)
 

@@ -1,4 +1,4 @@
-"""Messages that are as Anthropic writes them, read into typed structs in a fraction of the time;
+"""Reads messages exactly as Anthropic writes them into typed structs, in a fraction of the time;
 anything unusual is left to `replies.py`.
 """
 
@@ -13,7 +13,7 @@ from beam_llm.providers.typed import MOST_TOKENS
 from beam_llm.redaction import Redactor
 from beam_llm.values import Completion, Finish, Pace, Usage
 
-# Structs without `gc`: a million of them are made and dropped, and none can be part of a cycle.
+# Structs without `gc`: a million of them are created and dropped, and none can be in a cycle.
 _Tokens = Annotated[int, msgspec.Meta(ge=0, le=MOST_TOKENS)]
 _ShortName = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 
@@ -40,7 +40,7 @@ class _Message(msgspec.Struct, gc=False):
     id: _ShortName
     model: _ShortName
     content: Annotated[list[_Block], msgspec.Meta(min_length=1, max_length=8)]
-    # Of `refusal`, `tool_use` and words to come the full reader makes what they need.
+    # `refusal`, `tool_use` and future words are left to the full reader.
     stop_reason: Literal["end_turn", "max_tokens", "stop_sequence"]
     usage: _Usage
     type: Literal["message"]
@@ -72,7 +72,7 @@ def _completion(
     # Thoughts come before the text; any other block, or a second text, is for the full reader.
     if len(message.content) > 1 and any(b.type not in _THOUGHTS for b in message.content[:-1]):
         return None
-    # Nothing is masked here: a reply that may hold the key is left to the reader that does.
+    # Nothing is masked here: a reply that may contain the key is left to the full reader.
     if redactor is not None and (
         redactor.touches_plainly(block.text) or not redactor.leaves(message.model)
     ):
@@ -81,7 +81,7 @@ def _completion(
     cached, written = tokens.cache_read_input_tokens or 0, tokens.cache_creation_input_tokens or 0
     details = tokens.output_tokens_details
     thoughts = details.thinking_tokens if details is not None else 0
-    # `input_tokens` there leaves out what the cache has to do with; a Usage counts all of it.
+    # Their `input_tokens` excludes tokens of the cache; a Usage counts all of them.
     inputs = tokens.input_tokens + cached + written
     if thoughts > tokens.output_tokens or inputs > MOST_TOKENS:
         return None
@@ -116,7 +116,7 @@ def plain_line(line: bytes, redactor: Redactor | None) -> LineReply | None:
     except _UNUSUAL:
         return None
     message = found.result.message
-    # A line has no header to take the request's id from, so the message's own stands for it.
+    # A line has no header with the request's id, so the message's own id takes its place.
     if redactor is not None and redactor.identifier(message.id) != message.id:
         return None
     completion = _completion(message, message.id, None, redactor)

@@ -1,4 +1,4 @@
-"""What is read: a message, or an error in its place, as a Completion. Pure.
+"""Reads a message, or an error in its place, as a Completion. Pure.
 
 Source: Anthropic API reference (version 2023-06-01), and recordings of live traffic, read 2026-11.
 """
@@ -43,11 +43,11 @@ def completion_of(
     pace: Pace | None = None,
     context: ErrorContext = NO_CONTEXT,
 ) -> Completion:
-    """The reply in words. Every field is read as far as it can be; one of another type counts as
-    absent.
+    """The reply as a Completion. Every field is read as far as it can be; one of another type
+    counts as absent.
 
     Raises:
-      CallError: where it is an error in the guise of a reply, or no message at all.
+      CallError: it is an error sent as a 200, or not a message.
     """
     # Behind a gateway an error may come with a 200, and in the gateway's own form.
     if isinstance(payload, dict) and (
@@ -76,22 +76,22 @@ def completion_of(
 
 
 STANDARD_TIERS = {"standard": "default"}
-"""Anthropic's word for the usual tier → the word that prices know it by. `priority` and `batch`
-are called the same in both."""
+"""Anthropic's word for the usual tier → the word in the price table. `priority` and `batch`
+have the same name in both."""
 
 
 def _text_of(content: Any) -> tuple[str | None, bool]:
     """A message's text, without thoughts, or the input of the tool that takes the reply; and
-    whether it was that.
+    whether it was a tool's.
     """
-    # The API takes a lone text as a string; a server that resembles it may send one so, too.
+    # The API accepts a single text as a string; a compatible server may send one like that, too.
     if isinstance(content, str):
         return content or None, False
     texts: list[str] = []
     for block in content:
         if not isinstance(block, dict):
             continue
-        # The reply is the tool's input alone: words beside it would be about the call.
+        # Only the tool's input is the reply: words beside it would be about the call.
         if block.get("type") == "tool_use" and block.get("name") == TOOL_NAME:
             return word(block.get("input")) or None, True
         if block.get("type") == "text" and isinstance(block.get("text"), str):
@@ -109,8 +109,8 @@ def _refusal(payload: Mapping[str, Any], reason: Any, redactor: Redactor) -> str
 
 
 def usage_of(usage: Any) -> Usage:
-    """Tokens as billed; 0 where the server does not say. `input_tokens` there are those that the
-    cache has nothing to do with.
+    """Tokens as billed; 0 where the server does not say. Anthropic's `input_tokens` are those
+    outside of the cache.
     """
     if not isinstance(usage, dict):
         return Usage()
@@ -136,7 +136,7 @@ STATUSES = {
     "timeout_error": 504,
     "overloaded_error": 529,
 }
-"""The HTTP status of each type of error: in a batch's results an error has its type alone."""
+"""The HTTP status of each type of error: in a batch's results an error has only its type."""
 
 
 def error_in(payload: Mapping[str, Any], context: ErrorContext) -> CallError:

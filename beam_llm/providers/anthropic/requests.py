@@ -1,4 +1,4 @@
-"""What is sent: a Request as the body of a message. Pure.
+"""Writes a Request as the body of a message. Pure.
 
 Source: Anthropic API reference (version 2023-06-01), read 2026-11.
 """
@@ -27,7 +27,7 @@ def encode_body(
 
     Args:
       service_tier: of live calls; a batch has a price and a pace of its own.
-      cache: for how long what all prompts have in common is kept (`5m`, `1h`); None: not at all.
+      cache: how long the prefix that all prompts share is cached (`5m`, `1h`); None: not at all.
     """
     system, messages = split_off_system(request.messages)
     return request_json(_body(request, system, messages, dialect, service_tier, cache))
@@ -43,7 +43,7 @@ def _body(
 ) -> dict[str, Any]:
     body: dict[str, Any] = {
         "model": request.model,
-        # The one API that demands it.
+        # This API alone demands it.
         "max_tokens": request.max_output_tokens or models.longest_reply(request.model),
     }
     _put_texts(body, system, messages, cache)
@@ -60,7 +60,7 @@ def _body(
 
 def _put_extra(body: dict[str, Any], extra: Mapping[str, Any]) -> None:
     for name, value in sorted(extra.items()):
-        # Ours goes last there: `format` follows from the output, all else in it is the user's.
+        # Our fields come last: `format` follows from the output, and all else is the user's.
         both = isinstance(value, Mapping) and name == "output_config"
         body[name] = {**value, **body.get(name, {})} if both else value
 
@@ -72,7 +72,7 @@ _TIERS = {"auto": "auto", "default": "standard_only"}
 def _put_texts(
     body: dict[str, Any], system: str, messages: list[Message], cache: str | None
 ) -> None:
-    """Puts system and messages into a body, the end of the shared prefix marked where it is long
+    """Puts system and messages into a body, and marks the end of the shared prefix where it is long
     enough for the model's cache.
     """
     if system:
@@ -86,8 +86,8 @@ def _put_texts(
     if cache is None or len(system) + shared < least:
         return
     mark = {"type": "ephemeral"} if cache == "5m" else {"type": "ephemeral", "ttl": cache}
-    # One mark of the four that are allowed: all before it is cached with it, the system's text
-    # and the tools included.
+    # One mark of the four that are allowed: everything before it is cached, including the system's
+    # text and the tools.
     parts = split_at_mark(messages[0]) if shared else None
     if parts is not None:
         first, *others = map(_block, parts)
@@ -97,7 +97,7 @@ def _put_texts(
 
 
 def _block(part: str | Media) -> dict[str, Any]:
-    """A text or an image as the API has it."""
+    """A text or an image as a block of the API."""
     if isinstance(part, str):
         return {"type": "text", "text": part}
     source = (
@@ -115,7 +115,7 @@ def _ask_for_shape(body: dict[str, Any], request: Request, dialect: Dialect) -> 
         body["output_config"] = {"format": {"type": "json_schema", "schema": closed}}
         return
     schema = closed or request.schema
-    # A tool's input is always an object, so a schema of anything else can only be told.
+    # A tool's input is always an object, so any other schema can only be put into words.
     if dialect.reply_format in (SCHEMA, TOOL) and schema.get("type") == "object":
         described = "Takes the reply, all of it."
         tool = {"name": TOOL_NAME, "description": described, "input_schema": schema}
@@ -123,12 +123,12 @@ def _ask_for_shape(body: dict[str, Any], request: Request, dialect: Dialect) -> 
         body["tool_choice"] = {
             "type": "tool",
             "name": TOOL_NAME,
-            # Only the first use is read, so there must not be a second with the rest in it.
+            # Only the first use is read, so there must not be a second one with the rest.
             "disable_parallel_tool_use": True,
         }
         return
     words = schema_in_words(schema)
-    # Behind the mark, so that the cached prefix is the same with and without these words.
+    # After the mark, so that the cached prefix is the same with and without these words.
     system = body.get("system")
     if isinstance(system, list):
         body["system"] = [*system, {"type": "text", "text": words}]

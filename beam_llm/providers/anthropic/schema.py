@@ -1,5 +1,5 @@
-"""JSON schemas as Claude's structured outputs take them: closed objects, and rules of values in
-words.
+"""JSON schemas in the form that Claude's structured outputs accept: closed objects, with rules for
+values put into words.
 
 Source: Anthropic's guide to structured outputs ("JSON Schema limitations", "Schema complexity
 limits"), and SDK 2.14's `transform_schema`, read 2026-11.
@@ -20,8 +20,8 @@ _IN_WORDS = (
     *("pattern", "multipleOf", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
     *("minItems", "maxItems"),
 )
-"""What strict mode elsewhere enforces, and this grammar refuses: told in the description. Every
-answer is held to it when it is read."""
+"""Keywords that OpenAI's strict mode enforces and this grammar refuses: they become part of the
+description. Every answer is checked against them when it is read."""
 
 
 @once_per_schema
@@ -31,7 +31,7 @@ def closed_schema(schema: Schema) -> Schema | None:
     {"type": "integer", "minimum": 1}  →  {"type": "integer", "description": "minimum 1"}
     """
     strict = strict_schema(schema)
-    # Beyond the limits None: a schema that is sure to be refused would cost a call first.
+    # None beyond the limits: a schema that is certainly refused would only cost a call.
     if strict is None or _unions(strict) > MOST_UNIONS or _is_recursive(strict):
         return None
     found = _node(strict)
@@ -45,7 +45,7 @@ def _node(node: Any) -> Any:
         return node
     in_words = [f"{word} {node[word]}" for word in _IN_WORDS if word in node]
     found = {word: part for word, part in node.items() if word not in _IN_WORDS}
-    # Names of properties are no words of a schema: one may be called `pattern`.
+    # Names of properties are not keywords of a schema: one may be called `pattern`.
     for word in ("properties", "$defs"):
         if word in found:
             found[word] = {name: _node(part) for name, part in found[word].items()}
@@ -69,7 +69,7 @@ def _unions(node: Schema) -> int:
 
 
 def _is_recursive(schema: Schema) -> bool:
-    """Whether a definition is inside of itself."""
+    """Whether a definition contains itself."""
     uses = {name: _references(node) for name, node in schema.get("$defs", {}).items()}
     # As many rounds as there are definitions follow the longest chain of references to its end.
     for _ in uses:

@@ -4,8 +4,8 @@ jobs over S3.
 chat.py      live calls                 place.py        region, addresses, credentials
 batches.py   batch inference jobs       job_objects.py  a job as Bedrock shows it
 wire.py      requests and replies       signing.py      signatures of live calls
-forms.py     how a reply's shape is asked for, by model    failures.py  errors in our words
-embed.py     what is asked instead of this where vectors are wanted
+forms.py     how a reply's shape is requested, by model    failures.py  translates errors
+embed.py     the module that takes the place of this one where vectors are wanted
 embeddings.py  live calls for embeddings    embed_wire.py  their requests and replies, by model
 calls.py     what live calls have in common
 """
@@ -116,7 +116,7 @@ def _check_invocation(settings: Settings) -> None:
 
 
 def check_jobs(settings: Settings) -> None:
-    """The same for jobs: whose credentials, role and bucket."""
+    """The same for jobs: credentials, role and bucket."""
     if settings.api_key:
         raise UsageError(
             f"api_key is {settings.api_key!r}: Bedrock's jobs and their files in S3 take AWS "
@@ -165,7 +165,7 @@ def connect(settings: Settings) -> BedrockChat:
 
 
 def calls_of(settings: Settings, place: Place) -> BedrockCalls:
-    """Calls of models, of one client."""
+    """The calls of one client."""
     from beam_llm.providers.bedrock.calls import BedrockCalls
     from beam_llm.providers.http import Bounds
 
@@ -192,7 +192,7 @@ def connect_batch(settings: Settings) -> BedrockBatches:
 
 
 def embedding_module() -> EmbeddingModule:
-    """What is asked instead of this module where vectors are wanted."""
+    """The module that takes the place of this one where vectors are wanted."""
     from beam_llm.providers.bedrock import embed
 
     return embed

@@ -1,5 +1,5 @@
-"""boto3's clients of Bedrock's control plane and of S3: no retries of their own, bounded times, and
-errors in our words.
+"""boto3's clients for Bedrock's control plane and S3: without their own retries, with bounded times
+and translated errors.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ R = TypeVar("R")
 
 
 class Clients:
-    """boto3's clients, each made at first use; for one thread at a time.
+    """boto3's clients, each created at first use; for one thread at a time.
 
     Attributes:
-      context: what errors must not hold.
-      last_words: code and sentence of the newest error that Bedrock answered with.
+      context: what errors must not contain.
+      last_words: code and message of the last error that Bedrock answered with.
     """
 
     def __init__(self, place: Place, log_data: bool, bounds: Bounds):
@@ -40,18 +40,18 @@ class Clients:
         self.last_words = "", ""
 
     def bedrock(self, verb: str, missing: type[CallError] = Aborted, **parameters: Any) -> Any:
-        """One call of the control plane, in one try.
+        """Makes one call of the control plane, in one try.
 
         Args:
           missing: what a 404 means.
 
         Raises:
-          CallError: the answer is an error, or none.
+          CallError: the answer is an error, or there is none.
         """
         return self._call(lambda: getattr(self._client("bedrock"), verb)(**parameters), missing)
 
     def control_url(self) -> str:
-        """What the paths of jobs are put behind."""
+        """The address that the paths of jobs are appended to."""
         return address_of(self._once(lambda: self._client("bedrock"), Aborted))
 
     # S3
@@ -61,14 +61,14 @@ class Clients:
         bucket, key = _bucket_and_key(uri)
 
         def once() -> None:
-            # Opened by each try: the one before may have sent half of it.
+            # Each try opens the file anew, since the one before may have sent half of it.
             with open(path, "rb") as file:
                 self._client("s3").put_object(Bucket=bucket, Key=key, Body=file)
 
-        self._call(once, Aborted)  # where a put finds nothing, there is no bucket
+        self._call(once, Aborted)  # a 404 for a put means that there is no bucket
 
     def get_file(self, uri: str, file: IO[bytes], start: int) -> None:
-        """Writes an object behind `start`, streamed; its last line ends with a newline.
+        """Writes an object into a file at `start`, streamed; its last line ends with a newline.
 
         Raises:
           CallError: it can't be read, is larger than its bound, or takes longer.
@@ -94,7 +94,7 @@ class Clients:
             file.write(b"\n")
 
     def names(self, folder: str) -> list[str]:
-        """Addresses of the objects below a folder's.
+        """Addresses of the objects below a folder.
 
         Raises:
           CallError: they can't be listed, or not to the end.
@@ -105,7 +105,7 @@ class Clients:
         for _ in range(self._bounds.list_pages):
             page = self._s3("list_objects_v2", **query)
             keys = [entry.get("Key") or "" for entry in page.get("Contents", ())]
-            # What is asked for is below the folder, whatever else a server lists.
+            # Only objects below the folder count, whatever else a server lists.
             found += [f"s3://{bucket}/{key}" for key in keys if key.startswith(prefix)]
             token = page.get("NextContinuationToken")
             if not token:
@@ -122,8 +122,8 @@ class Clients:
         return self._call(lambda: getattr(self._client("s3"), verb)(**parameters), Rejected)
 
     def _call(self, call: Callable[[], R], missing: type[CallError]) -> R:
-        """One call; once more with credentials found anew where the server says that they have
-        expired, also of a create: what is refused so is not done.
+        """Makes one call, and once more with new credentials where the server says that they have
+        expired; also for a create, since a call with expired credentials has no effect.
         """
         try:
             return self._once(call, missing)
@@ -134,7 +134,7 @@ class Clients:
         return self._once(call, missing)
 
     def _forget(self) -> None:
-        """By its own clock boto3 may think that its credentials last."""
+        """Drops the clients, since boto3 may consider its credentials valid by its own clock."""
         self.close()
         self._session = None
 
@@ -144,7 +144,7 @@ class Clients:
             return call()
         except CallError:
             raise
-        except Exception as error:  # botocore's are many; what they hold is not shown
+        except Exception as error:  # botocore has many classes; their content is not shown
             failed = error
         details = getattr(failed, "response", None)
         details = details.get("Error") if isinstance(details, dict) else None
@@ -167,12 +167,12 @@ class Clients:
             self._session = self._place.session()
             self._remember()
         seconds = self._bounds.control_seconds
-        if service == "s3":  # of one read from the connection, not of the whole transfer
+        if service == "s3":  # for one read from the connection, not for the whole transfer
             seconds = min(self._bounds.transfer_seconds, 60.0)
         config = Config(
             connect_timeout=min(CONNECT_SECONDS, seconds),
             read_timeout=seconds,
-            # Repeats are `harmless`'s to decide, and a create has none.
+            # `harmless` decides about repeats, and a create has none.
             retries={"total_max_attempts": 1},
         )
         # `base_url` is Bedrock's; where S3 is, AWS's own settings say.
@@ -180,7 +180,7 @@ class Clients:
         return self._place.client(service, self._session, config=config, endpoint_url=url)
 
     def _remember(self) -> None:
-        """No error may show the secrets in use."""
+        """Notes the secrets in use, which no error may show."""
         found = self._session.get_credentials()
         if found is None:
             raise no_credentials()
@@ -191,7 +191,7 @@ class Clients:
         self.context = self.context._replace(secret=frozen.secret_key)
 
     def close(self) -> None:
-        """Gives back connections; harmless to repeat."""
+        """Closes the connections; harmless to repeat."""
         with self._lock:
             for client in self._made.values():
                 client.close()

@@ -1,8 +1,8 @@
 """Batch inference jobs: a job's lines in S3, the job, its results in S3; by boto3, without its
 retries.
 
-A create carries a token of the job's name, so that "the API request completes no more than one
-time": it may be repeated, and gives the job that there is.
+A create has a token made from the job's name, so that "the API request completes no more than one
+time": a repeated create returns the existing job.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ class JobOptions(NamedTuple):
     """What all jobs of one client have in common.
 
     Attributes:
-      role_arn: by which Bedrock reads and writes the files.
+      role_arn: the role by which Bedrock reads and writes the files.
       bucket: `s3://bucket/path` for them.
-      hours: after which a job ends, done or not.
+      hours: a job ends after them, done or not.
       invocation_type: how its lines are written.
     """
 
@@ -91,10 +91,10 @@ class JobOptions(NamedTuple):
         """The options of jobs that the settings give.
 
         Args:
-          invocation_type: where the settings name none.
+          invocation_type: the default, where the settings name none.
         """
         given = settings.provider_options or {}
-        # Rounded up: the API takes whole hours.
+        # Rounded up, as the API accepts only full hours.
         hours = int(-(-(settings.job_deadline_hours or LEAST_HOURS) // 1))
         return cls(
             given.get("role_arn", ""),
@@ -107,11 +107,11 @@ class JobOptions(NamedTuple):
 
 class BedrockBatches:
     """Remote jobs (a BatchProvider), blocking. Harmless verbs are tried four times, and a create
-    once: who may repeat it does.
+    once; the caller may repeat it.
 
     Args:
-      encode, read: requests and outputs of models that don't answer but embed.
-      most_records: of one job, where its results would be too many bytes for a file.
+      encode, read: write requests to embedding models, and read their outputs.
+      most_records: of one job, where more results would have too many bytes for a file.
       sleep, clock, wall: see `ControlCalls`.
     """
 
@@ -141,7 +141,7 @@ class BedrockBatches:
         )
 
     def close(self) -> None:
-        """Gives back connections; harmless to repeat."""
+        """Closes the connections; harmless to repeat."""
         self._clients.close()
 
     def encode_line(self, custom_id: str, request: Request) -> bytes:
@@ -154,14 +154,14 @@ class BedrockBatches:
         return b'{"recordId":"' + custom_id.encode() + b'","modelInput":' + body + b"}"
 
     def _encode_question(self, request: Request) -> bytes:
-        # A file can't learn from refusals, so that its bytes depend on the model alone; and no
-        # page of Bedrock's tells of a cache for jobs.
+        # A job can't learn from refusals, so that its bytes depend on the model alone; and Bedrock
+        # documents no cache for jobs.
         if self._options.invocation_type == INVOKE_MODEL:
             return encode_message(request, self._dialect)
         return encode_body(request, self._form, is_cached=False)
 
     def decode_line(self, line: bytes) -> LineReply:
-        """Raises ValueError where the line is cut, or no reply at all."""
+        """Raises ValueError where the line is cut, or is not a result."""
         return line_reply(line, self._place.model, self._clients.context, self._read)
 
     def stage(self, lines: Path, name: str) -> str:
@@ -171,16 +171,16 @@ class BedrockBatches:
         return uri
 
     def create(self, name: str, staged: str | None, lines: Path | None = None) -> RemoteJob:
-        """Creates the job, in one try. Of one name there is one job, however often it is created.
+        """Creates the job, in one try. There is one job of a name, however often it is created.
 
         Raises:
-          NotCreated: the server has answered, and said no.
+          NotCreated: the server has refused.
           CallError: there may be a job all the same.
         """
         body: dict[str, Any] = {
             "jobName": job_name(name),
             "roleArn": self._options.role_arn,
-            # What makes a repeated create harmless: the same token gives the same job.
+            # Makes a repeated create harmless: the same token gives the same job.
             "clientRequestToken": token_of(name),
             "modelId": self._place.model,
             "inputDataConfig": {
@@ -201,7 +201,7 @@ class BedrockBatches:
         return self._resolve_refused_create(name, staged, refused)
 
     def _resolve_refused_create(self, name: str, staged: str | None, error: CallError) -> RemoteJob:
-        """Raises what the error comes to; a conflict is about a job that there is."""
+        """Returns the existing job after a conflict; raises the translated error otherwise."""
         if not is_certain_no(error.status) and error.status != 409:
             raise error
         code, message = self._clients.last_words
@@ -296,12 +296,12 @@ class BedrockBatches:
             )
 
     def forget(self, job: RemoteJob | None, staged: str | None) -> None:
-        """Removes a job's result files, and its input, where they are in the bucket's path that is
-        ours; harmless where they are gone.
+        """Removes a job's result files and its input, where they are below the configured path;
+        harmless where they are gone.
         """
         own_path = f"{self._options.bucket}/"
         for folder in job.result_files if job is not None else ():
-            # A job says itself where its results are: it must not get others' objects removed.
+            # The job names the place of its results, and must not get others' objects removed.
             if not folder.startswith(own_path):
                 continue
             for uri in self._harmless(partial(self._clients.names, folder)):
@@ -310,7 +310,7 @@ class BedrockBatches:
             self._harmless(lambda: self._clients.delete(staged))
 
     def now(self) -> float | None:
-        """Bedrock's own time, by its answers; see `ControlCalls.now`."""
+        """Bedrock's own time, from its answers; see `ControlCalls.now`."""
         return self._control.now(self._jobs_url)
 
     @functools.cached_property
@@ -318,7 +318,7 @@ class BedrockBatches:
         return f"{self._clients.control_url()}/model-invocation-jobs"
 
     def _harmless(self, verb: Callable[[], R], seconds: float | None = None) -> R:
-        """boto3's calls have their own, shorter, timeouts."""
+        """Tries a harmless verb several times; boto3's calls have their own, shorter, timeouts."""
         return self._control.harmless(lambda _: verb(), seconds)
 
 

@@ -1,4 +1,4 @@
-"""Calls of models, signed with AWS credentials or with a Bedrock API key."""
+"""Calls to models, signed with AWS credentials or with a Bedrock API key."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from beam_llm.providers.live import LiveCalls
 
 
 class BedrockCalls:
-    """Connections that one client keeps. Made anywhere, used and closed on one event loop.
+    """The connections of one client. Created anywhere, used and closed on one event loop.
 
     Args:
       key: a Bedrock API key, which is sent as it is; None: calls are signed with AWS credentials.
@@ -37,13 +37,13 @@ class BedrockCalls:
 
     @property
     def context(self) -> ErrorContext:
-        """What messages must not hold, and what they should."""
+        """What messages must not contain, and what they should."""
         secret = self._key if self._signer is None else self._signer.secret
         return ErrorContext(secret, self._key_reference, self._log_data)
 
     async def post(self, url: yarl.URL, body: bytes, timeout_seconds: float) -> Answer:
-        """The answer to a call, which is sent once more where the credentials have expired since
-        they were looked up. Raises as `LiveCalls.post`.
+        """Makes a call, and once more where the credentials have expired since they were looked up.
+        Raises like `LiveCalls.post`.
 
         Args:
           url: as it is signed.
@@ -51,7 +51,7 @@ class BedrockCalls:
         signer = self._signer
         if signer is None:
             return await self._calls.post(url, body, timeout_seconds)
-        # Credentials are kept for a minute and may end within it; a second refusal is an answer.
+        # Credentials are kept for a minute and may expire meanwhile; a second refusal is returned.
         for _ in range(2):
             headers = await signer.headers(url, body)
             answer = await self._calls.post(url, body, timeout_seconds, headers)
@@ -61,9 +61,9 @@ class BedrockCalls:
         return answer
 
     def error_of(self, answer: Answer) -> CallError:
-        """The error that a call was answered with."""
+        """The error in an answer."""
         return reply_error(*answer, self.context)
 
     async def close(self) -> None:
-        """Gives back connections; harmless when done twice."""
+        """Closes the connections; harmless to repeat."""
         await self._calls.close()

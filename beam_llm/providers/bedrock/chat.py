@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 class BedrockChat:
-    """Live calls (a CompletionProvider). Made anywhere, used and closed on one event loop."""
+    """Live calls (a CompletionProvider). Created anywhere, used and closed on one event loop."""
 
     def __init__(
         self,
@@ -35,8 +35,9 @@ class BedrockChat:
         self._forms: dict[str, tuple[yarl.URL, Form]] = {}
 
     async def complete(self, request: Request, timeout_seconds: float) -> Completion:
-        """One call within `timeout_seconds`, connecting and reading included. Asked again at once
-        only in another form of the same question, where the model refuses the form (see `Form`).
+        """Makes one call within `timeout_seconds`, including connecting and reading. The same
+        question is repeated at once only in another form, where the model refuses the form (see
+        `Form`).
 
         Raises:
           CallError: Retryable, Rejected or Aborted.
@@ -57,7 +58,7 @@ class BedrockChat:
         found = self._forms.get(model)
         if found is None:
             url = self._place.converse_url(model)
-            # As it is signed: a colon of the model's name stays `%3A`.
+            # As it is signed: a colon in the model's name stays `%3A`.
             found = self._forms[model] = yarl.URL(url, encoded=True), form_of(url, model)
         return found
 
@@ -72,14 +73,14 @@ class BedrockChat:
 
     @property
     def enforces_schemas(self) -> bool:
-        """Whether replies are held to the schema that is sent. The input of a tool is not."""
+        """Whether the server enforces the schema that is sent; for a tool's input it doesn't."""
         return self._model(self._place.model)[1].reply_format == SCHEMA
 
     def note_ignored_schema(self, request: Request) -> None:
-        """Nothing is learned from it: where a schema is enforced here, it is; elsewhere it is asked
-        for in the one other way there is.
+        """Does nothing: models that take schemas enforce them, and others are already asked in the
+        only other way.
         """
 
     async def close(self) -> None:
-        """Gives back connections; harmless when done twice."""
+        """Closes the connections; harmless to repeat."""
         await self._calls.close()

@@ -1,4 +1,4 @@
-"""What Bedrock is asked where vectors are wanted (a `protocols.EmbeddingModule`)."""
+"""Bedrock's embeddings (a `protocols.EmbeddingModule`)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _RESERVED_FIELDS = (
 """Request fields that `extra_body` may not set."""
 
 _NUMBER_BYTES = 24.0
-"""Of a number that is written out in a reply: `-0.02310485951602459,`."""
+"""Bytes of a number in decimal digits in a reply: `-0.02310485951602459,`."""
 
 
 def check(settings: Settings) -> None:
@@ -107,7 +107,7 @@ def connect_batch(settings: Settings) -> BedrockBatches:
 
 
 def embed_limits(settings: Settings) -> EmbedLimits:
-    """One text a request, of as many tokens as the model takes."""
+    """One text a request, with as many tokens as the model takes."""
     return EmbedLimits(
         inputs=1,
         input_tokens=model_of(settings).input_tokens,

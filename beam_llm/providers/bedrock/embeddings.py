@@ -14,7 +14,7 @@ from beam_llm.values import Completion, Request
 
 
 class BedrockEmbeddings:
-    """Live calls (a CompletionProvider). Made anywhere, used and closed on one event loop.
+    """Live calls (a CompletionProvider). Created anywhere, used and closed on one event loop.
 
     Args:
       encode: makes a request's body.
@@ -26,7 +26,7 @@ class BedrockEmbeddings:
         self._calls, self._encode = calls, encode
 
     async def complete(self, request: Request, timeout_seconds: float) -> Completion:
-        """One call within `timeout_seconds`, connecting and reading included.
+        """Makes one call within `timeout_seconds`, including connecting and reading.
 
         Raises:
           CallError: Retryable, Rejected or Aborted.
@@ -43,5 +43,5 @@ class BedrockEmbeddings:
         )
 
     async def close(self) -> None:
-        """Gives back connections; harmless when done twice."""
+        """Closes the connections; harmless to repeat."""
         await self._calls.close()

@@ -23,13 +23,13 @@ colon or a quotation mark it may be quoting a record, which must not end a pipel
 
 _QUOTA = "servicequotaexceededexception"
 EXPIRED = ("expiredtokenexception", "expiredtoken", "requestexpired")
-"""Codes of credentials that have to be found anew, in small letters."""
+"""Codes of expired credentials, in lower case."""
 
 
 def reply_error(
     status: int, headers: Mapping[str, str], body: bytes, context: ErrorContext
 ) -> CallError:
-    """The error that a call was answered with: its name stands in a header, or in `__type`."""
+    """The error in an answer: its name is in a header, or in `__type`."""
     code, message = _code_and_message(headers, body)
     return error_by_name(status, headers, code, message, context)
 
@@ -40,7 +40,7 @@ def has_expired(headers: Mapping[str, str], body: bytes) -> bool:
 
 
 def _code_and_message(headers: Mapping[str, str], body: bytes) -> tuple[str, str]:
-    """Code and sentence."""
+    """Code and message of an error."""
     try:
         found = loads(body)
     except ValueError:
@@ -63,7 +63,7 @@ def error_by_name(
     context: ErrorContext,
     missing: type[CallError] = Aborted,
 ) -> CallError:
-    """An error by its name and sentence; see `providers.errors.error_of`."""
+    """Translates an error by its name and message; see `providers.errors.error_of`."""
     body = {"error": {"code": code, "message": message}}
     found = error_of(status, headers, body, context, missing=missing)
     if isinstance(found, Rejected):
@@ -77,8 +77,8 @@ def error_by_name(
 def client_error(
     error: Exception, context: ErrorContext, missing: type[CallError] = Aborted
 ) -> CallError:
-    """What a call by boto3 raised. Its text may hold what was sent, so only names and Bedrock's own
-    sentence are taken.
+    """Translates an exception of boto3. Its text may hold what was sent, so only names and
+    Bedrock's own message are used.
     """
     from botocore import exceptions as known
 
@@ -86,7 +86,7 @@ def client_error(
         return _response_error(error.response, context, missing)
     name = type(error).__name__
     if isinstance(error, known.ReadTimeoutError | known.ConnectTimeoutError):
-        return Retryable(Kind.TIMED_OUT, f"no whole answer in time ({name})")
+        return Retryable(Kind.TIMED_OUT, f"no complete answer in time ({name})")
     if isinstance(error, known.ConnectionError | known.HTTPClientError):
         return Retryable(Kind.UNAVAILABLE, f"no connection or a broken one ({name})")
     if isinstance(error, known.ParamValidationError):

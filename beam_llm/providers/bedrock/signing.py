@@ -64,7 +64,7 @@ class Signature:
         return {**named, "X-Amz-Security-Token": self._token} if self._token else named
 
     def uses_same_credentials(self, headers: Mapping[str, str]) -> bool:
-        """Whether these headers are by the same credentials."""
+        """Whether these headers were signed with the same credentials."""
         is_of_key = f" Credential={self._key_id}/" in headers.get("Authorization", "")
         return is_of_key and headers.get("X-Amz-Security-Token") == (self._token or None)
 
@@ -83,7 +83,7 @@ def _moment(second: int) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _beginning(url: yarl.URL) -> str:
-    """Of the form that is signed: the path encoded once more, no query, the first headers."""
+    """The start of the text to sign: the path encoded once more, no query, the first headers."""
     host = url.raw_host if url.is_default_port() else f"{url.raw_host}:{url.port}"
     # SigV4 wants the path encoded twice, for every service but S3.
     path = quote(url.raw_path, safe="/-_.~")
@@ -91,8 +91,8 @@ def _beginning(url: yarl.URL) -> str:
 
 
 class Signer:
-    """Signs one client's calls. Used on one event loop; the first look for credentials, and every
-    renewal, is in a thread.
+    """Signs one client's calls. Used on one event loop; credentials are looked up and renewed in a
+    thread.
 
     Attributes:
       secret: the newest secret key, which no error may show.
@@ -120,13 +120,13 @@ class Signer:
         return self._signature.headers(url, body, time.time())
 
     def forget(self, sent: Mapping[str, str]) -> None:
-        """Has credentials found anew: the server says that those of a call have expired.
+        """Drops the credentials, since the server says that those of a call have expired.
 
         Args:
-          sent: the headers of that call. Of many with one token, the first has it renewed.
+          sent: the headers of that call. Among many with one token, the first has it renewed.
         """
         if self._signature is not None and self._signature.uses_same_credentials(sent):
-            # Not only asked for again: by its own clock boto3 may think that they last.
+            # The source is dropped, too: boto3 may consider them valid by its own clock.
             self._signature = self._source = None
 
     def _renew(self) -> Signature:

@@ -143,7 +143,7 @@ def batches_of(settings: Settings, wire: JobWire) -> GeminiBatches:
 
 
 def embedding_module() -> EmbeddingModule:
-    """What is asked instead of this module where vectors are wanted."""
+    """The module that takes the place of this one where vectors are wanted."""
     from beam_llm.providers.gemini import embed
 
     return embed

@@ -10,13 +10,13 @@ from beam_llm.values import Completion, Request
 
 
 class GoogleEmbeddings:
-    """Live calls (a CompletionProvider). Made anywhere, used and closed on one event loop."""
+    """Live calls (a CompletionProvider). Created anywhere, used and closed on one event loop."""
 
     def __init__(self, calls: GoogleCalls, wire: EmbedWire):
         self._calls, self._wire = calls, wire
 
     async def complete(self, request: Request, timeout_seconds: float) -> Completion:
-        """One call within `timeout_seconds`, connecting and reading included.
+        """Makes one call within `timeout_seconds`, including connecting and reading.
 
         Raises:
           CallError: Retryable, Rejected or Aborted.
@@ -33,5 +33,5 @@ class GoogleEmbeddings:
         )
 
     async def close(self) -> None:
-        """Gives back connections; harmless when done twice."""
+        """Closes the connections; harmless to repeat."""
         await self._calls.close()

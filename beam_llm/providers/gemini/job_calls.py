@@ -115,5 +115,5 @@ class GoogleBatches(ABC):
         self._control.ensure("POST", url, 400, 404, 409)
 
     def now(self) -> float | None:
-        """The server's own time, by its answers; see `ControlCalls.now`."""
+        """The server's own time, from its answers; see `ControlCalls.now`."""
         return self._control.now(self._jobs_url(pageSize="1"))

@@ -93,12 +93,12 @@ class GoogleCalls:
         return answer, access.context
 
     async def close(self) -> None:
-        """Gives back connections; harmless when done twice."""
+        """Closes the connections; harmless to repeat."""
         await self._calls.close()
 
 
 class GeminiChat:
-    """Live calls (a CompletionProvider). Made anywhere, used and closed on one event loop.
+    """Live calls (a CompletionProvider). Created anywhere, used and closed on one event loop.
 
     Args:
       service_tier: goes into the body; None where it goes elsewhere.
@@ -141,5 +141,5 @@ class GeminiChat:
         self._refused.add(request.schema)
 
     async def close(self) -> None:
-        """Gives back connections; harmless when done twice."""
+        """Closes the connections; harmless to repeat."""
         await self._calls.close()
