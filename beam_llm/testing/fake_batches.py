@@ -38,7 +38,7 @@ from beam_llm.protocols import BatchTraits, Clock, LineReply, Recovery, RemoteJo
 from beam_llm.providers.job_search import find_jobs
 from beam_llm.values import Completion, Finish, JobState, Message, Request, Usage
 
-# How a prompt of several records has each of them: its text as JSON, on a line of its own.
+# The form of each record in a prompt of several: its text as JSON, on a separate line.
 _INPUT = re.compile(r"^Input \d+: (.+)$", re.MULTILINE)
 
 
@@ -62,7 +62,7 @@ class FakeClock:
 
     def sleep(self, seconds: float) -> None:
         """Lets time pass, at once."""
-        # Never nothing: a loop that waits until some moment has come would not get there.
+        # Never nothing: a loop that waits for some moment would never reach it.
         self.now += max(seconds, 0.001)
 
 
@@ -174,8 +174,8 @@ class FakeBatches:
         self.calls: Counter[str] = Counter()
         self._count = 0
 
-    # BatchProvider. Its lines have a form of their own, that no provider has: nothing in jobs/ may
-    # look into them.
+    # BatchProvider. Its lines have a form that no provider has, so that nothing in jobs/ can depend
+    # on their content.
 
     def encode_line(self, custom_id: str, request: Request) -> bytes:
         """One line in a form that no provider has."""
@@ -201,7 +201,7 @@ class FakeBatches:
         return LineReply(facts["custom_id"], completion)
 
     def stage(self, lines: Path, name: str) -> str:
-        """Keeps the lines under a file id."""
+        """Stores the lines under a file id."""
         self.calls["upload"] += 1
         if self.uploads_fail:
             self.uploads_fail -= 1
@@ -213,7 +213,7 @@ class FakeBatches:
         """Makes a job, or fails as the next of `create_faults` says."""
         self.calls["create"] += 1
         fault = self.create_faults.pop(0) if self.create_faults else ""
-        # In the order in which a provider looks: at its queue, its input, and at last the job.
+        # A provider checks in this order: its queue, the input, and at last the job.
         active = sum(1 for job in self.jobs if not self.moved(job).state.has_ended)
         if fault == "429" or (self.most_jobs is not None and active >= self.most_jobs):
             raise NotCreated(QueueFull("Enqueued token limit reached for fake-model", status=429))
@@ -244,7 +244,7 @@ class FakeBatches:
         if fault == "validation":
             job.state, job.errors = JobState.FAILED, (("invalid_request", "line is bad", 1),)
         self.jobs.append(job)
-        # After the job is there, so that what the client knows and what is true come apart.
+        # After the job was created, so that the client's knowledge differs from the truth.
         if fault in ("lost", "late"):
             raise Retryable(Kind.UNAVAILABLE, "connection reset")
         return self.shown(job)
@@ -307,7 +307,7 @@ class FakeBatches:
         )
 
     def fetch(self, job: RemoteJob, path: Path) -> None:
-        """Writes the result files, as far as the knobs leave them whole."""
+        """Writes the result files, as far as the knobs leave them complete."""
         self.calls["download"] += 1
         if self.downloads_fail:
             self.downloads_fail -= 1
@@ -324,7 +324,7 @@ class FakeBatches:
             file.writelines(lines)
 
     def _readable_lines(self, file_id: str) -> list[bytes]:
-        """What there is to be read of a result file now."""
+        """The lines of a result file that can be read now."""
         lines = self.files[file_id].splitlines(keepends=True)[: self.shows_lines]
         data = b"".join(lines * 2 if self.repeats_lines else lines)
         data = data[: len(data) - self.cuts_bytes]
@@ -347,13 +347,13 @@ class FakeBatches:
         return self.clock.time()
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Does nothing."""
 
     # The other side
 
     def settle(self) -> None:
-        """Lets every job come as far as time allows, also those nobody asks for: they are billed
-        all the same.
+        """Advances every job as far as time allows, also those that nobody asks for, since they are
+        billed as well.
         """
         for job in self.jobs:
             self.moved(job)
@@ -368,7 +368,7 @@ class FakeBatches:
         return file_id
 
     def shown(self, job: _Job) -> RemoteJob:
-        """What a look tells of a job; a test may show it otherwise."""
+        """The job as `look` shows it; a test may override it."""
         # 0 where the input was forgotten: nobody asks for the count of a job that is cleaned up.
         total = self.files.get(job.file_id, b"").count(b"\n")
         return RemoteJob(
@@ -389,7 +389,7 @@ class FakeBatches:
         )
 
     def moved(self, job: _Job) -> _Job:
-        """The job as it is by now; a test may put another in its place."""
+        """The job in its present state; a test may override it."""
         if job.state.has_ended:
             return job
         job.state = JobState.RUNNING
@@ -444,8 +444,8 @@ class FakeBatches:
         )
 
     def answer(self, request: dict[str, Any], texts: list[str]) -> dict[str, Any]:
-        """What a line is answered: its custom id, text and usage; a test may answer otherwise."""
-        # Odd numbers, which add up only where each is counted once, and in its own place.
+        """The answer to a line: its custom id, text and usage; a test may override it."""
+        # Odd numbers, which only add up where each is counted once, and in its own place.
         usage = [10 + sum(len(text) for text in texts), 3 * len(texts), 2]
         if any(text in self.garble for text in texts):
             return {

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def fake_record(text: str, tokens: int = 10) -> Record:
-    """A record of one text, with the tokens that limits and batches reckon with."""
+    """A record of one text, with a number of tokens for limits and batches."""
     return Record((text,), tokens)
 
 
@@ -43,7 +43,7 @@ class FakeTask:
     fingerprint = b"fake"
 
     def render(self, records: Sequence[Record], enforced: bool = True, note: str = "") -> Request:
-        """The records' texts as a JSON list, behind the note where there is one."""
+        """The records' texts as a JSON list, after the note where there is one."""
         texts = [record.inputs[0] for record in records]
         notes = (Message("system", note),) if note else ()
         return Request(
@@ -136,7 +136,7 @@ class FakeProvider:
     async def _work(self, seconds: float, timeout_seconds: float) -> None:
         if self.hang:
             await asyncio.Event().wait()
-        # As long as a real client waits: the engine's clock has to have moved by so much.
+        # As long as a real client waits, so that the engine's clock moves by that time.
         if seconds > timeout_seconds:
             await asyncio.sleep(timeout_seconds)
             raise Retryable(Kind.TIMED_OUT, f"no reply within {timeout_seconds:g} s")
@@ -187,7 +187,7 @@ _KINDS = {408: Kind.TIMED_OUT, 413: Kind.TOO_LARGE, 429: Kind.RATE_LIMITED, 504:
 def status_error(
     status: int, message: str = "", retry_after_seconds: float | None = None
 ) -> CallError:
-    """What a provider makes of an HTTP status, for `FakeProvider.script` and `always`."""
+    """A provider's error for an HTTP status, for `FakeProvider.script` and `always`."""
     text = f"HTTP {status}: {message}" if message else f"HTTP {status}"
     if status in (401, 403, 404):
         return Aborted(Kind.ABORTED, text, status=status)
@@ -210,7 +210,7 @@ class StuckError(RuntimeError):
 class _VirtualSelector(selectors.SelectSelector):
     """Instead of waiting, moves the clock to the next timer."""
 
-    # Not 0.0: code that takes a missing time for zero would pass.
+    # Not 0.0, to detect code that takes a missing time for zero.
     now = 1_000.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
@@ -247,7 +247,7 @@ def run_virtually(main: Coroutine[Any, Any, T]) -> T:
     """Runs to the end on a VirtualLoop.
 
     Raises:
-      StuckError: everything waits for something that can't come.
+      StuckError: every task waits for something that can't happen.
     """
     loop = VirtualLoop()
     try:

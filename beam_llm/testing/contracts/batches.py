@@ -66,9 +66,9 @@ from beam_llm.testing.emulator.faults import Fault
 from beam_llm.testing.fake_batches import FakeBatches
 from beam_llm.values import Completion, Finish, JobState, Media, Message, Request, Usage
 
-# Real seconds: a suite that never ends says less than one that fails.
+# Real seconds: a test that hangs fails after them.
 _PATIENCE_SECONDS = 60.0
-# Beyond the window of any provider, so that jobs of then can't be what is looked for.
+# Longer ago than any provider's window, so that jobs of that time can't be the one in question.
 _LONG_AGO_SECONDS = 5 * 86_400.0
 _LAG_SECONDS = 5.0
 """How late a mishap's job is made or listed, by the server's clock."""
@@ -77,24 +77,24 @@ _LISTING = (Recovery.CONTAINER, Recovery.METADATA, Recovery.LABEL)
 
 
 class Mishap(enum.Enum):
-    """What a provider's server may do to a job, or its list."""
+    """What a provider's server may do to a job, or to its list."""
 
     CREATE_LOST = "create lost"
-    """The next create makes its job, and its answer is lost."""
+    """The next create makes its job, but its answer is lost."""
     CREATE_LATE = "create late"
-    """The next create gets no answer, and makes its job some seconds later."""
+    """The next create gets no answer, but makes its job some seconds later."""
     CREATE_REFUSED = "create refused"
     """The next create is refused as wrong."""
     CREATE_BROKEN = "create broken"
     """The next create fails by the server's own fault."""
     QUEUE_FULL = "queue full"
-    """The next create finds no room."""
+    """The next create finds the queue full."""
     LISTED_LATE = "listed late"
     """A job is listed some seconds after its create."""
     LISTED_WITHOUT_NAME = "listed without name"
-    """The list drops what jobs were created as."""
+    """The list leaves out the names of jobs."""
     LISTED_WITHOUT_INPUT = "listed without input"
-    """The list drops what input jobs were made of."""
+    """The list leaves out the input files of jobs."""
     LISTED_OLDEST_FIRST = "listed oldest first"
     LIST_REFUSED = "list refused"
     """Jobs can't be listed."""
@@ -103,15 +103,15 @@ class Mishap(enum.Enum):
     EXPIRE = "expire"
     """A job expires when one of its lines is done."""
     REFUSE_LINE = "refuse line"
-    """Of each job, the first line is refused."""
+    """The first line of each job is refused."""
     LOSE_LINE = "lose line"
-    """Of each job, the first line gets no answer."""
+    """The first line of each job gets no answer."""
     NO_COUNTS = "no counts"
     """Jobs don't say how many requests are done."""
     STUCK = "stuck"
     """Jobs don't end by themselves."""
     STRANGE_WORD = "strange word"
-    """A running job has a status that nobody has heard of."""
+    """A running job has an unknown status."""
     REPEAT_KEY = "repeat key"
     """Every call is refused with the key in the message."""
 
@@ -135,23 +135,22 @@ class _Input(NamedTuple):
 class BatchProviderContract:
     """Subclass it as `Test…`, and override `provider`, `arrange` and `jobs_made`.
 
-    Which rung the provider stands on is read from its traits; the promises of the other rungs are
-    skipped.
+    The provider's rung on the ladder of recovery is read from its traits; the promises of the other
+    rungs are skipped.
 
     Attributes:
-      tmp_path: a local folder of the running test's own.
-      key: what the provider is to authenticate with; no error may show it.
-      key_reference: where it is found, as `api_key` wants it.
-      impossible: what the server can't be brought to do, or never does; promises about it are
-        skipped.
+      tmp_path: a local folder for the running test alone.
+      key: the key that the provider has to use; no error may show it.
+      key_reference: a reference to it, for `api_key`.
+      impossible: what the server can't be made to do, or never does; promises about it are skipped.
       cancels: jobs can be cancelled.
-      shows_names: jobs are listed with what they were created as, unless a mishap has it.
+      shows_names: jobs are listed with their names, unless a mishap prevents that.
       forgets_results: results can be removed.
       takes_images: requests may have images.
     """
 
     tmp_path: Path
-    # Long and without a word in it: a shorter one might stand in an error by chance.
+    # Long and without a word in it: a shorter one might be in an error by chance.
     key = "sk-contract-0123456789abcdefghij"
     key_reference = "env:CONTRACT_API_KEY"
     impossible: frozenset[Mishap] = frozenset()
@@ -161,15 +160,15 @@ class BatchProviderContract:
     takes_images = True
 
     def provider(self) -> BatchProvider:
-        """A client with `key`, of the server that was arranged."""
+        """A client with `key` for the arranged server."""
         raise NotImplementedError(f"{type(self).__name__} must override provider()")
 
     def arrange(self, *mishaps: Mishap) -> None:
-        """Makes a server that does so; called once in each test, before anything else."""
+        """Creates a server with these mishaps; called once in each test, before anything else."""
         raise NotImplementedError(f"{type(self).__name__} must override arrange()")
 
     def jobs_made(self) -> Sequence[str]:
-        """The ids of all jobs there are at the server, listed or not."""
+        """The ids of all jobs at the server, listed or not."""
         raise NotImplementedError(f"{type(self).__name__} must override jobs_made()")
 
     def now(self) -> float:
@@ -177,15 +176,15 @@ class BatchProviderContract:
         return time.time()
 
     def pass_time(self, seconds: float) -> None:
-        """Lets so much time pass by the server's clock, or waits."""
+        """Advances the server's clock, or waits."""
         time.sleep(seconds)
 
     def request(self, text: str) -> Request:
-        """A question of one model that the server can answer."""
+        """A question to one model that the server can answer."""
         return Request("contract-model", (Message("user", text),), input_tokens=5)
 
     def check_answer(self, completion: Completion) -> None:
-        """Asserts that it is an answer to `request`."""
+        """Asserts that the completion is an answer to `request`."""
         assert completion.text
 
     def requests(self) -> list[Request]:
@@ -216,10 +215,10 @@ class BatchProviderContract:
         for request in (*self.requests(), self.request(odd)):
             line = self.provider().encode_line(custom_id, request)
             assert type(line) is bytes
-            # The caller puts the newlines; one inside would make two broken lines of one.
+            # The caller adds the newlines; one inside would break the line in two.
             assert b"\n" not in line
             assert custom_id.encode() in line
-            # By another client, as another worker has it: a job's file is named by its content.
+            # By another client, as on another worker: a job's file is named by its content.
             assert self.provider().encode_line(custom_id, request) == line
             assert self.provider().encode_line("r-1000000", request) != line
 
@@ -244,7 +243,7 @@ class BatchProviderContract:
         with pytest.raises(ValueError):  # noqa: PT011 - its words are the provider's
             self.provider().decode_line(line)
 
-    # The whole way
+    # From create to results
 
     def test_a_job_goes_its_way_and_each_line_has_its_answer(self) -> None:
         self._arrange()
@@ -254,7 +253,7 @@ class BatchProviderContract:
         ended = self._end(provider, job)
         assert ended.state is JobState.COMPLETED
         assert ended.cause is None
-        # Counts may be left out, but not be wrong: waiting and cancelling go by them.
+        # Counts may be left out, but must not be wrong: waiting and cancelling depend on them.
         assert ended.total in (3, None)
         assert (ended.completed, ended.failed) in ((3, 0), (None, None))
         replies = self._replies(provider, ended)
@@ -305,7 +304,7 @@ class BatchProviderContract:
             assert type(job) is RemoteJob
             assert job.job_id == created.job_id != ""
             assert type(job.state) is JobState
-            # 0.0 is "not told"; two minutes are for clocks of a server that differ.
+            # 0.0 means unknown; two minutes allow for different clocks of one server.
             assert job.created_at == 0.0 or since - 120.0 <= job.created_at <= self.now() + 120.0
             assert job.name in ("ours-0", None)
             assert all(
@@ -317,7 +316,7 @@ class BatchProviderContract:
         self._arrange()
         ended = self._end(self.provider(), self._create(self.provider()))
         replies = self._replies(self.provider(), ended)
-        # What a killed worker left there must neither stay behind the lines nor be gone on with.
+        # A file left by a killed worker must be replaced, and neither kept nor continued.
         (self.tmp_path / "results").write_bytes(b"older, and longer" * 10_000)
         assert self._replies(self.provider(), ended) == replies
 
@@ -325,7 +324,7 @@ class BatchProviderContract:
         self._arrange()
         provider, made = self.provider(), self._stage(self.provider())
         ended = self._end(provider, provider.create("ours-0", *made))
-        # Cleaning up is done again after a kill, and by two workers at once.
+        # Cleaning up is repeated after a kill, and done by two workers at once.
         for _ in range(2):
             provider.forget(ended, made.staged)
             provider.forget(None, None)
@@ -356,7 +355,7 @@ class BatchProviderContract:
         provider = self.provider()
         job = self._create(provider)
         self.pass_time(1.0)
-        # An overview for people: a server without lists takes it away, and no promise with it.
+        # An overview for people, which a server without lists need not have.
         try:
             pending = provider.pending()
         except CannotTell:
@@ -387,7 +386,7 @@ class BatchProviderContract:
     def test_a_full_queue_is_told_from_a_refusal(self) -> None:
         self._arrange(Mishap.QUEUE_FULL)
         provider = self.provider()
-        # Some say so at once, others take the job and fail it: both are the same to the driver.
+        # Some refuse at once, others accept the job and let it fail: the driver treats both alike.
         try:
             cause: CallError | None = self._end(provider, self._create(provider)).cause
         except NotCreated as no:
@@ -427,7 +426,8 @@ class BatchProviderContract:
         assert ended.state is JobState.EXPIRED
         replies = self._replies(provider, ended)
         assert set(replies) <= {"r-0", "r-1", "r-2"}
-        # What was done is paid for, so it has to be had; the rest may be silent or say why.
+        # Finished requests are paid for, so their results must come; others may have an error or
+        # no line at all.
         done = [reply for reply in replies.values() if reply.completion is not None]
         assert len(done) == 1
         assert {reply.end for reply in replies.values() if reply.completion is None} <= {
@@ -441,7 +441,7 @@ class BatchProviderContract:
         provider = self.provider()
         job = self._create(provider)
         self.pass_time(1.0)
-        # Twice while it runs and once after, as two workers and a late one would.
+        # Twice while it runs and once afterwards, as two workers and a late one would.
         provider.cancel(job.job_id)
         provider.cancel(job.job_id)
         ended = self._end(provider, job)
@@ -487,7 +487,7 @@ class BatchProviderContract:
         self._arrange(Mishap.STRANGE_WORD)
         provider = self.provider()
         job = self._create(provider)
-        # Of a provider of tomorrow: to take an unknown word for an end would lose a paid job.
+        # A future word of the provider: taking it for an end would lose a paid job.
         states = set()
         for _ in range(200):
             states.add(provider.look(job.job_id).state)
@@ -509,7 +509,7 @@ class BatchProviderContract:
     def test_no_error_shows_the_key_though_the_server_repeats_it(self) -> None:
         self._arrange(Mishap.REPEAT_KEY)
         provider, lines = self.provider(), self._lines(self.provider())
-        # Every verb, for each of them meets the server's words in a place of its own.
+        # Every verb, since each of them reads the server's words in its own place.
         job = RemoteJob("batch_1", JobState.COMPLETED, result_files=("file-1",))
         verbs: list[Callable[[], Any]] = [
             lambda: provider.stage(lines, "ours-0"),
@@ -525,7 +525,7 @@ class BatchProviderContract:
             shown = all_texts(_error_of(verb))
             assert not [text for text in shown if self.key in text]
 
-    # The ladder of recovery: what a lost create comes to
+    # The ladder of recovery: what follows a lost create
 
     def test_token_a_repeated_create_makes_one_job(self) -> None:
         self._arrange(Mishap.CREATE_LOST)
@@ -549,7 +549,7 @@ class BatchProviderContract:
     def test_token_another_name_is_another_job(self) -> None:
         self._arrange()
         provider = self._provider_on(Recovery.TOKEN)
-        # Another attempt is another job on purpose: the one before is known to have failed.
+        # Another attempt is another job on purpose: the previous one is known to have failed.
         jobs = {
             provider.create(name, *self._stage(provider)).job_id
             for name in ("ours-0", "ours-1", "ours2-0")
@@ -568,7 +568,7 @@ class BatchProviderContract:
         provider = self._provider_on(*_LISTING)
         since, made = self.now(), self._stage(provider)
         self._lose_create(provider, made)
-        # Other input as well as another name: LABEL providers may go by either.
+        # Other input as well as another name: LABEL providers may search by either.
         others = {
             provider.create(f"theirs-{number}", *self._stage(provider, number + 1)).job_id
             for number in range(3)
@@ -582,7 +582,7 @@ class BatchProviderContract:
     def test_it_is_found_behind_jobs_of_long_ago(self, listed: Mishap | None) -> None:
         self._arrange(listed)
         provider = self._provider_on(*_LISTING)
-        # A list that is oldest first can't be left at the first job that is too old.
+        # In a list that is oldest first, the search can't end at the first job that is too old.
         for number in range(3):
             provider.create(f"theirs-{number}", *self._stage(provider, number + 1))
         self.pass_time(_LONG_AGO_SECONDS)
@@ -600,7 +600,7 @@ class BatchProviderContract:
             provider.create(f"ours-{attempt}", *self._stage(provider, attempt)).job_id
             for attempt in range(2)
         }
-        # Names that a search by prefix or by substring would find.
+        # Names that a search by prefix or by substring would also match.
         for number, name in enumerate(("ours2-0", "our-0", "theirs-ours-0"), 2):
             provider.create(name, *self._stage(provider, number))
         for job_id in mine:
@@ -615,7 +615,7 @@ class BatchProviderContract:
         for number in range(2):
             provider.create(f"theirs-{number}", *self._stage(provider, number))
         self.pass_time(_LAG_SECONDS + 1)
-        # The one answer that allows another create: it has to be right.
+        # Only this answer allows another create, so it has to be right.
         assert list(provider.find("ours", "file-that-nobody-has", self.now())) == []
 
     def test_label_without_names_it_is_found_by_its_input(self) -> None:
@@ -631,7 +631,7 @@ class BatchProviderContract:
             job_id for job_id in self.jobs_made() if job_id != other.job_id
         ]
 
-    # Whether it was lost or never sent, the client can't know: the answer has to be the same.
+    # The client can't know whether it was lost or never sent: the answer has to be the same.
     @pytest.mark.parametrize("is_lost", [True, False], ids=["lost", "never sent"])
     def test_label_a_list_without_names_and_inputs_proves_nothing(self, is_lost: bool) -> None:
         lost = Mishap.CREATE_LOST if is_lost else None
@@ -664,7 +664,7 @@ class BatchProviderContract:
         with pytest.raises(CannotTell):
             provider.find("ours", made.staged, since)
 
-    # Rung NONE, of a provider that can tell in time (`protocols.FindsUnnamed`)
+    # Rung NONE, for providers that find out in time (`protocols.FindsUnnamed`)
 
     @pytest.mark.parametrize("mishap", [Mishap.CREATE_LOST, Mishap.CREATE_LATE], ids=_id_of)
     @pytest.mark.parametrize("listed", [None, Mishap.LISTED_OLDEST_FIRST], ids=_id_of)
@@ -706,7 +706,7 @@ class BatchProviderContract:
         since = self.now()
         other = provider.create("theirs-0", *self._stage(provider, 1)).job_id
         self.pass_time(_LAG_SECONDS + 1)
-        # Not CannotTell, which ends the waiting: this one shows itself when the job has ended.
+        # Not CannotTell, which ends the wait: this doubt is resolved when the job has ended.
         with pytest.raises(CallError) as caught:
             provider.find_unnamed("ours", 3, since, lambda job_id: False)
         assert not isinstance(caught.value, CannotTell)
@@ -745,23 +745,23 @@ class BatchProviderContract:
             provider.find_unnamed("ours", 3, since, lambda job_id: False)
 
     def _provider_of_unnamed(self) -> Any:
-        """The provider, where it tells jobs without names apart."""
+        """The provider, where it is a `FindsUnnamed`."""
         provider = self.provider()
         if not isinstance(provider, FindsUnnamed):
-            pytest.skip("a promise of FindsUnnamed, which this provider is not")
+            pytest.skip("a promise of FindsUnnamed, which this provider doesn't implement")
         return provider
 
     def _find_unnamed(self, provider: Any, since: float) -> Sequence[RemoteJob]:
-        """What is found once jobs have ended; before, there is nothing, or a doubt."""
+        """The jobs that are found once they have ended; before, there is none, or a doubt."""
         return self._find_in_time(
             lambda: provider.find_unnamed("ours", 3, since, lambda job_id: False), Retryable
         )
 
-    # How it is asked
+    # Helpers
 
     def _arrange(self, *given: Mishap | None) -> None:
         mishaps = [mishap for mishap in given if mishap is not None]
-        # Skipped, not passed: a report shows which promises this provider was not held to.
+        # Skipped, not passed, so that a report shows which promises were not tested.
         impossible = self.impossible.intersection(mishaps)
         if impossible:
             pytest.skip(
@@ -779,9 +779,9 @@ class BatchProviderContract:
         return provider
 
     def _lines(self, provider: BatchProvider, number: int = 0) -> Path:
-        """A job's input; another `number`, other lines."""
+        """A job's input; another `number` has other lines."""
         path = self.tmp_path / f"input-{number}.jsonl"
-        # Another number of them, too: NONE providers tell jobs apart by their size at first.
+        # Also another number of lines: NONE providers first distinguish jobs by their size.
         requests = self.requests()[number % 2 :] if number else self.requests()
         ids = [
             f"r-{place}" if not number else f"other-{number}-{place}"
@@ -810,7 +810,7 @@ class BatchProviderContract:
     def _find(
         self, provider: BatchProvider, staged: str | None, since: float, count: int = 1
     ) -> Sequence[RemoteJob]:
-        """What is found once the server shows it; before, it may be nothing, or a doubt."""
+        """The jobs that are found once the server lists them; before, there is none, or a doubt."""
         return self._find_in_time(lambda: provider.find("ours", staged, since), CannotTell, count)
 
     def _find_in_time(
@@ -888,7 +888,7 @@ def on_fake(fake: FakeBatches, *mishaps: Mishap) -> None:
         Mishap.YOUNG_UNKNOWN: ("unknown_until", fake.clock.time() + _LAG_SECONDS),
         Mishap.EXPIRE: ("expire_after", 1),
         Mishap.REFUSE_LINE: ("refuse", frozenset({"Question 0"})),
-        # Of every billionth line the first is the only one in sight.
+        # Only the first line is hit.
         Mishap.LOSE_LINE: ("drop_ids_every", 10**9),
         Mishap.NO_COUNTS: ("shows_counts", False),
         Mishap.STUCK: ("stuck", True),
@@ -917,7 +917,7 @@ def emulator_options(*mishaps: Mishap, key: str = "") -> dict[str, Any]:
 
 def _faults(mishap: Mishap, key: str) -> list[Fault]:
     if mishap is Mishap.REPEAT_KEY:
-        # A refusal: what may be tried again would be, for as long as the verb has.
+        # A refusal, since a retryable error would be tried again for as long as the verb may take.
         refused = ("upload", "content", "create", "retrieve", "list", "cancel", "delete")
         return [
             Fault("poison", where=where, message=f"The key {key} is not liked: Bearer {key}")

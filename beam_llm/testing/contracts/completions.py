@@ -18,7 +18,7 @@
         def arrange(self, situation):
             self.emulator.set_faults(*emulator_fault(situation))
 
-The emulator stands in for a server of OpenAI's dialect; another dialect's tests bring their own.
+The emulator replaces a server of OpenAI's dialect; another dialect's tests bring their own.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from beam_llm.protocols import CompletionProvider
 from beam_llm.testing.emulator.faults import Fault
 from beam_llm.values import Completion, Finish, Media, Message, Pace, Request, Usage
 
-# Far beyond what a call on loopback takes: where it is reached, something hangs.
+# Much longer than a call on loopback takes: where it is reached, something hangs.
 TIMEOUT_SECONDS = 60.0
 
 
@@ -48,7 +48,7 @@ class Does(enum.Enum):
     """What a provider's server may do with a call."""
 
     ANSWER = "answer"
-    """It answers, and the model came to its end."""
+    """It answers, and the model finished its reply."""
     CUT = "cut"
     """The reply ends at its token limit."""
     REFUSE = "refuse"
@@ -60,9 +60,9 @@ class Does(enum.Enum):
     FAIL = "fail"
     """An error with `Situation.status` and `Situation.message`."""
     GARBLE = "garble"
-    """Success, with a body that can't be read."""
+    """A 200 with a body that can't be read."""
     FLOOD = "flood"
-    """Success, with a body that does not end."""
+    """A 200 with a body that does not end."""
     HANG_UP = "hang up"
     """The connection breaks before there is an answer."""
     BE_SILENT = "be silent"
@@ -73,10 +73,9 @@ class Situation(NamedTuple):
     """What the server does with every call from now on.
 
     Attributes:
-      status: as HTTP has it, where it fails; a provider without HTTP gives the error that comes
-        closest.
-      message: the server's words to it.
-      retry_after_seconds: when it says to come back; None where it doesn't say.
+      status: the HTTP status, where it fails; a provider without HTTP raises the closest error.
+      message: the server's message.
+      retry_after_seconds: when to come back, by the server; None where it doesn't say.
     """
 
     does: Does
@@ -101,7 +100,7 @@ REMEDIES = {
     504: Remedy.RETRY,
     529: Remedy.RETRY,
 }
-"""What a status comes to, where the message says nothing else. 404: of a model or an address."""
+"""The error for a status, where the message says nothing else. 404: of a model or an address."""
 
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
@@ -112,13 +111,13 @@ class CompletionProviderContract:
     """Subclass it under a name that begins with `Test`, and override `provider` and `arrange`.
 
     Attributes:
-      key: what the provider is to authenticate with; no error may show it.
-      key_reference: where it is found, as `api_key` wants it.
-      impossible: what the server can't be brought to do, or never does; those promises are skipped.
+      key: the key that the provider has to use; no error may show it.
+      key_reference: a reference to it, for `api_key`.
+      impossible: what the server can't be made to do, or never does; those promises are skipped.
       takes_images: requests may have images.
     """
 
-    # Long and without a word in it: a shorter one might stand in an error by chance.
+    # Long and without a word in it: a shorter one might be in an error by chance.
     key = "sk-contract-0123456789abcdefghij"
     key_reference = "env:CONTRACT_API_KEY"
     impossible: frozenset[Does] = frozenset()
@@ -129,11 +128,11 @@ class CompletionProviderContract:
         monkeypatch.setenv("CONTRACT_API_KEY", self.key)
 
     def provider(self) -> CompletionProvider:
-        """A new client with `key`, made inside its event loop; it reads 1 MB at most."""
+        """A new client with `key`, created inside its event loop; it reads at most 1 MB."""
         raise NotImplementedError(f"{type(self).__name__} must override provider()")
 
     def arrange(self, situation: Situation) -> None:
-        """Has the server do so with every call from now on."""
+        """Makes the server treat every call like this from now on."""
         raise NotImplementedError(f"{type(self).__name__} must override arrange()")
 
     def request(self) -> Request:
@@ -145,7 +144,7 @@ class CompletionProviderContract:
         )
 
     def check_answer(self, completion: Completion) -> None:
-        """Asserts that it is an answer to `request`."""
+        """Asserts that the completion is an answer to `request`."""
         assert type(completion.text) is str
         assert completion.text
 
@@ -186,7 +185,7 @@ class CompletionProviderContract:
         assert self._complete(Does.FILTER).finish is Finish.FILTERED
 
     def test_a_refusal_is_no_answer(self) -> None:
-        # Some say it in the finish, others in a field beside the text; readers take either.
+        # Some say so in the finish, others in a field beside the text; both have to be read.
         completion = self._complete(Does.REFUSE)
         assert completion.finish is Finish.REFUSED or completion.refusal
 
@@ -202,7 +201,7 @@ class CompletionProviderContract:
     )
     def test_whatever_a_reply_says_it_is_of_the_right_types(self, does: Does) -> None:
         completion = self._complete(does)
-        # Exact types: else a bool would pass for an int, and an enum for a str.
+        # Exact types: otherwise a bool would pass for an int, and an enum for a str.
         assert type(completion) is Completion
         assert type(completion.finish) is Finish
         assert type(completion.usage) is Usage
@@ -228,7 +227,7 @@ class CompletionProviderContract:
     def test_asking_leaves_the_request_as_it_was(self) -> None:
         self._arrange(Situation(Does.ANSWER))
         request = self.request()
-        # It is sent again after an error, and by other dialects' forms: a change would go along.
+        # It is sent again after an error, and in other forms: a change would be sent, too.
         before = copy.deepcopy(request)
         asyncio.run(self._ask(request))
         assert request == before
@@ -267,7 +266,7 @@ class CompletionProviderContract:
 
     def test_too_many_calls_are_a_throttle(self) -> None:
         error = self._fail(Situation(Does.FAIL, 429, "slow down"))
-        # The engine slows down for a throttle, and counts it as a wait and not as a try.
+        # The engine slows down after a throttle, and counts it as a wait and not as a try.
         assert error.is_throttle
         assert error.kind == Kind.RATE_LIMITED
 
@@ -287,11 +286,11 @@ class CompletionProviderContract:
     def test_a_broken_connection_is_tried_again(self) -> None:
         error = self._fail(Situation(Does.HANG_UP))
         assert (error.remedy, error.kind) == (Remedy.RETRY, Kind.UNAVAILABLE)
-        # No server said so, which tells it from a 503: another one may be reached meanwhile.
+        # No server said so, unlike a 503: another server may be reachable meanwhile.
         assert error.is_ours
 
     def test_of_a_reply_without_end_only_so_much_is_read(self) -> None:
-        # Which of both depends on whether the bound is met before or after the decoding.
+        # Which one depends on whether the bound is met before or after decoding.
         assert self._fail(Situation(Does.FLOOD)).kind in (Kind.UNREADABLE, Kind.TOO_LARGE)
 
     def test_silence_ends_at_the_timeout(self) -> None:
@@ -299,7 +298,7 @@ class CompletionProviderContract:
         error = self._fail(Situation(Does.BE_SILENT), 0.2)
         assert (error.remedy, error.kind) == (Remedy.RETRY, Kind.TIMED_OUT)
         assert error.is_ours
-        # Not a measurement: that it was this timeout, and not another one of the client's.
+        # Not a measurement, but a check that it was this timeout, and not another one.
         assert time.monotonic() - started < TIMEOUT_SECONDS / 2
 
     @pytest.mark.parametrize(
@@ -356,7 +355,7 @@ class CompletionProviderContract:
 
         asyncio.run(close_twice())
 
-    # How it is asked
+    # Helpers
 
     def _arrange(self, situation: Situation) -> None:
         if situation.does in self.impossible:
@@ -387,7 +386,7 @@ def emulator_fault(situation: Situation) -> Iterable[Fault]:
     if situation.does is Does.ANSWER:
         return ()
     if situation.does is Does.FAIL:
-        # One kind for all statuses: others of the script bring words of their own.
+        # One kind for all statuses, since other kinds have messages of their own.
         status, message = situation.status, situation.message
         return (
             Fault(
@@ -413,8 +412,8 @@ _FAULTS = {
 
 
 def all_texts(error: BaseException | None) -> list[str]:
-    """Whatever a log may show of an error, with what it came from."""
-    # Sentry and the like show arguments and attributes; a cause shows what it was made of.
+    """Everything that a log may show of an error and of its causes."""
+    # Sentry and similar tools show arguments and attributes, also of causes.
     texts = traceback.format_exception(error) if error is not None else []
     seen: list[BaseException] = []
     while error is not None and error not in seen:

@@ -1,8 +1,8 @@
-"""What a provider of embeddings promises beside what all promise: a vector for each text, in the
-place that the reply gives it.
+"""What a provider of embeddings promises in addition: a vector for each text, in the place that the
+reply gives it.
 
     class TestMyEmbeddings(EmbeddingContract, CompletionProviderContract):
-        ...     # `provider` and `arrange`, as of any provider of live calls
+        ...     # `provider` and `arrange`, as for any provider of live calls
 
     class TestMyEmbeddingJobs(EmbeddingBatchContract, BatchProviderContract):
         ...
@@ -18,16 +18,16 @@ from beam_llm.values import Completion, Request
 
 
 class EmbeddingContract:
-    """Put it before `CompletionProviderContract`, whose questions it makes texts to be embedded.
+    """Put it before `CompletionProviderContract`: it turns the questions into texts to embed.
 
     Attributes:
-      embedding_model: that is asked.
-      dimensions: numbers of a vector that it has a choice of.
+      embedding_model: the model.
+      dimensions: a number of dimensions that the model offers.
     """
 
     embedding_model = "contract-model"
     dimensions = 8
-    # What only a model that writes can do.
+    # Only models that write text can do these.
     impossible = frozenset({Does.CUT, Does.REFUSE, Does.FILTER, Does.SAY_NOTHING})
     takes_images = False
 
@@ -39,7 +39,7 @@ class EmbeddingContract:
         )
 
     def check_answer(self, completion: Completion) -> None:
-        """Asserts that it is the vector of a text, in its place."""
+        """Asserts that the completion has the vector of a text, in its place."""
         assert completion.text is None
         assert completion.vectors is not None
         [(place, numbers)] = completion.vectors

@@ -7,7 +7,7 @@
         def store(self):
             return open_store(str(self.tmp_path / "staging"))
 
-Some promises are of several processes: the store is pickled into them, so its class has to be
+Some promises concern several processes: the store is pickled for them, so its class has to be
 importable there.
 """
 
@@ -31,13 +31,13 @@ from beam_llm.errors import LedgerError
 from beam_llm.protocols import Store
 from beam_llm.stores import probe_create
 
-# Not "fork": client libraries have threads, and a fork keeps their locks as they are.
+# Not "fork": client libraries have threads, and a fork would copy their locks in use.
 _SPAWN = multiprocessing.get_context("spawn")
 _CHILD_SECONDS = 120.0
 _BIG_BYTES = 9 * 2**20
-"""Beyond where client libraries change from one request to several."""
+"""Larger than the size at which client libraries change from one request to several."""
 
-# Of a short text: a writing that takes long enough to be killed in.
+# Repetitions of a short text: enough to be killed while writing.
 _MANY = 2**20
 
 GOOD_NAMES = (
@@ -49,7 +49,7 @@ GOOD_NAMES = (
     "/".join("abcdefgh"),
     "part.rows",
 )
-# What some store takes for another name, a folder, a query or a pattern.
+# Names that some store would take for another name, a folder, a query or a pattern.
 BAD_NAMES = (
     "",
     "/a",
@@ -71,7 +71,7 @@ BAD_NAMES = (
 CONTENTS = {
     "nothing": b"",
     "every byte": bytes(range(256)),
-    # Text modes, and clients that unpack what looks packed, would change the next two.
+    # Text modes, and clients that decompress by content, would change the next two.
     "line ends": b"a\r\nb\nc\r\xe2\x80\xa8",
     "what looks compressed": b"\x1f\x8b\x08\x00not gzip",
     "much": bytes(range(251)) * (_BIG_BYTES // 251),
@@ -82,8 +82,8 @@ class StoreContract:
     """Subclass it under a name that begins with `Test`, and override `store`.
 
     Attributes:
-      tmp_path: a local folder of the running test's own.
-      racing_processes: how many are started to race for one name.
+      tmp_path: a local folder for the running test alone.
+      racing_processes: how many processes race for one name.
       long_list: more names than the store lists with one request.
     """
 
@@ -92,7 +92,7 @@ class StoreContract:
     long_list = 1_003
 
     def store(self) -> Store:
-        """A store on an empty location of its own; called once in each test."""
+        """A store at a new, empty location; called once in each test."""
         raise NotImplementedError(f"{type(self).__name__} must override store()")
 
     @pytest.fixture(autouse=True)
@@ -119,7 +119,7 @@ class StoreContract:
     def test_of_many_racing_threads_exactly_one_creates(self, shared: bool) -> None:
         store = self.store()
         racers = [store if shared else _again(store) for _ in range(8)]
-        # Several races, for one may go well by luck.
+        # Several races, as one may succeed by luck.
         for race in range(5):
             barrier, name = threading.Barrier(len(racers)), f"log/{race}"
 
@@ -134,7 +134,7 @@ class StoreContract:
                     if first
                 ]
             assert len(won) == 1, f"{len(won)} of {len(racers)} threads created {name}"
-            # The winner's content, too: a loser must not have written before it was told.
+            # The winner's content, too: a loser must not have written before it lost.
             assert store.get(name) == _content_of(won[0], race)
 
     def test_of_racing_processes_exactly_one_creates(self) -> None:
@@ -164,7 +164,7 @@ class StoreContract:
         probe_create(store)
         assert list(store.list("")) == []
 
-    # gcp-storage-emulator 2026.7.19 is such a one: it takes `if_generation_match=0` and overwrites.
+    # gcp-storage-emulator 2026.7.19 does so: it accepts `if_generation_match=0` and overwrites.
     def test_a_store_that_pretends_to_create_is_found_out(self) -> None:
         with pytest.raises(LedgerError, match="no atomic create"):
             probe_create(_Pretender(self.store()))
@@ -179,7 +179,7 @@ class StoreContract:
         store.put("put", data)
         store.put_file("file", str(source))
         for name in ("created", "put", "file"):
-            # Longer than most contents: a copy that does not truncate would show.
+            # Longer than most contents, to detect a copy that does not truncate.
             copy.write_bytes(b"what was there before" * 100)
             assert store.get(name) == data
             assert store.get_file(name, str(copy)) is True
@@ -197,7 +197,7 @@ class StoreContract:
 
     def test_a_reader_sees_one_content_or_the_next_and_no_mixture(self) -> None:
         store = self.store()
-        # Of different lengths and bytes, so that neither a mixture nor a cut one passes.
+        # Different lengths and bytes, so that neither a mixture nor a cut version passes.
         versions = [bytes([number]) * (300_000 + 50_000 * number) for number in range(8)]
         store.put("a", versions[0])
 
@@ -286,7 +286,7 @@ class StoreContract:
 
     def test_what_was_written_is_listed_at_once_and_what_was_deleted_no_more(self) -> None:
         store = self.store()
-        # By another client: workers find each other's intents by nothing but the list.
+        # By another client: workers find each other's intents only by the list.
         other = _again(store)
         for number in range(20):
             store.create(f"jobs/1/creating-{number:04d}", b"x")
@@ -331,7 +331,7 @@ class StoreContract:
                 verb()
         assert list(store.list("")) == []
 
-    # Where it is
+    # Location
 
     def test_it_travels_by_its_location(self) -> None:
         store = self.store()
@@ -352,7 +352,7 @@ class StoreContract:
             assert path.read_bytes() == b"content"
             assert not other.exists()
 
-    # Who is killed
+    # Killed writers
 
     def test_a_writer_that_is_killed_leaves_one_content_or_the_other(self) -> None:
         store = self.store()
@@ -373,7 +373,7 @@ class StoreContract:
 
 
 class _Pretender:
-    """A store whose every create wins, as those of some look-alikes of S3 and GCS do."""
+    """A store whose every create succeeds, as with some imitations of S3 and GCS."""
 
     def __init__(self, store: Store):
         self._store = store
@@ -387,19 +387,20 @@ class _Pretender:
 
 
 def _again(store: Store) -> Store:
-    """The same location by another client, as a worker gets it."""
+    """The same location through another client, as on a worker."""
     other: Store = pickle.loads(pickle.dumps(store))
     return other
 
 
 def _content_of(number: int, repeats: int) -> bytes:
-    """Bytes that show whose they are, and whether they are mixed."""
+    """Bytes that show who wrote them, and whether they are mixed."""
     return f"{number}:".encode() * (repeats + 1)
 
 
 @contextlib.contextmanager
 def _meanwhile(work: Callable[[], Any]) -> Iterator[Callable[[], bool]]:
-    """Runs `work` in a thread; tells whether it is over, and in the end raises what it did."""
+    """Runs `work` in a thread; yields a function that says whether it has ended, and raises its
+    error at the end."""
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(work)
         yield running.done
@@ -423,7 +424,7 @@ def _processes(
             child = _SPAWN.Process(target=work, args=(number, theirs, *arguments), daemon=True)
             child.start()
             children.append(child)
-            # Else the pipe stays open on this side, and a child's death would not be seen.
+            # Otherwise the pipe stays open on this side, and hides a child's death.
             theirs.close()
         yield ends
     finally:

@@ -8,9 +8,8 @@
         ]
     )
 
-Decisions are hashes of the seed and of what is decided on, not draws from a shared generator: the
-same script meets the same calls in the same way, also after the emulator was killed and started
-again.
+Decisions are hashes of the seed and of their subject, not draws from a shared generator: the same
+script affects the same calls in the same way, also after the emulator was killed and restarted.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from typing import Any
 
 _ANSWERS = ("chat", "line")
 
-# Every kind, and the operations it strikes unless `where` names another. A `line` is one request
+# Every kind, and the operations it affects unless `where` names another. A `line` is one request
 # inside a batch job; a `job` fault is decided when the job is created and stays with it.
 KINDS: dict[str, tuple[str, ...]] = {
     # Answers by status, before any work. On any operation through `where`.
@@ -107,7 +106,7 @@ STATUS_KINDS = frozenset(list(KINDS)[:7])
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One thing that goes wrong. All conditions given must hold; none given means always.
+    """One thing that goes wrong. All given conditions have to hold; without any it always happens.
 
     Attributes:
       kind: a word of `KINDS`.
@@ -115,9 +114,8 @@ class Fault:
       probability: 0 … 1, seeded.
       nth: which of the matching calls, from 1 (a number or several); in a job, which line of the
         file.
-      after: only once so many matching calls have gone well: a key that is withdrawn, a quota that
-        is spent.
-      times: at most so often.
+      after: only after this number of matching calls has succeeded: a withdrawn key, a spent quota.
+      times: at most this number of times.
       text: a substring of one of the call's records (or, for `job` faults, of the input file's
         first line).
       pattern: a regular expression found in one of the call's records.
