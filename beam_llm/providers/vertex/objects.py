@@ -156,27 +156,27 @@ def _result_objects(store: Store, prefix: str) -> Iterator[tuple[Store, str]]:
     of a job that was cancelled.
     """
     names = [name for name in store.list(prefix) if name.endswith(".jsonl")]
-    # Else each answer would come twice.
-    whole = [name for name in names if _ON_THE_WAY not in name[len(prefix) :]]
-    for name in whole or names:
+    # Otherwise each answer would come twice.
+    final = [name for name in names if _ON_THE_WAY not in name[len(prefix) :]]
+    for name in final or names:
         folder, _, last = name.rpartition("/")
         yield store_at(f"{store.location}/{folder}"), last
 
 
 def _pieces(store: Store, name: str) -> Iterator[bytes]:
-    """The object in pieces of whole lines, each with its newline; what was cut comes last."""
+    """The object in pieces of complete lines, each with its newline; a cut line comes last."""
     start, rest = 0, b""
     while data := store.read(name, start, start + _AT_ONCE_BYTES):
         start += len(data)
-        whole, newline, rest = (rest + data).rpartition(b"\n")
+        complete, newline, rest = (rest + data).rpartition(b"\n")
         if newline:
-            yield whole + newline
+            yield complete + newline
     if rest:
         yield rest + b"\n" if is_complete_line(rest) else rest
 
 
 def _write(data: bytes, ids: Ids, file: IO[bytes], form: Form) -> bytes:
-    """Writes the lines; gives back what was cut of one, as another object's lines may follow."""
+    """Writes the lines; returns a cut one at the end, as another object's lines may follow."""
     *lines, cut = data.split(b"\n")
     for line in lines:
         file.write(_with_its_id(line, ids, form))
@@ -184,7 +184,7 @@ def _write(data: bytes, ids: Ids, file: IO[bytes], form: Form) -> bytes:
 
 
 def _with_its_id(line: bytes, ids: Ids, form: Form) -> bytes:
-    """The line under the id of its request; unchanged where that can't be told."""
+    """The line with the id of its request; unchanged where that isn't known."""
     try:
         # A vector is read of what is written here, and that has each key once.
         found = object_in((loads_answer if form is TEXTS else loads)(line))
@@ -198,8 +198,8 @@ def _with_its_id(line: bytes, ids: Ids, form: Form) -> bytes:
 
 
 def _key_of(request: Any, ids: Ids, form: Form) -> str | None:
-    """By the label where it is one of ours, else by what is asked: equal questions take turns. None
-    where the label is one's, and what is asked another's.
+    """The id by the label, where that is one of ours, otherwise by the question: equal questions
+    take turns. None where label and question belong to different requests.
     """
     digest = form.digest_of(request)
     waiting = ids.waiting.get(digest)

@@ -1,4 +1,4 @@
-"""A provider's wire: how one dialect is mounted on the emulator, and what it has to say itself.
+"""A provider's wire format: how a dialect is mounted on the emulator, and what it has to implement.
 
 A dialect is one file here, named in `NAMES`, with a class `Wire`:
 
@@ -23,9 +23,9 @@ A dialect is one file here, named in `NAMES`, with a class `Wire`:
         def error(self, error: WireError) -> web.Response:
             return json_response({"oops": error.message}, error.status, error.headers)
 
-Faults, limits, latency, the book and the kept requests are the service's (`Service.live`). The life
-of jobs is too (`Batches`): a dialect's routes for jobs are its `create`, `look`, `list_jobs`,
-`cancel`, `delete` and `results`, which ask the dialect for the words alone.
+The service handles faults, limits, latency, bills and the kept requests (`Service.live`), and the
+states of jobs (`Batches`): a dialect's routes for jobs call `create`, `look`, `list_jobs`,
+`cancel`, `delete` and `results`, which ask the dialect only for the wire format.
 
         async def _new_job(self, raw: bytes) -> NewJob | WireError:  # for `batches.create`
             job_id = f"job-{uuid.uuid4().hex}"
@@ -81,24 +81,24 @@ NAMES = (
     "xai",
     "responses",
 )
-"""Dialects, each in a module of this folder, or with others of its family in one. The first one has
-the routes that no other has.
+"""Dialects, each in a module of this folder, or with others of its family in one. The first one
+gets the routes that no other has.
 """
 
 Reply = web.StreamResponse | WireError
-"""What a route gives: a response, or an error that is put into the dialect's words at the end."""
+"""What a route returns: a response, or an error that the dialect translates at the end."""
 
 Job = dict[str, Any]
-"""A job as `Batches` keeps it. A dict, for it is one JSON file that is rewritten at every step."""
+"""A job as `Batches` keeps it. A dict, as it is one JSON file that is rewritten at every step."""
 
 
 class ModelRequest(NamedTuple):
-    """A request, translated.
+    """A request, translated for the emulated model.
 
     Attributes:
       body: OpenAI's chat completion body, as the emulated model reads it. Give a `response_format`
-        `strict: False`, lest it be held to OpenAI's rules.
-      note: what the dialect needs to know again to write the reply; JSON.
+        `strict: False`, or OpenAI's rules will be enforced.
+      note: what the dialect needs for writing the reply; JSON.
     """
 
     body: dict[str, Any]
@@ -116,7 +116,7 @@ class Line(NamedTuple):
     parsed: ModelRequest | WireError
 
     def encode(self) -> bytes:
-        """OpenAI's form of it, which `Batches` works on, with a newline."""
+        """The line in OpenAI's form, which `Batches` works on, with a newline."""
         # With a method and a URL, so that one reader of lines serves all dialects.
         line: dict[str, Any] = {
             "custom_id": self.custom_id,
@@ -131,12 +131,12 @@ class Line(NamedTuple):
 
 
 class LineResult(NamedTuple):
-    """What one request of a job came to.
+    """How one request of a job ended.
 
     Attributes:
       answer: where the model answered it, else None.
       error: where it was refused or failed, else None.
-      code: where it never came to it: `batch_expired`, `batch_cancelled`; or of a failure.
+      code: where it was never processed: `batch_expired`, `batch_cancelled`; or of a failure.
       parsed: the request, without its body.
     """
 
@@ -156,8 +156,8 @@ class NewJob:
       job_id: as the provider's own look.
       lines: a file of encoded `Line`s, which the job takes over; None: the job works on the file
         `input_file_id` of `service.files`, which holds OpenAI's lines.
-      own: what the dialect wants to know of the job again (a label, metadata, a model); JSON.
-      errors: of its validation, for which it fails; OpenAI's form.
+      own: what the dialect needs later for the job (a label, metadata, a model); JSON.
+      errors: validation errors, for which the job fails; in OpenAI's form.
     """
 
     job_id: str
@@ -173,9 +173,9 @@ class Dialect:
     Attributes:
       name: of the provider, and of the prefix that it is mounted under.
       variables: of the environment: the base URL's, the key's.
-      path: what a base URL has behind the prefix.
-      shows_cancelled: lines that a cancelled job did not come to are results of their own.
-      service: what it is mounted on, with options, limits, faults and jobs.
+      path: what a base URL has after the prefix.
+      shows_cancelled: lines that a cancelled job did not process have results, too.
+      service: the service that it is mounted on, with options, limits, faults and jobs.
     """
 
     name: ClassVar[str]
@@ -193,14 +193,14 @@ class Dialect:
         return {base_url: f"{url}/{cls.name}{cls.path}", api_key: key}
 
     def local_path(self, path: str) -> str | None:
-        """The path below the prefix; None where another dialect is meant."""
+        """The path below the prefix; None for a path of another dialect."""
         # With the slash: `/xai2` is not a path below `/xai`.
         prefix = f"/{self.name}"
         return path[len(prefix) :] if path.startswith(f"{prefix}/") else None
 
     def refuse(self, request: web.BaseRequest) -> WireError | None:
-        """What is wrong with a request whatever it asks: its key, its version."""
-        # No tuple at all takes any key, an empty one asks for none: both are common in tests.
+        """What is wrong with a request, whatever its route: its key, its version."""
+        # None accepts any key, an empty tuple needs none: both are common in tests.
         keys = self.service.options.keys
         if keys == ():
             return None
@@ -231,15 +231,15 @@ class Dialect:
         return error.response()
 
     def headers(self, number: int, seconds: float | None = None) -> dict[str, str]:
-        """Of the reply to the call of that number.
+        """Headers of the reply to the call of that number.
 
         Args:
-          seconds: that the call took so far; None where it was turned away before any work.
+          seconds: the time of the call so far; None where it was refused before any work.
         """
         return {}
 
     def answer_headers(self, answer: Answer) -> dict[str, str]:
-        """Of a good answer, beside `headers`."""
+        """Headers of a good answer, beside `headers`."""
         return {}
 
     def job(self, job: Job) -> Any:
@@ -247,7 +247,7 @@ class Dialect:
         raise NotImplementedError
 
     def no_job(self, job_id: str) -> WireError:
-        """The job is not known."""
+        """The error for an unknown job."""
         return WireError(404, f"No batch found with id '{job_id}'.")
 
 

@@ -197,9 +197,9 @@ def vertex_reply(answer: Answer, parsed: ModelRequest) -> dict[str, Any]:
         counts = {"promptTokenCount": tokens, "totalTokenCount": tokens}
         cut = {"truncated": True} if note.get("cut") else {}
         return {"embedding": vectors[0] if vectors else {}, "usageMetadata": counts, **cut}
-    told = {"truncated": bool(note.get("cut")), "token_count": tokens / max(len(vectors), 1)}
+    statistics = {"truncated": bool(note.get("cut")), "token_count": tokens / max(len(vectors), 1)}
     return {
-        "predictions": [{"embeddings": {**vector, "statistics": told}} for vector in vectors],
+        "predictions": [{"embeddings": {**vector, "statistics": statistics}} for vector in vectors],
         "metadata": {"billableCharacterCount": 4 * tokens},
     }
 

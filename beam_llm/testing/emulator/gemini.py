@@ -206,9 +206,9 @@ class Wire(Dialect):
         shown: list[Any] = [self.job(job) for job in page.items]
         if not options.list_ends and not shown:
             shown = [_older(page.start, options.clock())]
-        told = {"operations": shown, "nextPageToken": page.next}
+        fields = {"operations": shown, "nextPageToken": page.next}
         # proto3 leaves out what is empty.
-        return json_response({name: value for name, value in told.items() if value})
+        return json_response({name: value for name, value in fields.items() if value})
 
     def job(self, job: Job) -> Any:
         """The operation; its output stands in it twice, as it does in the recording."""

@@ -81,8 +81,8 @@ def read_question(body: Mapping[str, Any]) -> Question:
     record.
     """
     system, user = _words(body.get("messages") or ())
-    system, told = _take_schema_out(system)
-    root = _strict_schema(body.get("response_format")) or told
+    system, described = _take_schema_out(system)
+    root = _strict_schema(body.get("response_format")) or described
     reduced = _read_reduce_prompt(system, user, root)
     if reduced is not None:
         return reduced

@@ -105,20 +105,20 @@ async def _in_parts(
 
 def _result(of: str, bucket: str, key: str, **facts: str) -> web.Response:
     facts = {"Bucket": bucket, "Key": key, **facts}
-    told = "".join(f"<{name}>{escape(fact)}</{name}>" for name, fact in facts.items())
-    return _xml(f'<{of}Result xmlns="{_XMLNS}">{told}</{of}Result>')
+    elements = "".join(f"<{name}>{escape(fact)}</{name}>" for name, fact in facts.items())
+    return _xml(f'<{of}Result xmlns="{_XMLNS}">{elements}</{of}Result>')
 
 
 def _join_chunks(data: bytes) -> bytes:
     """Of pieces that each have their size before them, in hexadecimal, and perhaps a signature."""
-    whole, rest = b"", data
+    joined, rest = b"", data
     while rest:
         head, _, rest = rest.partition(b"\r\n")
         size = int(head.partition(b";")[0], 16)
         if size == 0:
             break
-        whole, rest = whole + rest[:size], rest[size + 2 :]
-    return whole
+        joined, rest = joined + rest[:size], rest[size + 2 :]
+    return joined
 
 
 def _get(
@@ -165,5 +165,5 @@ def _error(status: int, code: str, message: str) -> web.Response:
 
 
 def _xml(text: str, status: int = 200) -> web.Response:
-    whole = f'<?xml version="1.0" encoding="UTF-8"?>\n{text}'
-    return web.Response(body=whole.encode(), status=status, content_type="application/xml")
+    document = f'<?xml version="1.0" encoding="UTF-8"?>\n{text}'
+    return web.Response(body=document.encode(), status=status, content_type="application/xml")

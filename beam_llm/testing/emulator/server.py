@@ -34,13 +34,12 @@ _SHUTDOWN_SECONDS = 0.2
 
 
 class Address(ABC):
-    """Where an emulator is to be found, in whatever process it runs.
+    """The address of an emulator, in whatever process it runs.
 
     Attributes:
-      state_dir: its folder; None while it has none, which is before it was started and after it was
-        closed where none was given.
+      state_dir: its folder; where none was given, None before the start and after the end.
       port: 0 before it was started on a free one.
-      api_key: one that it takes.
+      api_key: a key that it accepts.
     """
 
     def __init__(
@@ -58,25 +57,25 @@ class Address(ABC):
         self._is_temporary = state_dir is None
 
     def _make_folder(self) -> Path:
-        """The folder, made; a temporary one where none was given."""
+        """Creates the folder; a temporary one where none was given."""
         if self.state_dir is None:
             self.state_dir = Path(tempfile.mkdtemp(prefix="llm-emulator-"))
         self.state_dir.mkdir(parents=True, exist_ok=True)
         return self.state_dir
 
     def _remove_folder(self) -> None:
-        """Removes it, unless it was given; harmless twice."""
+        """Removes the folder, unless it was given; harmless to repeat."""
         if self._is_temporary and self.state_dir is not None:
             shutil.rmtree(self.state_dir, ignore_errors=True)
             self.state_dir = None
 
     @abstractmethod
     def start(self) -> Self:
-        """Listens when it returns. Raises OSError where it can't."""
+        """Starts to listen. Raises OSError where it can't."""
 
     @abstractmethod
     def close(self) -> None:
-        """Stops it, and removes its folder unless that was given; harmless twice."""
+        """Stops it, and removes its folder unless that was given; harmless to repeat."""
 
     def __enter__(self) -> Self:
         return self.start()
@@ -96,7 +95,7 @@ class Address(ABC):
 
     @property
     def base_url(self) -> str:
-        """What goes into `base_url` or `OPENAI_BASE_URL`."""
+        """The value for `base_url` or `OPENAI_BASE_URL`."""
         return f"{self.url}/v1"
 
     @property
@@ -127,8 +126,8 @@ class Emulator(Address):
             client = openai.OpenAI(base_url=emulator.base_url, api_key=emulator.api_key)
 
     Args:
-      state_dir: where files, jobs and the book are kept; None: a temporary folder, removed at the
-        end.
+      state_dir: the folder for files, jobs and the log of bills; None: a temporary one, removed at
+        the end.
       port: 0 picks a free one.
       options: as in `EmulatorOptions`.
     """
@@ -140,10 +139,10 @@ class Emulator(Address):
     _failure: BaseException | None = None
 
     def start(self) -> Self:
-        """Listens when it returns. Raises OSError where the port is taken."""
+        """Starts to listen. Raises OSError where the port is taken."""
         ready, folder = threading.Event(), self._make_folder()
         self._failure = None
-        # A loop of its own: clients block, or have loops of theirs, and must not wait for it.
+        # A loop of its own: clients block, or have their own loops, and must not wait for it.
         self._thread = threading.Thread(
             target=self._run, args=(folder, ready), name="llm-emulator", daemon=True
         )
@@ -158,25 +157,25 @@ class Emulator(Address):
             raise self._failure
 
     def close(self) -> None:
-        """Stops listening, ends the thread; harmless twice."""
+        """Stops listening, ends the thread; harmless to repeat."""
         if self._thread is not None:
             if self._loop is not None and self._stop is not None and self._thread.is_alive():
                 self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join()
             self._thread = None
-        # The book is asked after the end, too.
+        # The bills are read after the end, too.
         if self._is_temporary and self.state_dir is not None and self._service is not None:
             self._service.billing.freeze(self._service.batches.billed_ids())
         self._remove_folder()
 
     def wait(self) -> None:
-        """Until `close` or Ctrl-C."""
+        """Waits until `close` or Ctrl-C."""
         while self._thread is not None and self._thread.is_alive():
             self._thread.join(timeout=0.5)
 
     @property
     def service(self) -> Service:
-        """What answers behind the sockets."""
+        """The service that answers requests."""
         assert self._service is not None, "the emulator was not started"
         return self._service
 
@@ -187,17 +186,17 @@ class Emulator(Address):
 
     @property
     def ledger(self) -> dict[str, Any]:
-        """The whole book, as `GET /_emulator/ledger` gives it."""
+        """All bills, as `GET /_emulator/ledger` shows them."""
         return self.service.ledger()
 
     @property
     def totals(self) -> dict[str, Any]:
-        """The book's sums: cheap, however many records there are."""
+        """The sums of all bills: cheap, however many records there are."""
         return self.service.totals()
 
     @property
     def calls(self) -> int:
-        """Chat completions asked for, failed ones included; of this life of the emulator."""
+        """Requested chat completions, including failed ones, since the emulator was started."""
         return self.service.calls
 
     @property
@@ -227,7 +226,7 @@ class Emulator(Address):
 
     @property
     def most_in_flight(self) -> int:
-        """The most live calls there were at once."""
+        """The most live calls that were in flight at once."""
         return self.service.limits.most_in_flight
 
     @property
@@ -236,7 +235,7 @@ class Emulator(Address):
         return self.service.batches.clockwork.is_settled()
 
     def set_faults(self, *faults: Fault) -> None:
-        """Another script from now on; none ends all faults."""
+        """Replaces the script of faults; without arguments there are no more faults."""
         self.service.set_faults(faults)
 
     def _run(self, folder: Path, ready: threading.Event) -> None:

@@ -233,10 +233,10 @@ class Wire(Dialect):
         error = result.error or WireError(500, "Internal error encountered.")
         if echo is None and error.param:
             echo = orjson.loads(error.param)
-        told = orjson.dumps({"error": generate_content.error_object(error)}).decode()
+        error_text = orjson.dumps({"error": generate_content.error_object(error)}).decode()
         if embeds:
-            return {"instance": echo, "predictions": [], "status": f"Bad Request: {told}"}
-        return {"status": f"Bad Request: {told}", "request": echo, "response": {}}
+            return {"instance": echo, "predictions": [], "status": f"Bad Request: {error_text}"}
+        return {"status": f"Bad Request: {error_text}", "request": echo, "response": {}}
 
     def _page(self, request: web.BaseRequest, visible: list[Job]) -> Reply:
         options = self.service.options
@@ -244,9 +244,9 @@ class Wire(Dialect):
         if page is None:
             return WireError(400, "Request contains an invalid argument.")
         shown = [self.job(job) for job in page.items]
-        told = {"batchPredictionJobs": shown, "nextPageToken": page.next}
+        fields = {"batchPredictionJobs": shown, "nextPageToken": page.next}
         # proto3 leaves out what is empty.
-        return json_response({name: value for name, value in told.items() if value})
+        return json_response({name: value for name, value in fields.items() if value})
 
     def job(self, job: Job) -> Any:
         own, stamps, options = job["own"], job["stamps"], self.service.options
