@@ -19,7 +19,7 @@ from beam_llm.config import settings
 from beam_llm.errors import Kind, Retryable
 from beam_llm.protocols import BatchProvider, CompletionProvider, Recovery, Store
 from beam_llm.stores import open_store
-from beam_llm.testing import Emulator
+from beam_llm.testing import Emulator, Fault
 from beam_llm.testing.contracts import (
     BatchProviderContract,
     CompletionProviderContract,
@@ -200,6 +200,15 @@ class EmulatedBatchesContract(BatchProviderContract):
     def pass_time(self, seconds: float) -> None:
         self.ahead += seconds
         time.sleep(0.02)  # the emulator's work takes time of its own
+
+
+class SlowFiles(EmulatedBatchesContract):
+    """Of a provider that looks through an uploaded file before it makes a job of it."""
+
+    def test_a_job_is_made_of_a_file_only_once_that_is_processed(self) -> None:
+        self.arrange()
+        self.emulator.set_faults(Fault("file_pending", seconds=0.2))
+        assert self._create(self.provider()).job_id
 
 
 class TestServersOfTheDialect(EmulatedBatchesContract):

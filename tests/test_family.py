@@ -15,7 +15,11 @@ from beam_llm.testing import Emulator, Fault
 from beam_llm.testing.contracts.batches import Mishap
 from beam_llm.testing.contracts.completions import Does
 from beam_llm.values import JobState
-from tests.test_contracts import EmulatedBatchesContract, EmulatedCompletionsContract
+from tests.test_contracts import (
+    EmulatedBatchesContract,
+    EmulatedCompletionsContract,
+    SlowFiles,
+)
 
 
 def address_of(emulator: Emulator, name: str) -> dict[str, Any]:
@@ -73,15 +77,6 @@ class TestAzureChat(EmulatedCompletionsContract):
 
 class TestAzureChatByAnOlderVersion(TestAzureChat):
     options = {"api_version": "2024-10-21"}
-
-
-class SlowFiles(EmulatedBatchesContract):
-    """Of a provider that looks through an uploaded file before it makes a job of it."""
-
-    def test_a_job_is_made_of_a_file_only_once_that_is_processed(self) -> None:
-        self.arrange()
-        self.emulator.set_faults(Fault("file_pending", seconds=0.2))
-        assert self._create(self.provider()).job_id
 
 
 class FamilyBatches(EmulatedBatchesContract):

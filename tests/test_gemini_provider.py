@@ -31,6 +31,7 @@ from beam_llm.values import Completion, JobState, Message, Request, Usage
 from tests.google_world import ASK, REVIEWS, Mood, address, gemini_client, labelled, until_ended
 from tests.test_contracts import EmulatedBatchesContract as _EmulatedBatches
 from tests.test_contracts import EmulatedCompletionsContract as _EmulatedCompletions
+from tests.test_contracts import SlowFiles as _SlowFiles
 
 MODEL = "gemini:gemini-2.5-flash"
 KEY = "GEMINI_KEY_OF_TESTS"
@@ -66,7 +67,7 @@ class TestGeminiBatches(_EmulatedBatches):
         assert self.provider().traits.recovery is Recovery.LABEL
 
 
-class TestGeminiBatchesByFile(TestGeminiBatches):
+class TestGeminiBatchesByFile(_SlowFiles, TestGeminiBatches):
     inline_bytes = 0
 
     def test_label_without_names_it_is_found_by_its_input(self) -> None:

@@ -40,7 +40,7 @@ from beam_llm.errors import Aborted, CallError, Kind, NotCreated, Rejected, Retr
 from beam_llm.providers import http
 from beam_llm.providers.errors import ErrorContext, error_of, unreadable
 from beam_llm.providers.http import Bounds
-from beam_llm.providers.typed import loads
+from beam_llm.providers.typed import loads, word
 
 HARMLESS_TRIES = 4
 MOST_WAIT_SECONDS = 60.0
@@ -52,6 +52,15 @@ TIME_SECONDS = 10.0
 """For the call that asks for the server's time."""
 
 MOST_CLOCK_ERROR_SECONDS = 2 * 86_400.0
+
+_UNPROCESSED = ("pending", "notrunning", "running", "processing", "uploading")
+"""What a file is until a job may be made of it: Azure's words, Gemini's, Fireworks', and what
+others may have for them; not `uploaded`, which many servers leave it at. Source: Azure's REST
+reference (files); openai/openai-dotnet#312; google-genai 2.34 (FileState); SDK fireworks-ai 1.2.30
+(Dataset), read 2026-11.
+"""
+
+_FIRST_PAUSE_SECONDS, _MOST_PAUSE_SECONDS = 0.25, 10.0
 
 R = TypeVar("R")
 
@@ -277,6 +286,28 @@ class ControlCalls:
         if answer.status >= 300:
             raise error_of(*answer, self._context, missing=missing)
         return answer
+
+    def wait_until_processed(self, state: Any, url: str, field: str) -> None:
+        """Waits, for as long as a transfer may take, until the server has looked through a file:
+        some make no job of one before, and refuse it for good.
+
+        Args:
+          state: how far the file was when its upload was answered.
+          url: where the file is shown.
+          field: of what is shown there, that says how far it is.
+        """
+        end, pause = self._clock() + self._bounds.transfer_seconds, _FIRST_PAUSE_SECONDS
+        # Whoever says nothing of it, or nothing more, is asked for the job, and says what is wrong.
+        with suppress(CallError):
+            while word(state).lower() in _UNPROCESSED:
+                state = self._get_object(url).get(field)
+                if word(state).lower() not in _UNPROCESSED or self._clock() + pause > end:
+                    return
+                self._sleep(pause)
+                pause = min(2 * pause, _MOST_PAUSE_SECONDS)
+
+    def _get_object(self, url: str) -> dict[str, Any]:
+        return self.harmless(lambda seconds: self.object("GET", url, seconds, id_field=None))
 
     def first_line(self, url: str, seconds: float) -> bytes:
         """The first line of a body, without its newline; no more of it is read than that.

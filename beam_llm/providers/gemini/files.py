@@ -9,6 +9,7 @@ Source: Files API reference (resumable uploads), read 2026-11; google-genai 2.34
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -26,12 +27,14 @@ CONTENT_TYPE = "application/jsonl"
 def upload(
     control: ControlCalls, place: Place, path: Path, name: str, seconds: float, key: str | None
 ) -> str:
-    """Uploads a local file, streamed; returns the name that the API gives it (`files/…`)."""
+    """Uploads a local file, streamed; returns the name that the API gives it (`files/…`), once a
+    job may be made of it.
+    """
     size = path.stat().st_size
     # Harmless to repeat: a second upload is another file, which costs nothing and is dropped by
     # Google after 48 hours.
 
-    def once(seconds: float) -> str:
+    def once(seconds: float) -> tuple[str, Any]:
         # Each try begins anew: to go on with an upload, one would have to ask how far it came.
         url = _begin(control, place, name, size, seconds)
         with open(path, "rb") as file:
@@ -47,9 +50,11 @@ def upload(
                     "X-Goog-Upload-Command": "upload, finalize",
                 },
             )
-        return _file_name(answer.body, key)
+        return _file_in(answer.body, key)
 
-    return control.harmless(once, seconds)
+    file, state = control.harmless(once, seconds)
+    control.wait_until_processed(state, place.url(file_path(file)), "state")
+    return file
 
 
 def _begin(control: ControlCalls, place: Place, name: str, size: int, seconds: float) -> str:
@@ -74,7 +79,8 @@ def _begin(control: ControlCalls, place: Place, name: str, size: int, seconds: f
     return url
 
 
-def _file_name(body: bytes, key: str | None) -> str:
+def _file_in(body: bytes, key: str | None) -> tuple[str, Any]:
+    """Its name, and how far the API is with it."""
     try:
         found = object_in(object_in(loads(body)).get("file"))
     except ValueError:
@@ -82,7 +88,7 @@ def _file_name(body: bytes, key: str | None) -> str:
     name = identifier_of(found.get("name"), key)
     if name is None:
         raise unreadable("the answer has no usable file name")
-    return name
+    return name, found.get("state")
 
 
 def file_path(name: str) -> str:

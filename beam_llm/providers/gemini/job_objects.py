@@ -40,6 +40,9 @@ _ABOUT_INPUT = re.compile(
     r"(file|gs://|object|blob).*(not exist|not found|no such|deleted|expired)", re.IGNORECASE
 )
 
+_NOT_ACTIVE = re.compile(r"the file \S{1,200} is not in an active state", re.IGNORECASE)
+"""Of a file that the API has not looked through yet."""
+
 
 def object_in(found: Any) -> dict[str, Any]:
     """The value itself where it is an object, else an empty one."""
@@ -123,7 +126,8 @@ def is_gone(error: CallError) -> bool:
 
 def reason_of(error: CallError) -> CallError:
     """Why a job was refused, as an error that has a remedy: a quota of jobs or of their tokens is
-    a full queue; a file that is gone can be staged anew.
+    a full queue; a file that is gone can be staged anew, and one that is looked through is waited
+    for.
     """
     if error.status == 429 and isinstance(error, Retryable):
         return QueueFull(
@@ -131,4 +135,6 @@ def reason_of(error: CallError) -> CallError:
         )
     if is_gone(error):
         return InputGone(Kind.REJECTED, error.message, status=error.status)
+    if error.status == 400 and _NOT_ACTIVE.search(error.message):
+        return Retryable(Kind.UNAVAILABLE, error.message, status=error.status)
     return error

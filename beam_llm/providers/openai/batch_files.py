@@ -9,14 +9,13 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import orjson
 
-from beam_llm.errors import CallError, UnknownJob
+from beam_llm.errors import UnknownJob
 from beam_llm.protocols import LineForm, LineReply, Recovery, RemoteJob
 from beam_llm.providers.control import ControlCalls, steady
 from beam_llm.providers.errors import unreadable
@@ -39,18 +38,10 @@ from beam_llm.providers.openai.plain import plain_form
 from beam_llm.providers.openai.servers import ANY, WINDOW_OPTION, BatchApi
 from beam_llm.providers.openai.wire import completion_of
 from beam_llm.providers.result_files import fetch_files
-from beam_llm.providers.typed import loads, word
+from beam_llm.providers.typed import loads
 from beam_llm.values import Request
 
 _PAGE_JOBS = 100
-
-_UNPROCESSED = ("pending", "notrunning", "running", "processing", "uploading")
-"""States of a file that is not ready for a job: Azure's and Fireworks' words, and likely ones of
-others; not `uploaded`, the final state with many servers. Source: Azure's REST reference (files);
-openai/openai-dotnet#312; SDK fireworks-ai 1.2.30 (Dataset), read 2026-11.
-"""
-
-_FIRST_PAUSE_SECONDS, _MOST_PAUSE_SECONDS = 0.25, 10.0
 
 # Anthropic's rule: OpenAI only demands that ids are unique.
 _CUSTOM_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -105,7 +96,6 @@ class DialectBatches:
         self._log_data = log_data
         self._context = place.context(key, log_data)
         self._bounds = bounds
-        self._sleep = sleep
         self._clock = clock
         # Some servers without keys demand one nevertheless.
         headers = place.headers(key or "none")
@@ -277,30 +267,9 @@ class DialectBatches:
             return file_id, uploaded.get("status")
 
         file_id, status = self._control.harmless(once, self._bounds.transfer_seconds)
-        if word(status).lower() in _UNPROCESSED:
-            self._wait_until_processed(self._place.url(f"/files/{in_path(file_id)}"), "status")
+        url = self._place.url(f"/files/{in_path(file_id)}")
+        self._control.wait_until_processed(status, url, "status")
         return file_id
-
-    def _wait_until_processed(self, url: str, field: str) -> None:
-        """Waits until a file may be used: Azure refuses for good a job whose file it has not yet
-        checked.
-
-        Args:
-          field: of the object at the address; holds its state.
-        """
-        end, pause = self._clock() + self._bounds.transfer_seconds, _FIRST_PAUSE_SECONDS
-        # Where the state can't be read, the create follows, whose answer says what is wrong.
-        with suppress(CallError):
-            while word(self._get_object(url).get(field)).lower() in _UNPROCESSED:
-                if self._clock() + pause > end:
-                    return
-                self._sleep(pause)
-                pause = min(2 * pause, _MOST_PAUSE_SECONDS)
-
-    def _get_object(self, url: str) -> dict[str, Any]:
-        return self._control.harmless(
-            lambda seconds: self._control.object("GET", url, seconds, id_field=None)
-        )
 
     def fetch(self, job: RemoteJob, path: Path) -> None:
         """Streams the output file and the error file of a job into one, and checks their lengths

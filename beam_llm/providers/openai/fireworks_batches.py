@@ -71,7 +71,8 @@ class FireworksBatches(DialectBatches):
                 self._control.call("POST", url, seconds, data=form)
 
         self._control.harmless(once, self._bounds.transfer_seconds)
-        self._wait_until_processed(self._url("datasets", dataset), "state")
+        url = self._url("datasets", dataset)
+        self._control.wait_until_processed("uploading", url, "state")
         return dataset
 
     def create(self, name: str, staged: str | None, lines: Path | None = None) -> RemoteJob:

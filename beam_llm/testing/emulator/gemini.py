@@ -158,6 +158,9 @@ class Wire(Dialect):
             meta = self.service.files.get(str(source["fileName"]).removeprefix("files/"))
             if meta is None:
                 return no_file(str(source["fileName"]).removeprefix("files/"))
+            if not self.service.files.is_processed(meta):
+                said = f"The File {meta['id']} is not in an ACTIVE state and usage is not allowed."
+                return WireError(400, said, code="FAILED_PRECONDITION")
             entries = _lines_of(self.service.files.path(meta["id"]).read_bytes())
         # Letters and digits, of no meaning, as in the recording.
         job_id = uuid.uuid4().hex + "x"

@@ -97,10 +97,10 @@ class GeminiFiles:
         if part.stat().st_size != int(size):
             return WireError(400, "The size of the upload is not what was announced.")
         digest = hashlib.sha256(part.read_bytes()).hexdigest()
-        meta = {**files.add(file_id, file_id, "batch", part), "sha256": digest}
-        shown = json_response(
-            {"file": file_object(meta)}, headers={"X-Goog-Upload-Status": "final"}
-        )
+        meta = files.add(file_id, file_id, "batch", part)
+        meta["processed_at"] += sum(one.seconds for one in faults if one.kind == "file_pending")
+        made = {"file": self._file_object({**meta, "sha256": digest})}
+        shown = json_response(made, headers={"X-Goog-Upload-Status": "final"})
         return after_work(request, faults) or shown
 
     async def _file(self, request: web.BaseRequest, file_id: str) -> Reply | None:
@@ -112,7 +112,11 @@ class GeminiFiles:
         if request.method != "GET":
             return None
         meta = self._house.files.get(file_id)
-        return json_response(file_object(meta)) if meta is not None else no_file(file_id)
+        return json_response(self._file_object(meta)) if meta is not None else no_file(file_id)
+
+    def _file_object(self, meta: dict[str, Any]) -> dict[str, Any]:
+        state = "ACTIVE" if self._house.files.is_processed(meta) else "PROCESSING"
+        return {**file_object(meta), "state": state}
 
 
 def file_object(meta: dict[str, Any]) -> dict[str, Any]:
@@ -129,7 +133,6 @@ def file_object(meta: dict[str, Any]) -> dict[str, Any]:
         "expirationTime": rfc3339(made_at + _KEPT_SECONDS),
         "sha256Hash": base64.b64encode(meta.get("sha256", "").encode()).decode(),
         "uri": f"https://generativelanguage.googleapis.com/v1beta/{name}",
-        "state": "ACTIVE",
         "source": "UPLOADED",
     }
 
