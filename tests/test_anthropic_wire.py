@@ -484,6 +484,7 @@ def error(kind: str, status: int, code: str | None = None, text: str = "words") 
         (error("rate_limit_error", 429, "ramp_limit_exceeded"), CallError, Kind.RATE_LIMITED),
         (error("rate_limit_error", 429, "enforced_spend_limit_reached"), Aborted, Kind.ABORTED),
         (error("permission_error", 403, "organization_on_hold"), Aborted, Kind.ABORTED),
+        (error("invalid_request_error", 400, "cmek_key_network_blocked"), Aborted, Kind.ABORTED),
         (error("overloaded_error", 529), CallError, Kind.UNAVAILABLE),
     ],
     ids=str,

@@ -371,6 +371,11 @@ def test_no_other_model_has_a_form_of_its_own_here() -> None:
         (400, "ValidationException",
          "Invocation of model ID us.amazon.nova-lite-v1:0 with on-demand throughput isn't supported.",
          Remedy.ABORT, Kind.ABORTED),
+        (400, "ValidationException", "Operation not allowed", Remedy.ABORT, Kind.ABORTED),
+        (400, "ValidationException",
+         "The model returned the following errors: data retention mode 'default' is not available",
+         Remedy.ABORT, Kind.ABORTED),
+        (400, "NotAuthorized", "You have no permission.", Remedy.ABORT, Kind.ABORTED),
         (400, "ValidationException", "messages.0: not allowed: the model identifier is invalid",
          Remedy.SPLIT, Kind.REJECTED),  # which the record says
     ],

@@ -674,6 +674,8 @@ def test_mistrals_rate_limit_headers_have_a_minute_in_their_names():
                 (404, {"availability": {"excluded_by": ["context_length"]}}, Kind.TOO_LARGE),
                 (400, {"metadata": {"error_type": "context_length_exceeded"}}, Kind.TOO_LARGE),
                 (400, {"metadata": {"error_type": "content_policy_violation"}}, Kind.REFUSED),
+                (403, {"metadata": {"error_type": "content_policy_violation"}}, Kind.REFUSED),
+                (403, {"metadata": {"error_type": "refusal"}}, Kind.REFUSED),
                 (400, {"metadata": {"error_type": "token_limit_exceeded"}}, Kind.REJECTED),
             )
         ),

@@ -86,6 +86,8 @@ def quota(name: str) -> dict[str, Any]:
     return {"@type": kind, "violations": [{"quotaMetric": "g.com/requests", "quotaId": name}]}
 
 
+NO_FILE = "You do not have permission to access the File f-1 or it may not exist."
+
 RETRY_IN_20 = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "20.044s"}
 
 
@@ -231,6 +233,14 @@ ERRORS = {
     "a country without the API": (
         google_error(400, "FAILED_PRECONDITION", "User location is not supported"),
         (Aborted, Kind.ABORTED, None),
+    ),
+    "an image's file that is gone": (
+        google_error(403, "PERMISSION_DENIED", NO_FILE),
+        (Rejected, Kind.REJECTED, None),
+    ),
+    "an image's file that is not there yet": (
+        google_error(400, "FAILED_PRECONDITION", "The File f-1 is not in an ACTIVE state and"),
+        (Rejected, Kind.REJECTED, None),
     ),
     "no such model": (
         google_error(404, "NOT_FOUND", "models/x is not found"),
@@ -466,6 +476,7 @@ def test_an_expired_job_without_answers_counts_none_that_would_be_waited_for():
         ({"code": 8, "message": "You exceeded your current quota"}, QueueFull),
         ({"code": 5, "message": "The File 12 does not exist"}, InputGone),
         ({"code": 3, "message": "gs://b/o was not found"}, InputGone),
+        ({"code": 9, "message": "The File 12 is not in an ACTIVE state and"}, Retryable),
         ({"code": 7, "message": "no access"}, Aborted),
         ({"code": 13, "message": "Internal error"}, Retryable),
         ({"code": 3, "message": "Line 3 is wrong"}, type(None)),

@@ -604,6 +604,8 @@ def test_a_rerun_of_a_chain_needs_no_provider(world: World) -> None:
         ),
         ("token_limit_exceeded: the limit is 90000 enqueued tokens", 90_000),
         ("It has surpassed the configured limit of 30K for the deployment 'mine'.", 30_000),
+        ("It has surpassed the configured limit of 1.5M for the deployment 'm'.", 1_500_000),
+        ("Limit: 2.000.000 enqueued tokens.", 2_000_000),
         ("Enqueued token limit reached for fake-model", None),
         ("Limit: 0 enqueued tokens.", None),
         ("requested 5,000 tokens, try later", None),

@@ -45,7 +45,7 @@ class Meaning(enum.Enum):
     BLOCKED = "a firewall stops this input"
     WRONG_KEY = "the key is no good"
     HOPELESS = "no request will succeed"
-    NO_IMAGE = "an image of this input isn't there"
+    NO_IMAGE = "an image of this input isn't there, or not yet"
     NOT_THERE = "the address, the model or the job isn't there"
     TOO_LONG = "this input is too long"
     MISSHAPEN = "the model's reply did not fit its schema"
@@ -81,10 +81,11 @@ _SPENT = {
     *("billing_error", "enforced_spend_limit_reached", "contract_spend_limit_reached"),
     *("linked_organization_spend_limit_reached", "linked_organization_billing_unavailable"),
     *("organization_on_hold", "workspace_human_review_disabled", "cmek_key_disabled"),
+    "cmek_key_network_blocked",
 }
 """Codes of errors that another try can't cure. Google's `FAILED_PRECONDITION` is a country or a
 project without billing; `blocked_api_access` is Groq's, `budget_exceeded` LiteLLM's, the two before
-`PER_DAY` are Moonshot's (with a 429) and DashScope's; the last three rows are Anthropic's (SDK
+`PER_DAY` are Moonshot's (with a 429) and DashScope's; the last four rows are Anthropic's (SDK
 2.14, `types/shared`, read 2026-11).
 """
 
@@ -143,6 +144,16 @@ Source: openrouter.ai/docs (errors), docs.x.ai (debugging), learn.microsoft.com 
 policy), 2026-11.
 """
 
+_NO_FILE_WORDS = re.compile(
+    r"you do not have permission to access the file \S{1,200} or it may not exist"
+    r"|the file \S{1,200} is not in an active state",
+    re.IGNORECASE,
+)
+"""What Gemini says of an uploaded file that isn't there any more, or not yet, with the status of a
+bad key or of a country without the API. Source: googleapis' answers in
+google-gemini/deprecated-generative-ai-python#692, expectedparrot/edsl#1907, read 2026-11.
+"""
+
 _BAD_KEY_WORDS = re.compile(r"(incorrect|invalid) api key|bad credentials", re.IGNORECASE)
 """Beginning of the message with which xAI refuses a key, with a 400; the rest may quote a record.
 Source: recorded traffic, 2026-08; errors in public code, read 2026-11.
@@ -184,8 +195,12 @@ _RULES: tuple[tuple[Meaning, Callable[[Refusal], object]], ...] = (
     # These come before the rules about keys: they are about one input, and must not end the run.
     (
         Meaning.FILTERED,
-        lambda refusal: refusal.status in (400, 403) and _FLAGGED_WORDS.search(refusal.sentence),
+        lambda refusal: (
+            refusal.status in (400, 403)
+            and (refusal.words & _FILTERED or _FLAGGED_WORDS.search(refusal.sentence))
+        ),
     ),
+    (Meaning.NO_IMAGE, lambda refusal: _NO_FILE_WORDS.match(refusal.sentence)),
     (Meaning.BLOCKED, lambda refusal: refusal.status == 403 and refusal.is_page),
     (Meaning.WRONG_KEY, lambda refusal: refusal.status in (401, 403) or refusal.words & _WRONG_KEY),
     (

@@ -14,11 +14,20 @@ from beam_llm.providers.typed import loads, word
 _NO_MODEL = re.compile(
     r"(invocation of model id \S{1,300} with |[^\"`{\[:]{0,250}?)"
     r"(model identifier is invalid|on-demand throughput isn.t supported|end of (its )?life"
-    r"|does(n.t| not) support converse|marked by provider as legacy)",
+    r"|does(n.t| not) support converse|marked by provider as legacy)"
+    r"|(the model returned (the )?following errors: )?"
+    r"data retention mode '\w{1,40}' is not available|operation not allowed",
     re.IGNORECASE,
 )
 """What a ValidationException begins with where no request of this model will succeed; behind a
-colon or a quotation mark it may be quoting a record, which must not end a pipeline.
+colon or a quotation mark it may be quoting a record, which must not end a pipeline. The last two:
+an account that has not opted in to what the model demands, or is not yet let in at all. Source:
+anomalyco/opencode#31560, kirodotdev/Kiro#11191, read 2026-11.
+"""
+
+_OF_THE_CALLER = ("notauthorized", "incompletesignature", "requestexpired")
+"""Codes of a 400 that every request gets, whatever it asks. Source: Bedrock user guide,
+"Troubleshooting Amazon Bedrock API Error Codes", read 2026-11.
 """
 
 _QUOTA = "servicequotaexceededexception"
@@ -69,7 +78,7 @@ def error_by_name(
     if isinstance(found, Rejected):
         if code.lower() == _QUOTA:
             return Retryable(Kind.RATE_LIMITED, found.message, status=status)
-        if _NO_MODEL.match(message):
+        if code.lower() in _OF_THE_CALLER or _NO_MODEL.match(message):
             return Aborted(Kind.ABORTED, found.message, status=status)
     return found
 

@@ -185,4 +185,7 @@ def stated_limit(message: str) -> int | None:
     found = _QUEUE_LIMIT.search(message)
     if found is None:
         return None
-    return int(re.sub(r"\D", "", found[1])) * _SCALES[found[2].lower()] or None
+    number, scale = found[1], _SCALES[found[2].lower()]
+    # Of "1.5M" the point is one; of "2.000.000" it is not.
+    decimals = len(number.rpartition(".")[2]) if scale > 1 and "." in number else 0
+    return int(re.sub(r"\D", "", number)) * scale // 10**decimals or None
