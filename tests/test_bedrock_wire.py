@@ -100,6 +100,20 @@ def test_a_schema_is_asked_for_as_the_model_takes_it(model: str, form: str) -> N
     assert ("outputConfig" in body, "toolConfig" in body) == (form == SCHEMA, form == TOOL)
 
 
+@pytest.mark.parametrize(
+    ("model", "schema", "field"),
+    [
+        ("amazon.nova-lite-v1:0", WHOLE, "system"),
+        ("anthropic.claude-haiku-4-5-20251001-v1:0", {**WHOLE, "not": {}}, "system"),
+        ("anthropic.claude-haiku-4-5-20251001-v1:0", WHOLE, "outputConfig"),
+    ],
+    ids=["without structured outputs", "with a schema that none can hold", "with them"],
+)
+def test_a_line_of_a_job_has_no_tool(model: str, schema: dict[str, Any], field: str) -> None:
+    request = Request(model, (Message("user", "Hello"),), schema=schema)
+    assert body_of(request, Form.of(model, is_live=False)).keys() == {"messages", field}
+
+
 def test_a_long_shared_beginning_is_marked_for_the_cache_once() -> None:
     form, long = Form(cached_from_tokens=1_024), "x " * 2_000
     rest = "and this"

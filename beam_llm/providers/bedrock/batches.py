@@ -134,7 +134,7 @@ class BedrockBatches:
         self.traits = dataclasses.replace(_traits_of(options, bounds), max_records=most_records)
         self._place, self._options, self._bounds = place, options, bounds
         self._encode, self._read = encode or self._encode_question, read
-        self._form, self._dialect = Form.of(place.model), Dialect.of(place.model)
+        self._form, self._dialect = Form.of(place.model, is_live=False), Dialect.of(place.model)
         self._clients = Clients(place, log_data, bounds)
         self._control = ControlCalls(
             ErrorContext(), bounds, {}, sleep=sleep, clock=clock, wall=wall

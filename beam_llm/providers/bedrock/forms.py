@@ -41,18 +41,21 @@ class Form:
         to be used takes the reply as its input; `words`: the schema stands in the system prompt.
       takes_temperature: a temperature may be sent.
       cached_from_tokens: how long a prefix has to be to be kept in a cache; None: there is none.
+      takes_tools: a tool may be sent; not in a job's lines. Source: Bedrock user guide, "Process
+        multiple prompts with batch inference", read 2026-11.
     """
 
     reply_format: str = SCHEMA
     takes_temperature: bool = True
     cached_from_tokens: int | None = None
+    takes_tools: bool = True
 
     @classmethod
-    def of(cls, model: str) -> Form:
+    def of(cls, model: str, is_live: bool = True) -> Form:
         """What is known of the model's form."""
         form = WORDS if _IN_WORDS.search(model) else TOOL if _BY_TOOL.search(model) else SCHEMA
         tokens = next((least for name, least in _CACHES if re.search(name, model)), None)
-        return cls(form, models.takes_temperature(model), tokens)
+        return cls(form, models.takes_temperature(model), tokens, is_live)
 
     @property
     def key(self) -> tuple[str, bool, int | None]:

@@ -256,10 +256,18 @@ class Wire(Dialect):
 
     def _reader_of(self, job: dict[str, Any]) -> Callable[[Any, str], ModelRequest | WireError]:
         if job.get("modelInvocationType") == "Converse":
-            return self.parse_request
+            return self._parse_of_job
         if not embed_invoke.embeds(job["modelId"]):
             return self._message
         return lambda body, model: embed_invoke.parse_request(body, model, self.service.embedder)
+
+    def _parse_of_job(self, body: Any, model: str) -> ModelRequest | WireError:
+        """A Converse body of a job, which has no tools. Source: Bedrock user guide, "Process
+        multiple prompts with batch inference", read 2026-11.
+        """
+        if isinstance(body, dict) and "toolConfig" in body:
+            return WireError(400, "Batch inference doesn't support tool calling with Converse.")
+        return self.parse_request(body, model)
 
     def _message(self, body: Any, model: str) -> ModelRequest | WireError:
         """A body of InvokeModel, as Claude takes it: Anthropic's, without a model."""
