@@ -5,6 +5,7 @@ this API has alone.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 
 from beam_llm import LLMPredict, UsageError, providers
 from beam_llm.config import settings
-from beam_llm.errors import Aborted, CallError, CannotTell, Kind, Rejected
+from beam_llm.errors import Aborted, CallError, CannotTell, Kind, Rejected, Retryable
 from beam_llm.pricing import Prices
 from beam_llm.protocols import BatchProvider, Recovery, RemoteJob
 from beam_llm.providers import compile_task, encode
@@ -304,6 +305,14 @@ def test_an_expired_job_has_lost_all_of_its_answers(start_emulator, tmp_path):
     assert (job.state, job.word) == (JobState.EXPIRED, "BATCH_STATE_EXPIRED")
     provider.fetch(job, tmp_path / "results")
     assert (tmp_path / "results").read_bytes() == b""
+
+
+def test_a_job_that_is_done_before_its_output_is_there_is_looked_at_again(start_emulator, tmp_path):
+    provider = batches(start_emulator(batch_seconds=60.0))
+    made = provider.create("ours-0", None, lines(provider, tmp_path))
+    done = dataclasses.replace(made, state=JobState.COMPLETED, completed=None)
+    with pytest.raises(Retryable, match="not there"):
+        provider.fetch(done, tmp_path / "results")
 
 
 def test_few_lines_go_along_with_the_create_and_many_by_a_file(start_emulator, tmp_path):

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from beam_llm.errors import Aborted, Kind, Rejected, UnknownJob
+from beam_llm.errors import Aborted, Kind, Rejected, Retryable, UnknownJob
 from beam_llm.protocols import BatchTraits, Recovery, RemoteJob
 from beam_llm.providers.control import ControlCalls, steady
 from beam_llm.providers.errors import ErrorContext
@@ -26,6 +26,7 @@ from beam_llm.providers.gemini.place import Place, headers, model_path
 from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
 from beam_llm.providers.ids import in_path
 from beam_llm.providers.result_files import fetch_files
+from beam_llm.values import JobState
 
 TRAITS = BatchTraits(
     max_requests=100_000,
@@ -143,6 +144,10 @@ class GeminiBatches(GoogleBatches):
         batch = object_in(found.get("metadata")) or found
         output = object_in(found.get("response")) or object_in(batch.get("output"))
         inline: Any = object_in(output.get("inlinedResponses")).get("inlinedResponses")
+        # A job may be shown as done before its output is (tidyverse/ellmer#926, read 2026-11).
+        # Without counts its answers would be taken for lost then, and be paid for once more.
+        if not output and job.state is JobState.COMPLETED and job.completed != 0:
+            raise Retryable(Kind.UNAVAILABLE, "the job is done, and its output is not there (yet)")
         with open(path, "wb") as file:
             for response in inline if isinstance(inline, list) else []:
                 file.write(_as_line(response))
