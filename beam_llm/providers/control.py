@@ -54,10 +54,10 @@ TIME_SECONDS = 10.0
 MOST_CLOCK_ERROR_SECONDS = 2 * 86_400.0
 
 _UNPROCESSED = ("pending", "notrunning", "running", "processing", "uploading")
-"""What a file is until a job may be made of it: Azure's words, Gemini's, Fireworks', and what
-others may have for them; not `uploaded`, which many servers leave it at. Source: Azure's REST
-reference (files); openai/openai-dotnet#312; google-genai 2.34 (FileState); SDK fireworks-ai 1.2.30
-(Dataset), read 2026-11.
+"""States of a file that is not ready for a job: Azure's, Gemini's and Fireworks' words, and likely
+ones of others; not `uploaded`, the final state with many servers. Source: Azure's REST reference
+(files); openai/openai-dotnet#312; google-genai 2.34 (FileState); SDK fireworks-ai 1.2.30 (Dataset),
+read 2026-11.
 """
 
 _FIRST_PAUSE_SECONDS, _MOST_PAUSE_SECONDS = 0.25, 10.0
@@ -288,16 +288,16 @@ class ControlCalls:
         return answer
 
     def wait_until_processed(self, state: Any, url: str, field: str) -> None:
-        """Waits, for as long as a transfer may take, until the server has looked through a file:
-        some make no job of one before, and refuse it for good.
+        """Waits until a file may be used, at most as long as a transfer may take: some servers
+        refuse for good a job whose file they have not processed yet.
 
         Args:
-          state: how far the file was when its upload was answered.
-          url: where the file is shown.
-          field: of what is shown there, that says how far it is.
+          state: the file's state in the answer to its upload.
+          url: the address at which the file is shown.
+          field: of the object at that address; holds its state.
         """
         end, pause = self._clock() + self._bounds.transfer_seconds, _FIRST_PAUSE_SECONDS
-        # Whoever says nothing of it, or nothing more, is asked for the job, and says what is wrong.
+        # Where the state can't be read, the create follows, whose answer says what is wrong.
         with suppress(CallError):
             while word(state).lower() in _UNPROCESSED:
                 state = self._get_object(url).get(field)

@@ -114,12 +114,12 @@ def _ask_for_shape(body: dict[str, Any], request: Request, form: Form) -> None:
     assert request.schema is not None
     closed = closed_schema(request.schema)
     schema = request.schema if closed is None else closed
-    is_tools = form.takes_tools and form.reply_format in (SCHEMA, TOOL)
+    by_tool = form.takes_tools and form.reply_format in (SCHEMA, TOOL)
     if form.reply_format == SCHEMA and closed is not None:
         named = {"name": TOOL_NAME, "schema": orjson.dumps(closed).decode()}
         shape = {"type": "json_schema", "structure": {"jsonSchema": named}}
         body["outputConfig"] = {"textFormat": shape}
-    elif is_tools and schema.get("type") == "object":
+    elif by_tool and schema.get("type") == "object":
         described = "Takes the reply, all of it."
         tool = {"name": TOOL_NAME, "description": described, "inputSchema": {"json": schema}}
         choice = {"tool": {"name": TOOL_NAME}}
