@@ -271,7 +271,7 @@ def test_a_client_that_never_lets_go_keeps_nobody(monkeypatch, caplog):
     engine = borrow_engine(declared(), FakeTask(), lambda: provider, free)
     assert value(engine.submit([fake_record("a")])) == "A"
     return_engine(engine)
-    assert "not waited for: TimeoutError" in caplog.text
+    assert "without waiting for the end of all calls: TimeoutError" in caplog.text
 
 
 def test_a_loop_that_hangs_keeps_no_worker_from_ending(monkeypatch, caplog):
