@@ -125,8 +125,15 @@ BROKEN = [
     pytest.param(
         "in.jsonl",
         b'{"a": 1}\n{"a": 2} {"a": 3}\n',
-        "in.jsonl:2: not JSON: Extra data (column 10)",
+        "in.jsonl:2: more stands behind the record (column 10): write one in each line",
         id="two on a line",
+    ),
+    pytest.param(
+        "in.jsonl",
+        b'{"a": 1}\r{"a": 2}\r',
+        "in.jsonl:1: more stands behind the record (column 10): write one in each line, and lines "
+        "that end in a newline, not in a carriage return alone",
+        id="carriage returns",
     ),
     pytest.param(
         "in.jsonl", b"\n" + b"[" * 3000 + b"\n", "in.jsonl:2: not JSON", id="nested deeply"
@@ -297,6 +304,8 @@ def test_damaged_gzip_names_the_last_line_that_was_read(tmp_path: Path) -> None:
         DataError, match=r"in.jsonl.gz:\d+: the gzip data is damaged or cut in or after this line"
     ):
         fields_in(put(tmp_path / "in.jsonl.gz", packed[: len(packed) // 2]))
+    with pytest.raises(DataError, match=r"in.jsonl.gz:1: .*get the file again"):
+        fields_in(put(tmp_path / "in.jsonl.gz", packed[:30]))
 
 
 @pytest.mark.parametrize("name", ["in.jsonl.bz2", "in.csv.zst", "in.parquet.gz", "in.zip"])

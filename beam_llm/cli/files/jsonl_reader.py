@@ -113,6 +113,13 @@ def _second_look(raw: bytes) -> Any:
                 "not a JSON object in one line, as JSON lines have it: jq -c writes them so "
                 "(of an array: jq -c '.[]')"
             ) from None
+        if error.msg == "Extra data":
+            instead = "write one in each line"
+            if b"\r" in raw:
+                instead += ", and lines that end in a newline, not in a carriage return alone"
+            raise _Unreadable(
+                f"more stands behind the record (column {error.colno}): {instead}"
+            ) from None
         raise _Unreadable(f"not JSON: {error.msg} (column {error.colno})") from None
     # A ValueError: Python makes no integer of more than 4,300 digits.
     except (RecursionError, ValueError) as error:

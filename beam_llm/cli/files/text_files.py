@@ -58,6 +58,8 @@ def open_text(source: Source) -> Iterator[IO[bytes]]:
 
 def damage_error(source: Source, line: int, error: Exception) -> DataError:
     """The error of a gzip file that is damaged or cut."""
+    # Where it ends before the first line is whole, no line was counted.
     return DataError(
-        f"{source}:{line}: the gzip data is damaged or cut in or after this line: {error}"
+        f"{source}:{max(line, 1)}: the gzip data is damaged or cut in or after this line: {error}: "
+        "get the file again (gzip -t FILE checks it)"
     )
