@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -36,20 +35,10 @@ def _rank(key: Key, value: Any) -> tuple[bool, Any]:
         return not key.nulls_first, 0
     if key.type.kind == "DECIMAL":
         value = Decimal(value)
-    elif key.type.kind == "TIMESTAMP_LTZ":
-        value = _instant(value)
     elif key.type.kind in ("FLOAT", "DOUBLE"):
         # NaN is above all numbers, and equal to no value, not to itself either.
         value = (True, 0.0) if value != value else (False, value)
     return key.nulls_first, _Descending(value) if key.descending else value
-
-
-def _instant(text: str) -> datetime:
-    """Of a time in any zone: a row's has the one that it was given."""
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError:  # of a year with five digits
-        return datetime.max.replace(tzinfo=UTC)
 
 
 class _Descending:

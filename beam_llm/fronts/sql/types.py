@@ -291,9 +291,19 @@ def _timestamp(kind: SqlType, value: Any) -> str:
     # In UTC, as DuckDB reckons on every worker (`compute.connect`).
     if kind.kind == "TIMESTAMP" and value.tzinfo is not None:
         value = value.astimezone(datetime.UTC).replace(tzinfo=None)
-    if kind.kind == "TIMESTAMP_LTZ" and value.tzinfo is None:  # a parquet file's have a zone
-        value = value.replace(tzinfo=datetime.UTC)
+    if kind.kind == "TIMESTAMP_LTZ":
+        value = _in_utc(value)
     return _without_zeros(value.isoformat(sep=" "))
+
+
+def _in_utc(value: datetime.datetime) -> datetime.datetime:
+    """The same time in one zone: rows are grouped and sorted by its text."""
+    if value.tzinfo is None:  # a parquet file's have a zone
+        return value.replace(tzinfo=datetime.UTC)
+    try:
+        return value.astimezone(datetime.UTC)
+    except OverflowError:  # the last hours of the year 9999
+        return value
 
 
 def _without_zeros(text: str) -> str:
