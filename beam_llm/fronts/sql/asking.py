@@ -12,7 +12,7 @@ from sqlglot import exp
 
 from beam_llm.config import Settings
 from beam_llm.errors import LLMError, UsageError
-from beam_llm.fronts.sql.expressions import Scope, Value, cast
+from beam_llm.fronts.sql.expressions import Scope, Value, cast, column_in_flight
 from beam_llm.fronts.sql.known import Known
 from beam_llm.fronts.sql.layers import Layers
 from beam_llm.fronts.sql.models import (
@@ -52,14 +52,16 @@ class Prepared:
 
     Attributes:
       model: whose OUTPUT the answer has.
-      chosen, inputs, record_id: see `Ask`.
+      chosen: what gives the model's name; None where there is one.
+      inputs: what is asked about, by its names in the prompt.
+      record_id: see `Ask`.
     """
 
     call: Call
     model: Model
     branches: tuple[Branch, ...]
-    chosen: str | None
-    inputs: tuple[tuple[str, str, SqlType], ...]
+    chosen: Value | None
+    inputs: tuple[tuple[str, Value], ...]
     record_id: tuple[str, str] | None
 
 
@@ -76,7 +78,7 @@ class Asking:
         self._layers = layers
         self._value = value
         # Its place among the calls, of which rows it is needed, and what it comes to.
-        self._answers: dict[str, tuple[int, Value | None, Answer]] = {}
+        self._answers: dict[Any, tuple[int, Value | None, Answer]] = {}
 
     def ask(
         self, call: Call, scope: Scope, arguments: list[Argument], when: Value | None
@@ -89,7 +91,7 @@ class Asking:
         return self.answer(self.prepared(call, scope, arguments), when)
 
     def prepared(self, call: Call, scope: Scope, arguments: list[Argument]) -> Prepared:
-        """The call with its settings, and its arguments in flight."""
+        """The call with its settings and arguments."""
         models, chosen = self._models(call, scope)
         first = models[0]
         prompted = list(arguments)
@@ -102,32 +104,52 @@ class Asking:
                 self._refuse_unlike(call, first, model)
             settings = self._settings(model, call, tuple(name for name, _, _ in inputs))
             branches.append(Branch(model.name, settings))
-        flown = tuple(
-            (name, self._layers.in_flight(value), value.type) for name, value, _ in inputs
+        given = tuple((name, value) for name, value, _ in inputs)
+        record_id = self._record_id(branches, [name for name, _ in given], scope)
+        return Prepared(call, first, tuple(branches), chosen, given, record_id)
+
+    def of_rows(self, prepared: Prepared) -> Prepared:
+        """A group's call with its arguments in flight, as long as a row is not yet a group."""
+        inputs = (
+            (name, self._layers.in_flight(value), value.type) for name, value in prepared.inputs
         )
-        return Prepared(
-            call, first, tuple(branches), chosen, flown, self._record_id(branches, flown, scope)
-        )
+        flown = tuple((name, column_in_flight(column, kind)) for name, column, kind in inputs)
+        return replace(prepared, inputs=flown)
 
     def answer(self, prepared: Prepared, when: Value | None = None) -> Answer:
         """What the call comes to; NULL where it is not needed."""
         # The same call in SELECT and in WHERE is made, and paid for, once.
-        key = repr((prepared.inputs, prepared.branches, prepared.chosen, prepared.call.function))
+        function, branches = prepared.call.function, repr(prepared.branches)
+        key = (prepared.inputs, branches, prepared.chosen, function)
         if key not in self._answers:
             place = len(self._layers.asks)
-            made = self._new_ask(prepared, self._needed(when, place))
+            made = self._new_ask(prepared, when)
             self._answers[key] = place, when, made
             return made
         place, other, answer = self._answers[key]
         if other != when:  # it stands in another branch, too
             either = self._either(other, when, place)
             self._answers[key] = place, either, answer
-            ask = replace(self._layers.asks[place], when=self._needed(either, place))
+            ask = replace(self._layers.asks[place], **self._given(prepared, either, place))
             self._layers.asks[place] = ask
         return answer
 
-    def _needed(self, when: Value | None, place: int) -> str | None:
-        return None if when is None else self._layers.in_flight(when, place)
+    def _given(self, prepared: Prepared, when: Value | None, place: int) -> dict[str, Any]:
+        """Columns in flight of what an `Ask` takes from the rows. Of a row that takes another
+        branch no argument is reckoned: it may fail there (`IF(n > 0, …10 / n…, '')`).
+        """
+
+        def column(value: Value) -> str:
+            if when is not None and value.column is None:
+                sql = f"CASE WHEN {when.sql} THEN {value.sql} END"
+                value = value._replace(sql=sql, uses=when.uses | value.uses)
+            return self._layers.in_flight(value, place)
+
+        return {
+            "model_column": None if prepared.chosen is None else column(prepared.chosen),
+            "inputs": tuple((name, column(one), one.type) for name, one in prepared.inputs),
+            "when": None if when is None else self._layers.in_flight(when, place),
+        }
 
     def _either(self, first: Value | None, second: Value | None, place: int) -> Value | None:
         """The rows of two places; all of them where that isn't known before the call."""
@@ -150,8 +172,8 @@ class Asking:
             call.end,
         )
 
-    def _models(self, call: Call, scope: Scope) -> tuple[list[Model], str | None]:
-        """The models that a call may ask, and the column in flight that says which."""
+    def _models(self, call: Call, scope: Scope) -> tuple[list[Model], Value | None]:
+        """The models that a call may ask, and what says which."""
         if not isinstance(call.model, Expression):
             return [self._known.model_of(call)], None
         tree = call.model.tree
@@ -175,9 +197,7 @@ class Asking:
         names = sorted(self._known.models) if literals is None else literals
         if not names:
             self._source.fail(call.model_start, "there is no model yet", "write CREATE MODEL")
-        return [
-            self._known.model(name, call.model_start) for name in names
-        ], self._layers.in_flight(value)
+        return [self._known.model(name, call.model_start) for name in names], value
 
     def _inputs(
         self, call: Call, model: Model, arguments: list[tuple[str, Value, int]]
@@ -259,12 +279,13 @@ class Asking:
                     call.end,
                 )
 
-    def _new_ask(self, prepared: Prepared, when: str | None) -> Answer:
+    def _new_ask(self, prepared: Prepared, when: Value | None) -> Answer:
         call, model = prepared.call, prepared.model
         if len(self._layers.asks) >= MOST_CALLS:
             self._source.fail(
                 call.start, f"there are more than {MOST_CALLS} calls here", "write several INSERTs"
             )
+        given = self._given(prepared, when, len(self._layers.asks))
         number = self._layers.open_stage()
         named, whole = self._new_columns(output_of(model, call)[0], number)
         error = self._layers.new(f"a{number}!", number, STRING)
@@ -272,12 +293,10 @@ class Asking:
         ask = Ask(
             f"Ask {names} ({number})",
             prepared.branches,
-            prepared.chosen,
-            prepared.inputs,
-            prepared.record_id,
-            _fields_of(named, whole),
-            str(error.column),
-            when,
+            record_id=prepared.record_id,
+            outputs=_fields_of(named, whole),
+            error=str(error.column),
+            **given,
         )
         self._layers.asks.append(ask)
         return Answer(named, whole, error, self._metadata(call, model, error))
@@ -306,12 +325,12 @@ class Asking:
     def _record_id(
         self,
         branches: list[Branch],
-        inputs: tuple[tuple[str, str, SqlType], ...],
+        inputs: list[str],
         scope: Scope,
     ) -> tuple[str, str] | None:
         """The column of 'record.id' where it is not among the inputs."""
         name = branches[0].settings.record_id
-        if name is None or any(name == one for one, _, _ in inputs):
+        if name is None or name in inputs:
             return None
         column, _, _ = scope.find([name])
         return None if column is None else (name, self._layers.in_flight(column.value))

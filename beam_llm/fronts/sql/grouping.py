@@ -85,12 +85,13 @@ class Grouping:
         for call in calls:
             self._check_arguments(call, call.arguments)
         prepared = [
-            self._asking.prepared(call, scope, self._arguments(call, scope)) for call in calls
+            self._asking.of_rows(self._asking.prepared(call, scope, self._arguments(call, scope)))
+            for call in calls
         ]
         # The same aggregate in SELECT and in HAVING is one.
         distinct = {value.sql: value for _, value in values}
         named = {sql: f"g{number}" for number, sql in enumerate(distinct)}
-        inputs = [column for one in prepared for _, column, _ in one.inputs]
+        inputs = [str(value.column) for one in prepared for _, value in one.inputs]
         inputs += [one.record_id[1] for one in prepared if one.record_id is not None]
         self._layers.group(keys, [(named[sql], value) for sql, value in distinct.items()], inputs)
         for aggregate, value in values:
