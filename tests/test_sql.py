@@ -230,10 +230,11 @@ def test_several_inserts_into_one_file_are_written_together(folder: Path, model:
         + model
         + table("one", "id STRING, sentiment STRING", "one.jsonl", "json")
         + "INSERT INTO one SELECT id, ML_PREDICT('llm_sentiment', text) FROM reviews WHERE id='1';"
-        + "INSERT INTO one SELECT id, ML_PREDICT('llm_sentiment', text) FROM reviews WHERE id>'1';"
+        + "INSERT INTO one WITH others AS (SELECT DISTINCT id, text FROM reviews WHERE id > '1') "
+        + "SELECT id, ML_PREDICT('llm_sentiment', text) FROM others UNION ALL VALUES ('0', 'none');"
     )
     assert run(folder, sql) == 0
-    assert labels(rows_in(folder, "one.jsonl")) == MOODS
+    assert labels(rows_in(folder, "one.jsonl")) == {**MOODS, "0": "none"}
     assert not list(folder.glob("*.partial-*"))
 
 

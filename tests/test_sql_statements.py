@@ -5,6 +5,7 @@ the one clear line for what isn't run.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -77,8 +78,9 @@ REFUSED = {
         17,
         "cross join of a table with all answers.*LATERAL",
     ),
-    "ORDER BY inside": ("SELECT * FROM (SELECT id FROM t ORDER BY id)", 42, "at the end of the"),
-    "ORDER BY in a view": ("CREATE VIEW v AS SELECT id FROM t ORDER BY id", 44, "not run inside of"),
+    "ORDER BY inside": (
+        "SELECT id FROM (SELECT id FROM t ORDER BY id) WHERE id > ''", 43, "inside of a query that filters",
+    ),
     "ORDER BY of VALUES": ("VALUES (2), (1) ORDER BY 1", 17, "write SELECT"),
     "ORDER BY no place": ("SELECT id FROM t ORDER BY 2", 27, "no column of this place.*1 to 1"),
     "ORDER BY a ROW": ("SELECT id FROM t ORDER BY r", 27, "not sorted by ROW.*name a part"),
@@ -89,10 +91,25 @@ REFUSED = {
         "LIMIT is not run where groups",
     ),
     "a window function": ("SELECT ROW_NUMBER() OVER (ORDER BY id) FROM t", 8, "window functions"),
-    "DISTINCT": ("SELECT DISTINCT id FROM t", 8, "DISTINCT.*asked once"),
-    "UNION": ("SELECT id FROM t UNION ALL SELECT id FROM t", 18, "one INSERT INTO the same table"),
+    "DISTINCT answers": ("SELECT DISTINCT ML_PREDICT('m', text) FROM t", 8, "DISTINCT.*asked once"),
+    "DISTINCT of groups": ("SELECT DISTINCT id FROM t GROUP BY id", 8, "DISTINCT of groups"),
+    "DISTINCT *": ("SELECT DISTINCT * FROM t", 8, "write the columns"),
+    "UNION": ("SELECT id FROM t UNION SELECT id FROM t", 18, "write UNION ALL: INSERT"),
+    "UNION ALL alone": ("SELECT id FROM t UNION ALL SELECT id FROM t", 28, "in INSERT.*read the table"),
+    "UNION ALL inside": ("SELECT * FROM (SELECT 1 UNION ALL SELECT 2)", 35, "UNION ALL is run in INSERT"),
+    "LIMIT of a UNION": (
+        "INSERT INTO out SELECT id, id FROM t UNION ALL SELECT id, id FROM t LIMIT 1", 48, "parentheses around",
+    ),
+    "ORDER BY before a UNION": (
+        "INSERT INTO out SELECT id, id FROM t ORDER BY 1 UNION ALL VALUES ('', '')", 17, "parentheses around",
+    ),
     "a subquery": ("SELECT (SELECT 1) FROM t", 9, "a query inside an expression"),
-    "WITH": ("WITH a AS (SELECT 1) SELECT * FROM a", 1, "CREATE TEMPORARY VIEW"),
+    "WITH RECURSIVE": ("WITH RECURSIVE a AS (SELECT 1) SELECT * FROM a", 6, "WITH RECURSIVE is not"),
+    "WITH before INSERT": (
+        "WITH a AS (SELECT 1) INSERT INTO out SELECT * FROM a", 22, "INSERT INTO t WITH x AS",
+    ),
+    "WITH out of reach": ("SELECT * FROM (WITH a AS (SELECT 1) SELECT * FROM a) AS b, a", 58, "a join"),
+    "WITH, an unknown table": ("WITH abc AS (SELECT 1) SELECT * FROM abd", 38, "did you mean 'abc'"),
     "a clock": ("SELECT ML_PREDICT('m', CURRENT_TIMESTAMP)", 24, "another value at every run"),
     "an unknown function": ("SELECT UPER(id) FROM t", 8, "UPER is not known.*'UPPER'"),
     "a function that reads files": ("SELECT read_text('/etc/passwd') FROM t", 8, "not known here"),
@@ -236,7 +253,10 @@ REFUSED = {
     "a text without an end": ("SELECT 'a FROM t", 8, "without its closing '"),
     "a comment without an end": ("/* SELECT", 1, "comment without"),
     "a model twice": ("CREATE MODEL m WITH ('model'='openai:a')", 1, "exists already.*DROP MODEL m"),
-    "LIMIT inside": ("SELECT * FROM (SELECT id FROM t LIMIT 1)", 33, "LIMIT is not run inside"),
+    "LIMIT inside": ("SELECT COUNT(*) FROM (SELECT id FROM t LIMIT 1)", 40, "inside of a query that"),
+    "LIMIT of a view": (
+        "CREATE VIEW v AS SELECT id FROM t LIMIT 2; SELECT id FROM v LIMIT 1", 35, "inside of a query that",
+    ),
     "LIMIT after an answer": (
         "SELECT id FROM t WHERE ML_PREDICT('m', text) = 'a' LIMIT 2",
         52,
@@ -659,6 +679,78 @@ def test_of_a_row_that_is_left_out_it_is_not_reckoned_whether_a_call_is_needed()
     assert plan.asks[1].when in [name for name, _, _ in plan.stages[1].outputs]
 
 
+def test_of_a_row_that_takes_another_branch_no_argument_is_reckoned():
+    (plan,) = plans(
+        "SELECT IF(n > 0, ML_PREDICT('m', CAST(6 / n AS STRING)), ''), "
+        "IF(n < 0, ML_PREDICT('m', CAST(6 / n AS STRING)), '') FROM t"
+    )
+    ((_, column, _),) = plan.asks[0].inputs
+    rows = Evaluator(plan.stages[0]).rows([{"c.n": n} for n in (3, 0, -2)])
+    assert [row and row[column] for row in rows] == ["2", None, "-3"]
+
+
+def test_of_a_row_that_is_left_out_no_argument_is_reckoned():
+    (plan,) = plans(
+        "SELECT ML_PREDICT('m', CAST(6 / n AS STRING)) FROM t WHERE ML_PREDICT('m', text) = 'x'"
+    )
+    assert plan.asks[1].inputs[0][1] in [name for name, _, _ in plan.stages[1].outputs]
+
+
+# As good as the other query
+SAME = {
+    "WITH": (
+        "WITH a AS (SELECT id, text FROM t WHERE n > 1) SELECT ML_PREDICT('m', text) FROM a WHERE id > ''",
+        "SELECT ML_PREDICT('m', text) FROM (SELECT id, text FROM t WHERE n > 1) AS a WHERE id > ''",
+    ),
+    "WITH, several, columns named": (
+        "WITH a (b, c) AS (SELECT id, text FROM t), d AS (SELECT UPPER(a.c) AS e FROM a) SELECT f.e FROM d AS f",
+        "SELECT f.e FROM (SELECT UPPER(a.text) AS e FROM (SELECT id, text FROM t) AS a) AS f",
+    ),
+    "WITH, the name of a table": (
+        "WITH t AS (SELECT id, n + 1 AS n FROM t) SELECT n FROM t", "SELECT n FROM (SELECT id, n + 1 AS n FROM t)",
+    ),
+    "WITH, behind INSERT, in parentheses": (
+        "INSERT INTO out (WITH a AS (SELECT id FROM t) SELECT id, id FROM a)",
+        "INSERT INTO out SELECT id, id FROM t",
+    ),
+    "WITH, in the table form and in a view": (
+        ("CREATE VIEW v AS WITH a AS (SELECT text FROM t) SELECT * FROM ML_PREDICT(TABLE a, MODEL m, DESCRIPTOR(text)); "
+        "WITH a AS (SELECT * FROM v) SELECT * FROM a"),
+        "SELECT * FROM ML_PREDICT(TABLE (SELECT text FROM t), MODEL m, DESCRIPTOR(text))",
+    ),
+    "DISTINCT": (
+        "SELECT DISTINCT a.id AS k, 'x' AS l, UPPER(title) FROM t AS a WHERE n > 1 ORDER BY k LIMIT 3",
+        "SELECT a.id AS k, 'x' AS l, UPPER(title) FROM t AS a WHERE n > 1 GROUP BY a.id, UPPER(title) ORDER BY k LIMIT 3",
+    ),
+    "DISTINCT texts that are asked about": (
+        "SELECT ML_PREDICT('m', x) FROM (SELECT DISTINCT text AS x FROM t)",
+        "SELECT ML_PREDICT('m', text) FROM t GROUP BY text",
+    ),
+    "LIMIT inside": (
+        "WITH a AS (SELECT id, text FROM t ORDER BY n DESC LIMIT 2) SELECT id, ML_PREDICT('m', text) FROM a",
+        "SELECT id, ML_PREDICT('m', text) FROM t ORDER BY n DESC LIMIT 2",
+    ),
+    "UNION ALL": (
+        ("INSERT INTO out WITH a AS (SELECT id, text FROM t) SELECT id, 'x' FROM a WHERE id > '1' UNION ALL "
+        "(SELECT id, ML_PREDICT('m', text) FROM a LIMIT 2) UNION ALL VALUES ('1', 'y')"),
+        ("INSERT INTO out SELECT id, 'x' FROM t WHERE id > '1'; "
+        "INSERT INTO out SELECT id, ML_PREDICT('m', text) FROM t LIMIT 2; INSERT INTO out VALUES ('1', 'y')"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("sql", "other"), SAME.values(), ids=SAME)
+def test_a_query_is_planned_as_another_one(sql: str, other: str):
+    found, wanted = plans(sql), plans(other)
+    assert len({plan.place for plan in found}) == len(found)
+    assert [replace(plan, place="", text="", outputs=()) for plan in found] == [
+        replace(plan, place="", text="", outputs=()) for plan in wanted
+    ]
+    assert [[column for _, column, _ in plan.outputs] for plan in found] == [
+        [column for _, column, _ in plan.outputs] for plan in wanted
+    ]
+
+
 NEEDED = {
     "CASE WHEN n > 1 THEN ML_PREDICT('m', text) ELSE 'x' END": [True, False, False],
     "CASE WHEN n > 1 THEN 'x' ELSE UPPER(ML_PREDICT('m', text)) END": [False, True, True],
@@ -1059,6 +1151,13 @@ def test_names_that_differ_by_case_alone_are_two_columns_as_in_flink():
 def test_what_is_not_whole_is_not_an_integer(value: Any):
     with pytest.raises(ValueError, match="it is not INT"):
         value_of(SqlType("INT"), value)
+
+
+def test_a_time_in_a_zone_is_one_text_whatever_its_zone():
+    kind = SqlType("TIMESTAMP_LTZ")
+    texts = ["2026-01-01 09:30:00.50+02:00", "2026-01-01T07:30:00.5Z", "2026-01-01 07:30:00.5"]
+    assert {value_of(kind, text) for text in texts} == {"2026-01-01 07:30:00.5+00:00"}
+    assert value_of(kind, "9999-12-31 23:59:59-05:00") == "9999-12-31 23:59:59-05:00"
 
 
 @pytest.mark.parametrize("kind", ["DATE", "TIME", "TIMESTAMP", "TIMESTAMP_LTZ", "BYTES"])

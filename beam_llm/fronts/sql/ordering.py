@@ -14,16 +14,18 @@ from beam_llm.fronts.sql.plan import Plan
 from beam_llm.fronts.sql.syntax import Expression, Order, Query
 
 
-def refuse_inside(source: SourceText, query: Query) -> None:
-    """Fails where a query inside of another one, or a view's, is sorted or limited."""
-    if query.limit is not None:
-        source.fail(query.limit_start, "LIMIT is not run inside of a query or view", "take it out")
-    for order in query.order_by:
+def refuse_around(source: SourceText, query: Query, start: int, *, is_grouped: bool) -> None:
+    """Fails where a query has clauses that count behind the LIMIT of one inside of it.
+
+    Args:
+      start: of that LIMIT, or of what that ORDER BY sorts by.
+    """
+    clauses = query.where, query.having, query.limit, query.order_by or None
+    if is_grouped or any(clause is not None for clause in clauses):
         source.fail(
-            order.expression.start,
-            "ORDER BY is not run inside of a query or view",
-            "write it at the end of the statement",
-            order.expression.end,
+            start,
+            "ORDER BY and LIMIT inside of a query that filters, groups or sorts are not run",
+            "insert the rows into a table, and read that",
         )
 
 

@@ -17,11 +17,20 @@ from beam_llm.fronts.sql.grouping import Grouping, with_keys
 from beam_llm.fronts.sql.known import Known
 from beam_llm.fronts.sql.layers import Layers
 from beam_llm.fronts.sql.models import output_of
-from beam_llm.fronts.sql.ordering import check_limit, refuse_inside, sorted_by
+from beam_llm.fronts.sql.ordering import check_limit, refuse_around, sorted_by
 from beam_llm.fronts.sql.places import nearest
 from beam_llm.fronts.sql.plan import Plan, Rows
 from beam_llm.fronts.sql.storing import ERROR, Insertion, stored
-from beam_llm.fronts.sql.syntax import Call, Expression, Item, Lateral, Order, Query, Source
+from beam_llm.fronts.sql.syntax import (
+    Call,
+    CommonTable,
+    Expression,
+    Item,
+    Lateral,
+    Order,
+    Query,
+    Source,
+)
 from beam_llm.fronts.sql.tables import Table
 from beam_llm.fronts.sql.types import STRING
 
@@ -39,6 +48,9 @@ class Planner:
         self._layers = Layers()
         self._asking = Asking(known, self._layers, self._value)
         self._limit: int | None = None
+        self._limited_at = 0
+        # Tables of WITH that can be named here, each with those that its own query can name.
+        self._common: dict[str, tuple[CommonTable, Any]] = {}
         self._order: list[tuple[Value, Order]] = []
         # Of which rows the calls of an expression are needed; None for all.
         self._when: Value | None = None
@@ -54,7 +66,7 @@ class Planner:
 
     def plan(self, query: Query, start: int, end: int, insert: Insertion | None = None) -> Plan:
         """The plan of a query, whose rows are printed or go into a table."""
-        columns = self.query(query, is_outer=True)
+        columns = self.query(query)
         if insert is None:
             outputs = [(column.name, column.value) for column in columns]
         else:
@@ -67,29 +79,51 @@ class Planner:
         place, text = self._source.place(start), self._source.shown(start, end)
         plan = self._layers.plan(outputs, target, self._limit, place, text, self._order)
         if plan.limit is not None:
-            check_limit(self._source, plan, self._layers, query.limit_start)
+            check_limit(self._source, plan, self._layers, self._limited_at)
         return plan
 
-    def query(self, query: Query, *, is_outer: bool = False) -> list[Column]:
+    def query(self, query: Query) -> list[Column]:
         """The columns that come out of a query."""
+        if query.union:
+            self._source.fail(
+                query.union[0].start,
+                "UNION ALL is run in INSERT INTO t SELECT … UNION ALL SELECT … alone",
+                "write that, and read the table",
+            )
+        outer = self._common
+        for table in query.common:
+            self._common = {**self._common, table.name: (table, self._common)}
+        columns = self._selected(query)
+        self._common = outer
+        return columns
+
+    def _selected(self, query: Query) -> list[Column]:
         if query.rows:
             return self._of_rows(query)
         scope = self._scope(query.source) if query.source else self._no_source()
+        is_limited = self._limit is not None or bool(self._order)
+        rows = scope
         if query.where is not None:
             for condition in _conjuncts(query.where):
                 self._filter(condition, scope)
         scope = self._groups.group(query, scope)
         for condition in _conjuncts(query.having) if query.having is not None else ():
             self._filter(condition, scope)
-        if not is_outer:
-            refuse_inside(self._source, query)
-        self._limit = query.limit
+        if is_limited:  # by a query inside of this one
+            refuse_around(self._source, query, self._limited_at, is_grouped=scope is not rows)
         columns = [
             column
             for number, item in enumerate(query.items)
             for column in self._item(item, scope, f"EXPR${number}")
         ]
-        self._order = sorted_by(self._source, query, columns, lambda key: self._value(key, scope))
+        if query.limit is not None or query.order_by:
+            by = query.order_by
+            self._limited_at = (
+                query.limit_start if query.limit is not None else by[0].expression.start
+            )
+            self._limit = query.limit
+            order = sorted_by(self._source, query, columns, lambda key: self._value(key, scope))
+            self._order = order
         return [one._replace(hidden=False) for one in columns]
 
     def _no_source(self) -> Scope:
@@ -130,12 +164,14 @@ class Planner:
 
     def _named(self, name: str, start: int) -> list[Column]:
         known = self._known
-        if name in known.views:
-            view = known.views[name]
+        view, common = self._common.get(name) or (known.views.get(name), {})
+        if view is not None:
+            outer, self._common = self._common, common
             columns = self.query(view.query)
+            self._common = outer
             return self._renamed(columns, view.columns, None, start)
         if name not in known.tables:
-            instead = nearest(name, [*known.tables, *known.views], "tables")
+            instead = nearest(name, [*self._common, *known.tables, *known.views], "tables")
             self._source.fail_name(start, name, f"unknown table {name!r}", instead)
         table = known.tables[name]
         if table.connector == "print":

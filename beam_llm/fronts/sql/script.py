@@ -5,7 +5,7 @@ All of it is checked before any of it runs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, NoReturn
 
@@ -86,9 +86,10 @@ def read_script(text: str, name: str, permissions: Permissions) -> Script:
 
 def _run(known: Known, statement: Statement, end: int) -> Printed | Job | None:
     if isinstance(statement, Insert):
-        return Job((_planned(known, statement, end),))
+        return Job(tuple(_planned(known, statement, end)))
     if isinstance(statement, StatementSet):
-        return Job(tuple(_planned(known, insert, end) for insert in statement.inserts))
+        inserts = statement.inserts
+        return Job(tuple(plan for insert in inserts for plan in _planned(known, insert, end)))
     if isinstance(statement, Select):
         return Job((Planner(known).plan(statement.query, statement.start, end),))
     if isinstance(statement, Show):
@@ -97,7 +98,8 @@ def _run(known: Known, statement: Statement, end: int) -> Printed | Job | None:
     return None
 
 
-def _planned(known: Known, insert: Insert, end: int) -> Plan:
+def _planned(known: Known, insert: Insert, end: int) -> Iterator[Plan]:
+    """A plan for each query between which UNION ALL stands."""
     table = known.tables.get(insert.table)
     if table is None:
         why = f"unknown table {insert.table!r}"
@@ -111,8 +113,10 @@ def _planned(known: Known, insert: Insert, end: int) -> Plan:
             f"the path of {table.name!r} is a pattern, into which nothing can be written",
             "name a file, or a folder: 'path' = 'out/'",
         )
-    insertion = Insertion(table, insert.columns, insert.start, insert.query.start)
-    return Planner(known).plan(insert.query, insert.start, end, insertion)
+    first, *others = (replace(insert.query, union=()), *insert.query.union)
+    for query, start in ((first, insert.start), *((one, one.start) for one in others)):
+        insertion = Insertion(table, insert.columns, start, query.start)
+        yield Planner(known).plan(query, start, end, insertion)
 
 
 # Definitions

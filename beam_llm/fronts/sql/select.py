@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NoReturn
+
+from sqlglot import exp
 
 from beam_llm.fronts.sql.calls import parse_call
 from beam_llm.fronts.sql.functions import AGGREGATE_CALLS, CALLS, NOT_CALLS, WINDOWS
 from beam_llm.fronts.sql.grammar import parse_expression
-from beam_llm.fronts.sql.syntax import Call, Expression, Item, Lateral, Order, Query, Source
+from beam_llm.fronts.sql.syntax import (
+    Call,
+    CommonTable,
+    Expression,
+    Item,
+    Lateral,
+    Order,
+    Query,
+    Source,
+)
 from beam_llm.fronts.sql.tokens import Cursor, Token
 
 MOST_DEPTH = 20
@@ -21,7 +33,10 @@ _REFUSED: dict[str, tuple[str, str]] = {
     "ORDER": ("ORDER BY can't stand here", "write SELECT … FROM … WHERE … ORDER BY … LIMIT …"),
     "WINDOW": ("window functions are not run here", "take them out: " + _STREAMED),
     "QUALIFY": ("QUALIFY is not run here", "it belongs to window functions: filter with WHERE"),
-    "UNION": ("UNION is not run here", "write one INSERT INTO the same table for each SELECT"),
+    "UNION": (
+        "UNION is not run here",
+        "write UNION ALL: INSERT INTO t SELECT … UNION ALL SELECT …",
+    ),
     "INTERSECT": ("INTERSECT is not run here", "join the tables before, with a database"),
     "EXCEPT": ("EXCEPT is not run here", "join the tables before, with a database"),
     "MINUS": ("MINUS is not run here", "join the tables before, with a database"),
@@ -76,36 +91,77 @@ def parse_query(cursor: Cursor, depth: int = 0) -> Query:
     # Python's own limit would end it as well, but know no place in the file.
     if depth > MOST_DEPTH:
         cursor.fail("queries are nested too deeply here", "make views of them")
+    if depth and cursor.is_op("("):
+        return _part(cursor, depth)  # in FROM, where clauses of the query around it may follow
+    common = _with(cursor, depth) if cursor.take_words("WITH") else ()
+    first, *others = (replace(one, common=(*common, *one.common)) for one in _united(cursor, depth))
+    _refuse_clauses(cursor)
+    return replace(first, union=tuple(others))
+
+
+def _with(cursor: Cursor, depth: int) -> tuple[CommonTable, ...]:
+    if cursor.now.word == "RECURSIVE":
+        cursor.fail("WITH RECURSIVE is not run here", "write the rows before, with a database")
+    common = tuple(cursor.listed(lambda: _common_table(cursor, depth)))
+    if cursor.now.word == "INSERT":
+        cursor.fail("WITH stands behind INSERT", "write INSERT INTO t WITH x AS (…) SELECT …")
+    return common
+
+
+def _common_table(cursor: Cursor, depth: int) -> CommonTable:
+    name = cursor.need_name("the name of a table of WITH").value
+    columns: tuple[str, ...] = ()
+    if cursor.take_op("("):
+        columns = tuple(name for name, _ in cursor.names("a column's name"))
+        cursor.need_op(")", "after the columns")
+    cursor.need_words("AS", where="in WITH")
+    cursor.need_op("(", "before the query of WITH")
+    query = parse_query(cursor, depth + 1)
+    cursor.need_op(")", "after the query of WITH")
+    return CommonTable(name, columns, query)
+
+
+def _united(cursor: Cursor, depth: int) -> list[Query]:
+    """Queries between which UNION ALL stands."""
+    queries: list[Query] = []
+    while True:
+        start, is_open = cursor.now.start, not cursor.is_op("(")
+        query = _part(cursor, depth)
+        queries += [replace(query, union=()), *query.union]
+        is_last = not cursor.take_words("UNION", "ALL")
+        is_sorted = query.limit is not None or query.order_by
+        if is_open and is_sorted and not (is_last and len(queries) == 1):
+            cursor.source.fail(
+                start,
+                "UNION ALL with ORDER BY or LIMIT of all its rows is not run here",
+                "write parentheses around the SELECT whose rows are meant",
+            )
+        if is_last:
+            return queries
+
+
+def _part(cursor: Cursor, depth: int) -> Query:
+    """A query in parentheses, VALUES, or a SELECT."""
     if cursor.take_op("("):
         query = parse_query(cursor, depth + 1)
         cursor.need_op(")", "after the query")
-        if depth:
-            return query  # in FROM, where clauses of the query around it may follow
-    elif cursor.now.word == "VALUES":
-        query = _values(cursor)
-    elif cursor.now.word == "WITH":
-        cursor.fail("WITH is not run here", "write CREATE TEMPORARY VIEW name AS SELECT …")
-    else:
-        query = _select(cursor, depth)
-    _refuse_clauses(cursor)
-    return query
+        return query
+    return _values(cursor) if cursor.now.word == "VALUES" else _select(cursor, depth)
 
 
 def _select(cursor: Cursor, depth: int) -> Query:
     start = cursor.now.start
     if not cursor.take_words("SELECT"):
         cursor.fail("a query is missing here", "write SELECT … FROM …, or VALUES (…)")
-    if cursor.now.word == "DISTINCT":
-        cursor.fail(
-            "SELECT DISTINCT is not run here",
-            "take DISTINCT out: equal records are asked once, and each gets the answer",
-        )
+    distinct_start, is_distinct = cursor.now.start, cursor.take_words("DISTINCT")
     cursor.take_words("ALL")
     items = cursor.listed(lambda: _item(cursor))
     source = _from(cursor, depth) if cursor.take_words("FROM") else None
     where = parse_expression(cursor) if cursor.take_words("WHERE") else None
     group_start = cursor.now.start if cursor.now.word == "GROUP" else None
     keys = _group_by(cursor) if cursor.take_words("GROUP", "BY") else ()
+    if is_distinct:
+        group_start, keys = distinct_start, _distinct(cursor, distinct_start, items, keys)
     having = parse_expression(cursor) if cursor.take_words("HAVING") else None
     order = cursor.listed(lambda: _order(cursor)) if cursor.take_words("ORDER", "BY") else ()
     _refuse_clauses(cursor)
@@ -115,6 +171,23 @@ def _select(cursor: Cursor, depth: int) -> Query:
         start, tuple(items), source, where, limit, limit_start, (), keys, group_start, having,
         tuple(order),
     )  # fmt: skip
+
+
+def _distinct(
+    cursor: Cursor, start: int, items: Sequence[Item], keys: Sequence[Expression]
+) -> tuple[Expression, ...]:
+    """What rows are grouped by that have to differ."""
+    found = [item.expression for item in items if item.expression is not None]
+    if len(found) < len(items):
+        cursor.source.fail(start, "SELECT DISTINCT * is not run here", "write the columns")
+    if keys or any(one.placed for one in found):
+        cursor.source.fail(
+            start,
+            "SELECT DISTINCT of groups or of answers is not run here",
+            "take DISTINCT out: equal records are asked once, and each gets the answer",
+        )
+    values = [one for one in found if isinstance(one.tree, exp.Literal)]
+    return tuple(one for one in found if one not in values or len(values) == len(found))
 
 
 def _order(cursor: Cursor) -> Order:
@@ -318,6 +391,8 @@ def _alias(cursor: Cursor) -> tuple[str | None, tuple[str, ...]]:
 
 def _refuse_clauses(cursor: Cursor) -> None:
     token = cursor.now
+    if token.word == "UNION" and cursor.ahead().word == "ALL":
+        return
     if token.word in _REFUSED:
         cursor.source.fail(token.start, *_REFUSED[token.word])
     if token.word in _JOIN_WORDS:

@@ -62,7 +62,6 @@ def _statement(cursor: Cursor) -> Statement:
 
 _NOT_RUN = {
     "BEGIN": "write EXECUTE STATEMENT SET BEGIN INSERT INTO …; END;",
-    "WITH": "write CREATE TEMPORARY VIEW name AS SELECT …",
     "EXPLAIN": "write the statement alone and run the file with --dry-run",
     "USE": "take it out: there is one catalog, of this file",
     "DELETE": "filter with WHERE what is inserted",
@@ -325,7 +324,7 @@ def _insert(cursor: Cursor) -> Insert:
     columns: list[tuple[str, int]] = []
     # A parenthesis may also begin the query itself.
     is_list = cursor.is_op("(") and cursor.ahead().kind in ("name", "quoted")
-    if is_list and cursor.ahead().word not in ("SELECT", "VALUES"):
+    if is_list and cursor.ahead().word not in ("SELECT", "VALUES", "WITH"):
         cursor.take()
         columns = cursor.names("a column's name")
         cursor.need_op(")", "after the columns")
@@ -373,6 +372,7 @@ _STATEMENTS: dict[str, Callable[[Cursor], Statement]] = {
     "INSERT": _insert,
     "SELECT": _select,
     "VALUES": _select,
+    "WITH": _select,
     "STATEMENT": _statement_set,
     "EXECUTE": _execute,
 }

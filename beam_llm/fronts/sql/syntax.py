@@ -140,12 +140,22 @@ class Order(NamedTuple):
     nulls_first: bool
 
 
+class CommonTable(NamedTuple):
+    """`name (a, b) AS (SELECT …)`, one of WITH's."""
+
+    name: str
+    columns: tuple[str, ...]
+    query: Query
+
+
 @dataclass(frozen=True)
 class Query:
     """A SELECT, or rows given by VALUES.
 
     Attributes:
-      group_start: of GROUP BY; None where there is none.
+      group_start: of GROUP BY or DISTINCT; None where there is none.
+      common: tables of WITH before it.
+      union: the further queries of UNION ALL.
     """
 
     start: int
@@ -159,6 +169,8 @@ class Query:
     group_start: int | None = None
     having: Expression | None = None
     order_by: tuple[Order, ...] = ()
+    common: tuple[CommonTable, ...] = ()
+    union: tuple[Query, ...] = ()
 
 
 @dataclass(frozen=True)
