@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -539,6 +540,7 @@ def test_standalone_prints_what_to_export_and_stops_on_ctrl_c(tmp_path: Path) ->
     ("content", "said"),
     [
         pytest.param("{", "Expecting", id="no JSON"),
+        pytest.param("[]\n[]", "line 2 column 1 (char 3): expected a JSON list", id="JSON lines"),
         pytest.param('{"kind": "slow"}', "expected a JSON list", id="no list"),
         pytest.param('[{"kind": "nonsense"}]', "no fault 'nonsense'", id="unknown kind"),
         pytest.param('[{"kind": "slow", "often": 3}]', "often", id="unknown attribute"),
@@ -552,7 +554,7 @@ def test_a_wrong_fault_file_is_usage_error_2(
 ) -> None:
     path = tmp_path / "faults.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=re.escape(said)):
         load_faults(str(path))
     assert serve(["--faults", str(path)]) == 2
     message = capsys.readouterr().err
@@ -601,4 +603,11 @@ def test_a_taken_port_ends_the_command_with_1(capsys: pytest.CaptureFixture[str]
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         assert serve(["--port", str(taken.getsockname()[1])]) == 1
-    assert "in use" in capsys.readouterr().err
+    assert "in use: give another --port" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["65536", "-1", "http"])
+def test_what_is_not_a_port_says_which_are(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert serve([f"--port={port}"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"{port!r} is not a whole number from 0 to 65535" in said

@@ -52,8 +52,14 @@ def _stages(text: str) -> float | tuple[float, float, float]:
     return numbers[0], numbers[1], numbers[2]
 
 
+def _port(text: str) -> int:
+    if not text.isdecimal() or not int(text) <= 65_535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 65535")
+    return int(text)
+
+
 _OPTIONS: dict[str, dict[str, Any]] = {
-    "--port": {"type": int, "default": 0, "help": "0 (default) picks a free one"},
+    "--port": {"type": _port, "default": 0, "help": "0 (default) picks a free one"},
     "--faults": {
         "metavar": "FILE",
         "help": 'JSON list of faults, such as [{"kind": "rate_limit", "probability": 0.05}]',
@@ -186,9 +192,14 @@ def serve(argv: Sequence[str] | None = None) -> int:
     )
     try:
         emulator.start()
-    except (OSError, OverflowError) as error:  # the latter: no such port
+    except OSError as error:
         # 1, and not 2: the arguments are good, the machine is busy.
-        print(f"beam-llm emulator: {error}", file=sys.stderr)
+        why = os.strerror(error.errno) if error.errno else str(error)
+        print(
+            f"beam-llm emulator: port {given.port} can't be used: {why}: give another --port, or "
+            "none for a free one",
+            file=sys.stderr,
+        )
         return 1
     # Its own process: what it reads and writes for jobs is in its own buckets, unless the
     # environment names others.

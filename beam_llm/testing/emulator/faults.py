@@ -195,12 +195,21 @@ def load_faults(path: str) -> list[Fault]:
     with open(path, encoding="utf-8") as file:
         text = file.read()
     try:
-        entries = json.loads(text)
-        if not isinstance(entries, list):
-            raise ValueError("expected a JSON list of faults")
+        entries = _list_of(text)
         return [_read_fault(number, entry) for number, entry in enumerate(entries, 1)]
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _list_of(text: str) -> list[Any]:
+    instead = 'expected a JSON list of faults, such as [{"kind": "rate_limit"}]'
+    try:
+        entries = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{error}: {instead}") from None
+    if not isinstance(entries, list):
+        raise ValueError(instead)
+    return entries
 
 
 def _read_fault(number: int, entry: Any) -> Fault:
