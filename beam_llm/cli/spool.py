@@ -233,10 +233,17 @@ def _claim(folder: str) -> int:
     share may show one owner for everything, who is not the process's user.
 
     Raises:
-      LLMError: it is somebody else's, or not a folder.
+      LLMError: it is somebody else's, or not a folder, or can't be made.
     """
-    with contextlib.suppress(FileExistsError):
+    try:
         os.mkdir(folder, 0o700)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise LLMError(
+            f"answers are kept in {folder!r} until the output is written, which can't be made: "
+            f"{error.strerror}: name an output, or a temporary folder (TMPDIR), that can be written"
+        ) from None
     # Links are not followed: one may lead into a folder that others can write to.
     found = os.lstat(folder)
     try:
