@@ -457,9 +457,9 @@ def test_a_latency_is_a_number_above_0(
     assert f"{number!r} is not a number above 0" in capsys.readouterr().err
 
 
-def test_an_emulator_s_port_that_is_none_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["emulator", "--port", "70000"]) == 1
-    assert capsys.readouterr().err.count("\n") == 1
+def test_an_emulator_s_port_that_is_none_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["emulator", "--port", "70000"]) == 2
+    assert "'70000' is not a whole number from 0 to 65535" in capsys.readouterr().err
 
 
 def test_an_estimate_s_answers_take_the_tokens_that_a_run_takes(
