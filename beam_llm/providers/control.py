@@ -65,6 +65,11 @@ _FIRST_PAUSE_SECONDS, _MOST_PAUSE_SECONDS = 0.25, 10.0
 R = TypeVar("R")
 
 
+def is_unprocessed(state: Any) -> bool:
+    """Whether a file in this state, as a server shows it, is not ready for a job."""
+    return word(state).lower() in _UNPROCESSED
+
+
 def steady() -> float:
     """Seconds that never go back, and that include the time a machine was suspended, where its
     system has such a clock.
@@ -287,21 +292,19 @@ class ControlCalls:
             raise error_of(*answer, self._context, missing=missing)
         return answer
 
-    def wait_until_processed(self, state: Any, url: str, field: str) -> None:
+    def wait_until_processed(self, url: str, field: str) -> None:
         """Waits until a file may be used, at most as long as a transfer may take: some servers
         refuse for good a job whose file they have not processed yet.
 
         Args:
-          state: the file's state in the answer to its upload.
           url: the address at which the file is shown.
           field: of the object at that address; holds its state.
         """
         end, pause = self._clock() + self._bounds.transfer_seconds, _FIRST_PAUSE_SECONDS
         # Where the state can't be read, the create follows, whose answer says what is wrong.
         with suppress(CallError):
-            while word(state).lower() in _UNPROCESSED:
-                state = self._get_object(url).get(field)
-                if word(state).lower() not in _UNPROCESSED or self._clock() + pause > end:
+            while is_unprocessed(self._get_object(url).get(field)):
+                if self._clock() + pause > end:
                     return
                 self._sleep(pause)
                 pause = min(2 * pause, _MOST_PAUSE_SECONDS)

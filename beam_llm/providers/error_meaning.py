@@ -144,9 +144,12 @@ Source: openrouter.ai/docs (errors), docs.x.ai (debugging), learn.microsoft.com 
 policy), 2026-11.
 """
 
+FILE_NOT_ACTIVE = r"the file \S{1,200} is not in an active state"
+"""Gemini's words for a file that it has not processed yet, as a pattern."""
+
 _NO_FILE_WORDS = re.compile(
     r"you do not have permission to access the file \S{1,200} or it may not exist"
-    r"|the file \S{1,200} is not in an active state",
+    rf"|{FILE_NOT_ACTIVE}",
     re.IGNORECASE,
 )
 """What Gemini says of an uploaded file that isn't there any more, or not yet, with the status of a

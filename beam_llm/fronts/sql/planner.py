@@ -117,13 +117,13 @@ class Planner:
             for column in self._item(item, scope, f"EXPR${number}")
         ]
         if query.limit is not None or query.order_by:
-            by = query.order_by
             self._limited_at = (
-                query.limit_start if query.limit is not None else by[0].expression.start
+                query.order_by[0].expression.start if query.limit is None else query.limit_start
             )
             self._limit = query.limit
-            order = sorted_by(self._source, query, columns, lambda key: self._value(key, scope))
-            self._order = order
+            self._order = sorted_by(
+                self._source, query, columns, lambda key: self._value(key, scope)
+            )
         return [one._replace(hidden=False) for one in columns]
 
     def _no_source(self) -> Scope:

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from beam_llm.errors import Rejected
-from beam_llm.providers.control import ControlCalls
+from beam_llm.providers.control import ControlCalls, is_unprocessed
 from beam_llm.providers.errors import unreadable
 from beam_llm.providers.gemini.job_objects import object_in
 from beam_llm.providers.gemini.place import Place
@@ -53,7 +53,8 @@ def upload(
         return _file_in(answer.body, key)
 
     file, state = control.harmless(once, seconds)
-    control.wait_until_processed(state, place.url(file_path(file)), "state")
+    if is_unprocessed(state):
+        control.wait_until_processed(place.url(file_path(file)), "state")
     return file
 
 

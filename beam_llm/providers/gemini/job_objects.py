@@ -14,6 +14,7 @@ from typing import Any
 
 from beam_llm.errors import CallError, InputGone, Kind, QueueFull, Rejected, Retryable
 from beam_llm.protocols import RemoteJob
+from beam_llm.providers.error_meaning import FILE_NOT_ACTIVE
 from beam_llm.providers.errors import ErrorContext, displayable, error_of, unreadable
 from beam_llm.providers.gemini.lines import status_of_error
 from beam_llm.providers.ids import identifier_of
@@ -40,8 +41,7 @@ _ABOUT_INPUT = re.compile(
     r"(file|gs://|object|blob).*(not exist|not found|no such|deleted|expired)", re.IGNORECASE
 )
 
-_NOT_ACTIVE = re.compile(r"the file \S{1,200} is not in an active state", re.IGNORECASE)
-"""Of a file that the API has not looked through yet."""
+_NOT_ACTIVE = re.compile(FILE_NOT_ACTIVE, re.IGNORECASE)
 
 
 def object_in(found: Any) -> dict[str, Any]:

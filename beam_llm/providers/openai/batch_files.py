@@ -17,7 +17,7 @@ import orjson
 
 from beam_llm.errors import UnknownJob
 from beam_llm.protocols import LineForm, LineReply, Recovery, RemoteJob
-from beam_llm.providers.control import ControlCalls, steady
+from beam_llm.providers.control import ControlCalls, is_unprocessed, steady
 from beam_llm.providers.errors import unreadable
 from beam_llm.providers.http import DEFAULT_BOUNDS, Bounds
 from beam_llm.providers.ids import identifier_of, in_path
@@ -267,8 +267,9 @@ class DialectBatches:
             return file_id, uploaded.get("status")
 
         file_id, status = self._control.harmless(once, self._bounds.transfer_seconds)
-        url = self._place.url(f"/files/{in_path(file_id)}")
-        self._control.wait_until_processed(status, url, "status")
+        if is_unprocessed(status):
+            url = self._place.url(f"/files/{in_path(file_id)}")
+            self._control.wait_until_processed(url, "status")
         return file_id
 
     def fetch(self, job: RemoteJob, path: Path) -> None:

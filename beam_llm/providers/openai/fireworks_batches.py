@@ -71,8 +71,7 @@ class FireworksBatches(DialectBatches):
                 self._control.call("POST", url, seconds, data=form)
 
         self._control.harmless(once, self._bounds.transfer_seconds)
-        url = self._url("datasets", dataset)
-        self._control.wait_until_processed("uploading", url, "state")
+        self._control.wait_until_processed(self._url("datasets", dataset), "state")
         return dataset
 
     def create(self, name: str, staged: str | None, lines: Path | None = None) -> RemoteJob:
