@@ -165,7 +165,8 @@ def test_an_unknown_field_or_a_call_without_a_signature_is_refused(emulator: Emu
     request = urllib.request.Request(url, b"{}", {"Content-Type": "application/json"})
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(request, timeout=10)
-    assert caught.value.headers["x-amzn-errortype"].startswith("MissingAuthenticationToken")
+    with caught.value as answer:
+        assert answer.headers["x-amzn-errortype"].startswith("MissingAuthenticationToken")
     with pytest.raises(Rejected, match=r"extraneous key \[topK\]"):
         completed(
             settings(MODEL, extra_body={"topK": 5}),

@@ -56,7 +56,8 @@ def http(url: str, body: Any = None, key: str | None = "k") -> tuple[int, Any]:
         with opener.open(request, timeout=10) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
+        with error:
+            return error.code, json.load(error)
 
 
 def messages(text: str) -> Any:
