@@ -560,15 +560,20 @@ def test_debug_shows_where_it_happened(tmp_path: Path, capsys: pytest.CaptureFix
 # --- stopping and going on
 
 
-def stopped_when(true: Callable[[], bool], *arguments: Any, emulator: Emulator) -> tuple[int, str]:
-    """Starts the real command, sends it Ctrl-C when `true`; returns its exit code and stderr."""
+def stopped_when(
+    true: Callable[[], bool],
+    *arguments: Any,
+    emulator: Emulator,
+    by: signal.Signals = signal.SIGINT,
+) -> tuple[int, str]:
+    """Starts the real command, sends it a signal when `true`; returns its exit code and stderr."""
     command = [sys.executable, "-m", "beam_llm", *map(str, arguments)]
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env={**os.environ, **emulator.environment}
     ) as process:
         try:
             wait_until(lambda: true() or process.poll() is not None)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(by)
             return process.wait(timeout=60), process.communicate()[1]
         finally:
             process.kill()
@@ -597,8 +602,17 @@ def test_ctrl_c_while_the_command_is_being_loaded_shows_no_traceback(tmp_path: P
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "beam-llm: stopped\n")
 
 
-def test_a_live_run_stopped_by_ctrl_c_goes_on_and_pays_nothing_twice(
-    tmp_path: Path, start_emulator: Callable[..., Emulator]
+@pytest.mark.parametrize(
+    ("by", "exit_code", "again"),
+    [(signal.SIGINT, 130, "Ctrl-C again"), (signal.SIGTERM, 143, "another signal")],
+    ids=["Ctrl-C", "SIGTERM"],
+)
+def test_a_live_run_that_is_stopped_goes_on_and_pays_nothing_twice(
+    tmp_path: Path,
+    start_emulator: Callable[..., Emulator],
+    by: signal.Signals,
+    exit_code: int,
+    again: str,
 ) -> None:
     emulator = start_emulator(latency_ms=100)
     command = (
@@ -613,16 +627,17 @@ def test_a_live_run_stopped_by_ctrl_c_goes_on_and_pays_nothing_twice(
         "--max-concurrency",
         4,
     )
-    code, text = stopped_when(lambda: emulator.calls >= 20, *command, emulator=emulator)
-    assert code == 130
+    code, text = stopped_when(lambda: emulator.calls >= 20, *command, emulator=emulator, by=by)
+    assert code == exit_code
+    assert f"{again} ends at once" in text
     assert "the same command again goes on" in text
     assert "Traceback" not in text
     assert not (tmp_path / "out.jsonl").exists()
     answered = sum(emulator.billed.values())
     assert 20 <= answered < 200
-    again = run(*command, emulator=emulator)
-    assert again.returncode == 0, again.stderr
-    assert f"going on: {answered} of 200 records" in again.stderr
+    done = run(*command, emulator=emulator)
+    assert done.returncode == 0, done.stderr
+    assert f"going on: {answered} of 200 records" in done.stderr
     assert [row["id"] for row in rows(tmp_path / "out.jsonl")] == list(range(200))
     assert set(emulator.billed.values()) == {1}
     assert sorted(os.listdir(tmp_path)) == ["in.jsonl", "out.jsonl"]

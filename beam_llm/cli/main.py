@@ -17,7 +17,13 @@ from collections.abc import Sequence
 
 from beam_llm import __version__
 from beam_llm.cli.commands import compare, demo, emulator, estimate, jobs, predict, report, run
-from beam_llm.cli.exit_codes import FAILED, IN_WORDS, INTERRUPTED, WRONG_USAGE
+from beam_llm.cli.exit_codes import (
+    FAILED,
+    IN_WORDS,
+    INTERRUPTED,
+    TERMINATED,
+    WRONG_USAGE,
+)
 from beam_llm.cli.files import remote
 from beam_llm.cli.flags import as_flags
 from beam_llm.cli.parser import Parser
@@ -35,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         _take_any_character()
     code = _run(list(sys.argv[1:] if argv is None else argv))
-    if argv is None and code in (FAILED, INTERRUPTED):
+    if argv is None and code in (FAILED, INTERRUPTED, TERMINATED):
         # The threads that Beam leaves after a failed run would keep the process waiting for ever.
         remove_scratch()
         sys.stdout.flush()
@@ -117,7 +123,9 @@ def _print_failure(chosen: argparse.Namespace, reason: str) -> None:
 def _exit_code(error: BaseException) -> int:
     from beam_llm.cli.running import Interrupted
 
-    if isinstance(error, (KeyboardInterrupt, Interrupted)):
+    if isinstance(error, Interrupted):
+        return TERMINATED if error.by_sigterm else INTERRUPTED
+    if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
     return WRONG_USAGE if isinstance(error, UsageError) else FAILED
 

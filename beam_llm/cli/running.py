@@ -1,5 +1,5 @@
-"""Runs a pipeline for a person at a terminal: progress while it runs, Ctrl-C that loses nothing,
-and one line where it fails.
+"""Runs a pipeline from the command line: progress while it runs, Ctrl-C and SIGTERM that lose
+nothing, and one line where it fails.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ WAITING_JOBS = (
     "submitted jobs go on at the provider and are in the ledger: the same command "
     "again goes on, nothing is paid twice"
 )
-"""What to do after a Ctrl-C, as the end of a sentence."""
+"""What to do after a run was stopped, as the end of a sentence."""
 
 stopping = threading.Event()
-"""Set by the first Ctrl-C: no further record is read; the run waits for calls in flight."""
+"""Set by the first Ctrl-C or SIGTERM: no further record is read; the run waits for the calls in
+flight.
+"""
 
 elsewhere = threading.Event()
 """Set while a pipeline runs on a cluster, whose workers don't see `stopping`."""
@@ -52,7 +54,9 @@ class RunError(LLMError):
 
 
 class Interrupted(LLMError):
-    """Ctrl-C; the message says what is kept and how to go on."""
+    """Ctrl-C or SIGTERM; the message says what is kept and how to go on."""
+
+    by_sigterm = False
 
 
 def runs_here(beam_options: Sequence[str]) -> bool:
@@ -77,26 +81,27 @@ def run_watched(
     """Runs a pipeline.
 
     Args:
-      go_on: what to do after a Ctrl-C: `LIVE_CALLS`, `WAITING_JOBS`, or another end of a sentence.
-      at_once: end at the first Ctrl-C, since the ledger has all that this process waits for.
+      go_on: what to do after it was stopped: `LIVE_CALLS`, `WAITING_JOBS`, or another end of a
+        sentence.
+      at_once: end at the first signal, since the ledger has all that this process waits for.
 
     Raises:
       RunError: the pipeline failed.
-      Interrupted: Ctrl-C.
+      Interrupted: Ctrl-C or SIGTERM.
     """
     with (
         events.listening(meter.hear),
         ProgressLine(meter.line, quiet=quiet),
-        _stop_on_ctrl_c(at_once),
+        _stop_on_signals(at_once) as received,
     ):
         try:
             measured = run()
         except KeyboardInterrupt:
-            raise Interrupted(_describe_stop(meter, go_on)) from None
+            raise _interrupted(meter, go_on, received) from None
         except Exception as error:
             # Beam turns a KeyboardInterrupt inside a DoFn into a RuntimeError.
             if stopping.is_set():
-                raise Interrupted(_describe_stop(meter, go_on)) from error
+                raise _interrupted(meter, go_on, received) from error
             if isinstance(error, LLMError):
                 raise
             so_far = (
@@ -107,8 +112,15 @@ def run_watched(
             raise RunError(reason_of(error) + so_far) from error
         # The pipeline has ended without an error, but early: some records were not read.
         if stopping.is_set():
-            raise Interrupted(_describe_stop(meter, go_on))
+            raise _interrupted(meter, go_on, received)
     return measured
+
+
+def _interrupted(meter: Meter, go_on: str, received: Sequence[int]) -> Interrupted:
+    """The error of a run that was stopped by these signals."""
+    error = Interrupted(_describe_stop(meter, go_on))
+    error.by_sigterm = signal.SIGTERM in received
+    return error
 
 
 def _describe_stop(meter: Meter, go_on: str) -> str:
@@ -124,32 +136,36 @@ def _describe_stop(meter: Meter, go_on: str) -> str:
 
 
 @contextmanager
-def _stop_on_ctrl_c(at_once: bool) -> Iterator[None]:
-    """Handles Ctrl-C: a live run's first one lets calls in flight finish, since they are paid for;
-    the next one ends at once.
+def _stop_on_signals(at_once: bool) -> Iterator[list[int]]:
+    """Handles Ctrl-C, and SIGTERM, by which a container or a service is stopped: a live run's first
+    one lets calls in flight finish, since they are paid for; the next one ends at once.
+
+    Yields the signals that come.
     """
     stopping.clear()
     elsewhere.clear()
+    received: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
-        first = not stopping.is_set()
+        first = not received
+        received.append(number)
         stopping.set()
         if at_once or not first or elsewhere.is_set():
             raise KeyboardInterrupt
+        again = "Ctrl-C again" if number == signal.SIGINT else "another signal"
         write_line(
-            "stopping: waiting for the calls in flight, which are paid for; Ctrl-C again ends at "
-            "once"
+            f"stopping: waiting for the calls in flight, which are paid for; {again} ends at once"
         )
 
-    try:
-        before = signal.signal(signal.SIGINT, stop)
-    except ValueError:  # not the main thread: there is no Ctrl-C to catch
-        yield
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield received
         return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield received
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 _WRAPPED = re.compile(r"^beam_llm\.[\w.]+\.(\w+): (.*?)(?: \[while running .*)?$", re.MULTILINE)
