@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pydantic
 
-from beam_llm.calls import Asked, Engine
+from beam_llm.calls import AskResult, Engine
 from beam_llm.config import settings
 from beam_llm.pricing import Prices
 from beam_llm.providers import compile_task, connect
@@ -65,7 +65,7 @@ def distinct_texts(count: int) -> list[str]:
     return list(chosen.values())[:count]
 
 
-def ask(emulator: Any, texts: Sequence[str], **options: Any) -> Asked:
+def ask(emulator: Any, texts: Sequence[str], **options: Any) -> AskResult:
     """One prompt batch of these texts, asked and settled. `emulator` is an Emulator or an
     EmulatorProcess.
     """
@@ -74,7 +74,7 @@ def ask(emulator: Any, texts: Sequence[str], **options: Any) -> Asked:
 
 def ask_all(
     emulator: Any, batches: Sequence[Sequence[str]], at_once: bool = True, **options: Any
-) -> list[Asked]:
+) -> list[AskResult]:
     """Several prompt batches through one engine, all at once or one after another."""
     values = {
         "prompt": PROMPT,
@@ -88,7 +88,7 @@ def ask_all(
     task = compile_task(known)
     records = [[task.record({"text": text}, text) for text in texts] for texts in batches]
 
-    async def main() -> list[Asked]:
+    async def main() -> list[AskResult]:
         engine = Engine(known, task, partial(connect, known), Prices.of(known).cost_usd)
         try:
             return (

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from beam_llm.calls import Asked, Engine
+from beam_llm.calls import AskResult, Engine
 from beam_llm.calls import round as round_module
 from beam_llm.calls.limiter import LATE_SECONDS, MINUTE
 from beam_llm.calls.outage import Outage, Turn
@@ -55,10 +55,10 @@ def engine_for(
 
 def ask_all(
     provider: FakeProvider, prompts: list[list[str]], together: bool = True, **options: Any
-) -> list[Asked]:
+) -> list[AskResult]:
     """Asks each list of texts as one prompt batch, all at once or one after the other, and closes."""
 
-    async def main() -> list[Asked]:
+    async def main() -> list[AskResult]:
         engine = engine_for(provider, **options)
         asks = [engine.ask([fake_record(text) for text in texts]) for texts in prompts]
         asked = await asyncio.gather(*asks) if together else [await ask for ask in asks]
@@ -69,15 +69,15 @@ def ask_all(
     return run_virtually(main())
 
 
-def ask(provider: FakeProvider, texts: list[str], **options: Any) -> Asked:
+def ask(provider: FakeProvider, texts: list[str], **options: Any) -> AskResult:
     return ask_all(provider, [texts], **options)[0]
 
 
-def values(asked: Asked) -> list[Any]:
+def values(asked: AskResult) -> list[Any]:
     return [outcome.value for outcome in asked.outcomes]
 
 
-def kinds(asked: Asked) -> list[str | None]:
+def kinds(asked: AskResult) -> list[str | None]:
     return [outcome.failure.kind if outcome.failure else None for outcome in asked.outcomes]
 
 
@@ -836,14 +836,14 @@ class Dies(FakeProvider):
         return await super().complete(request, timeout_seconds)
 
 
-def asked_one_by_one(provider: FakeProvider, count: int, size: int = 1) -> list[Asked]:
+def asked_one_by_one(provider: FakeProvider, count: int, size: int = 1) -> list[AskResult]:
     """Prompts of so many records, as many at once as the engine has a use for."""
 
-    async def main() -> list[Asked]:
+    async def main() -> list[AskResult]:
         engine = engine_for(provider, max_concurrency=16)
         turns = asyncio.Semaphore(engine.useful_asks())
 
-        async def one(number: int) -> Asked:
+        async def one(number: int) -> AskResult:
             async with turns:
                 return await engine.ask([fake_record(f"r{number}") for _ in range(size)])
 
@@ -899,7 +899,7 @@ def test_turns_that_share_a_prompt_wait_for_an_outage_as_one_that_is_asked_alone
     provider = Dies(seconds=0.5)
     provider.calls, provider.until = 0, 1_015.0
 
-    async def main() -> list[Asked]:
+    async def main() -> list[AskResult]:
         engine = engine_for(provider, max_concurrency=16)
         prompts = [[fake_record(text) for text in texts(3)] for _ in range(20)]
         return await asyncio.gather(*(engine.ask(each, FakeTask()) for each in prompts))
@@ -961,12 +961,12 @@ def test_answers_to_what_was_sent_before_an_outage_let_few_prompts_look_for_a_re
 def test_who_is_given_up_while_others_are_answered_says_nothing_of_a_later_outage():
     async def main() -> list[Turn | None]:
         outage, now = Outage(), asyncio.get_running_loop().time()
-        outage.answered(now)
-        outage.gave_up()
-        turns = [asyncio.create_task(outage.turn(1.0, 99.0, None)) for _ in range(9)]
+        outage.note_answer(now)
+        outage.note_given_up()
+        turns = [asyncio.create_task(outage.wait_for_turn(1.0, 99.0, None)) for _ in range(9)]
         for _ in range(7):
             await asyncio.sleep(1.0)
-            outage.ended(in_vain=True)
+            outage.end_turn(in_vain=True)
         return [await turn for turn in turns]
 
     assert Turn.OVER not in run_virtually(main())
@@ -1029,7 +1029,7 @@ def test_a_server_that_needs_several_tries_for_each_record_is_given_them(fails):
     ],
 )
 def test_few_records_that_the_server_fails_at_have_no_outage_to_wait_for(provider, records):
-    async def main() -> tuple[float, list[Asked]]:
+    async def main() -> tuple[float, list[AskResult]]:
         engine, loop = engine_for(provider, max_concurrency=8), asyncio.get_running_loop()
         asked = await asyncio.gather(*(engine.ask([fake_record(text)]) for text in records))
         return loop.time() - 1_000.0, asked

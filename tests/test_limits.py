@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_llm.calls import Asked, Engine
+from beam_llm.calls import AskResult, Engine
 from beam_llm.calls.endpoint import Endpoint
 from beam_llm.calls.limiter import (
     LATE_SECONDS,
@@ -322,7 +322,7 @@ def test_a_limiter_of_another_kind_is_all_that_an_endpoint_needs():
     late = Retryable(Kind.TIMED_OUT, "too late")
     provider = FakeProvider(script=[refused, late])
 
-    async def main() -> Asked:
+    async def main() -> AskResult:
         known = settings("openai:fake", base_url="http://localhost/v1")
         endpoint = Endpoint(known, lambda: provider, limiter)
         engine = Engine(known, FakeTask(), lambda: provider, lambda usage: 0.0, endpoint=endpoint)

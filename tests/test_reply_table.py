@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from beam_llm import LLMPredict
-from beam_llm.calls import Asked, policy
+from beam_llm.calls import AskResult, policy
 from beam_llm.errors import Kind
 from beam_llm.testing import Emulator, Fault
 from tests.live import MODEL, PROMPT, Opinion, ask, distinct_texts, opinions_of
@@ -43,7 +43,9 @@ def victim_of(size: int) -> str:
     return TEXTS[size // 3]
 
 
-def asked_under(emulator: Emulator, size: int, *faults: Fault, **options: Any) -> tuple[Asked, int]:
+def asked_under(
+    emulator: Emulator, size: int, *faults: Fault, **options: Any
+) -> tuple[AskResult, int]:
     """The outcomes under these faults, and the calls they took. No cell may hold another record's
     answer.
     """
@@ -59,7 +61,7 @@ def asked_under(emulator: Emulator, size: int, *faults: Fault, **options: Any) -
     return asked, emulator.calls - before
 
 
-def failed(asked: Asked) -> list[str]:
+def failed(asked: AskResult) -> list[str]:
     return [
         text
         for text, outcome in zip(TEXTS, asked.outcomes, strict=False)

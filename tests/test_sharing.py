@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import pytest
 
-from beam_llm.calls import Asked, Engine, borrow_engine, return_engine
+from beam_llm.calls import AskResult, Engine, borrow_engine, return_engine
 from beam_llm.calls import endpoint as endpoint_module
 from beam_llm.calls import engine as engine_module
 from beam_llm.calls import loop_thread as runtime_module
@@ -44,7 +44,7 @@ def threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name == THREAD]
 
 
-def value(future: Future[Asked]) -> Any:
+def value(future: Future[AskResult]) -> Any:
     return future.result(timeout=30).outcomes[0].value
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from beam_llm.calls import Asked
+from beam_llm.calls import AskResult
 from beam_llm.testing import Emulator, Fault
 from tests.live import ask_all, distinct_texts, opinions_of
 
 
-def answered(asked: list[Asked]) -> int:
+def answered(asked: list[AskResult]) -> int:
     return sum(outcome.failure is None for one in asked for outcome in one.outcomes)
 
 

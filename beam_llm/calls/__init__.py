@@ -1,20 +1,30 @@
 """Live requests: the engine that asks, and what limits it. Knows providers only as a protocol.
 
-engine.py    threads and hand-over          limiter.py      slots and budgets
-ask.py       one ask, round after round     controller.py   how many slots, where nobody has said
-round.py     one request and its reply      state.py        what is known meanwhile
-call.py      one request with its retries   breaker.py      what may be spent on bad replies
-outage.py    a server that fails for all
-policy.py    what is done about failures    reply_limit.py  how long a reply can be
-endpoint.py  what calls to one place share  billing.py      what replies cost
-prompt_size.py  how long a prompt may be
-packing.py   the guard: some asked alone as well, prompts made smaller
-sharing.py   lends endpoints to engines     loop_thread.py  the event loop of a process
-tally.py     what one ask did, to be counted
+The walk of one prompt:
+
+    engine.py    takes records from a bundle's thread, and gives back a future
+    packing.py   the guard: some records are asked alone as well, prompts made smaller
+    ask.py       one prompt's records, round after round, until each has an end
+    round.py     one request and the reading of its reply
+    call.py      one request, with its retries
+    sender.py    one request, sent once
+
+What decides on the way:
+
+    policy.py    what is done about failures    outage.py       a server that fails for all
+    breaker.py   what bad replies may cost      reply_limit.py  how long a reply can be
+    limiter.py   slots and budgets              controller.py   how many slots, where none are given
+    billing.py   what replies cost              prompt_size.py  how long a prompt may be
+
+What is shared:
+
+    endpoint.py  by all calls to one place      sharing.py      lends engines on endpoints
+    state.py     by the parts of one ask        tally.py        what one ask did, to be counted
+    loop_thread.py  the event loop of a process
 """
 
 from beam_llm.calls.engine import Engine
 from beam_llm.calls.sharing import borrow_engine, return_engine
-from beam_llm.calls.tally import Asked, Tally
+from beam_llm.calls.tally import AskResult, Tally
 
-__all__ = ["Asked", "Engine", "Tally", "borrow_engine", "return_engine"]
+__all__ = ["AskResult", "Engine", "Tally", "borrow_engine", "return_engine"]

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from beam_llm.calls.breaker import Fallback
 from beam_llm.calls.policy import Next, Step, next_step, reminder
-from beam_llm.calls.round import Round, Way
+from beam_llm.calls.round import Round, RoundPlan
 from beam_llm.calls.state import AskContext, AskState, Deadline, Member, fail
-from beam_llm.calls.tally import Asked
+from beam_llm.calls.tally import AskResult
 from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind, where_of
 from beam_llm.events import ACTIVITY
@@ -34,7 +34,7 @@ class Ask:
         self._state = AskState(Fallback(context.guard))
         self._round = Round(context, self._state)
 
-    async def run(self) -> Asked:
+    async def run(self) -> AskResult:
         """One outcome per record, in order.
 
         Raises:
@@ -54,7 +54,7 @@ class Ask:
         if self._state.aborted is not None and self._settings.on_abort == "raise":
             raise self._state.aborted
         await self._share_costs()
-        return Asked([member.outcome() for member in self._members], self._state.tally)
+        return AskResult([member.outcome() for member in self._members], self._state.tally)
 
     async def _settle(self, members: Sequence[Member], left: int, deadline: Deadline) -> None:
         """Ends each member with an answer or a failure; never raises but for cancellation."""
@@ -75,23 +75,23 @@ class Ask:
         if is_packed and self._context.size.is_too_long([member.record for member in members]):
             await self._part(members, Step(Next.HALVE, left), deadline)
             return
-        way = Way()
+        plan = RoundPlan()
         while True:
             count = len(members)
             self._state.fallback.begin()
             try:
-                members, kind = await self._round.run(members, way, deadline)
+                members, kind = await self._round.run(members, plan, deadline)
             finally:
                 self._state.fallback.end()
             if not members:
                 return
-            if way.was_cut and self._context.reply_limits.may_be_wrong():
-                way.has_limit = False  # once: perhaps the limit was wrong, and not the reply
+            if plan.was_cut and self._context.reply_limits.may_be_wrong():
+                plan.has_limit = False  # once: perhaps the limit was wrong, and not the reply
                 self._count_re_ask()
                 continue
             if self._context.asks_once:
                 endpoint = self._context.endpoint
-                is_answering = endpoint.answers_lately() and not endpoint.outage.is_known()
+                is_answering = endpoint.has_answered_lately() and not endpoint.outage.is_known()
                 self._state.tally.may_be_one = kind == Kind.REJECTED and is_answering
                 return
             step = next_step(
@@ -111,11 +111,11 @@ class Ask:
             self._count_re_ask()
             left = step.left
             if len(members) == count:
-                way.time += 1
-                way.note = self._reminder(members, way.time)
+                plan.time += 1
+                plan.note = self._reminder(members, plan.time)
             else:
                 # A smaller set is another prompt: its reply limit and count of tries begin anew.
-                way = Way()
+                plan = RoundPlan()
 
     async def _those_worth_it(
         self, members: Sequence[Member], step: Step, deadline: Deadline

@@ -1,23 +1,17 @@
-"""One request, sent until it is answered or given up: through the limiter, with retries and waits,
-within the deadline.
-"""
+"""One request, sent until it is answered or given up: with retries and waits, within a deadline."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
 
-from beam_llm import events
 from beam_llm.calls.outage import Turn
 from beam_llm.calls.policy import Again, next_try, retries_seconds
+from beam_llm.calls.sender import Sender
 from beam_llm.calls.state import AskContext, AskState, Deadline, Member
-from beam_llm.errors import CallError, Kind, Remedy, Retryable, where_of
+from beam_llm.errors import CallError, Kind, Remedy
 from beam_llm.events import ACTIVITY
-from beam_llm.protocols import Admission, CompletionProvider
 from beam_llm.values import Completion, Request
-
-# A provider keeps its own timeout; this much later one is stopped that does not.
-_GRACE_SECONDS = 1.0
 
 
 class Call:
@@ -33,10 +27,8 @@ class Call:
         "_context",
         "_deadline",
         "_members",
-        "_request",
+        "_sender",
         "_state",
-        "_tally",
-        "sent_at",
         "tries",
         "waits",
     )
@@ -51,13 +43,16 @@ class Call:
     ):
         self._context = context
         self._members = members
-        self._request = request
         self._deadline = deadline
         self._state = state
-        self._tally = state.tally
-        self.sent_at = 0.0
+        self._sender = Sender(context, members, request, deadline, state.tally)
         self.tries = 0
         self.waits = 0
+
+    @property
+    def sent_at(self) -> float:
+        """When the request that was answered was sent, by the loop's clock."""
+        return self._sender.sent_at
 
     async def completion(self) -> Completion:
         """The reply.
@@ -69,22 +64,21 @@ class Call:
         while True:
             in_vain = False
             try:
-                return await self._send()
+                return await self._sender.send(self.tries + self.waits)
             except CallError as error:
                 in_vain, again = error.kind == Kind.UNAVAILABLE, self._again(error)
                 if again is None:
                     if in_vain:
-                        self._context.endpoint.outage.gave_up()
+                        self._context.endpoint.outage.note_given_up()
                     raise
                 failed = error
             finally:
                 if turn is Turn.ALONE:
-                    self._context.endpoint.outage.ended(in_vain=in_vain)
+                    self._context.endpoint.outage.end_turn(in_vain=in_vain)
             turn, seconds = Turn.ON, again.seconds
-            if (
-                in_vain and not again.is_wait
-            ):  # who was told when to come back waits for nobody else
-                turn, seconds = await self._turn(failed, again)
+            # A call that was told when to come back waits for no other.
+            if in_vain and not again.is_wait:
+                turn, seconds = await self._wait_for_turn(failed, again)
             self._count_again(failed, again)
             await self._pause(seconds, turn)
             if again.is_wait:
@@ -92,9 +86,9 @@ class Call:
             else:
                 self.tries += 1
 
-    async def _turn(self, error: CallError, again: Again) -> tuple[Turn, float]:
-        """How it is sent again after an error of the server's, and after which pause; waits, where
-        others are.
+    async def _wait_for_turn(self, error: CallError, again: Again) -> tuple[Turn, float]:
+        """How it is sent again after an error of the server's, and after which pause; waits while
+        another call is tried out.
 
         Raises:
           CallError: the same, where it is not sent again.
@@ -108,25 +102,26 @@ class Call:
         own = again.seconds + retries_seconds(
             self.tries + 1, context.settings.max_retries, context.rng
         )
-        turn = await outage.turn(own, self._deadline.left(), failed_at)
+        turn = await outage.wait_for_turn(own, self._deadline.seconds_left(), failed_at)
         if turn is Turn.OVER:
             error.message += "; not sent again, for the server answers nobody"
             raise error
         seconds = again.seconds
         if turn is Turn.ALONE:
             seconds = outage.pause_seconds(seconds, context.rng)
-        if self._deadline.left() <= seconds:
+        if self._deadline.seconds_left() <= seconds:
             if turn is Turn.ALONE:
-                outage.ended(in_vain=False)
+                outage.end_turn(in_vain=False)
             raise error
         return turn, seconds
 
     async def _pause(self, seconds: float, turn: Turn) -> None:
+        """Sleeps; where that is cancelled, the next in line gets the turn."""
         try:
             await asyncio.sleep(seconds)
         except asyncio.CancelledError:
             if turn is Turn.ALONE:
-                self._context.endpoint.outage.ended(in_vain=False)
+                self._context.endpoint.outage.end_turn(in_vain=False)
             raise
 
     def _again(self, error: CallError) -> Again | None:
@@ -145,13 +140,13 @@ class Call:
             tries=self.tries,
             waits=self.waits,
             max_retries=context.settings.max_retries,
-            left_seconds=self._deadline.left(),
-            others_get_answers=context.endpoint.answers_lately(),
+            left_seconds=self._deadline.seconds_left(),
+            others_get_answers=context.endpoint.has_answered_lately(),
             rng=context.rng,
         )
 
     def _count_again(self, error: CallError, again: Again) -> None:
-        tally = self._tally
+        tally = self._state.tally
         if error.kind == Kind.RATE_LIMITED or again.is_wait:
             tally.throttled_seconds += again.seconds
         if again.is_wait:
@@ -159,131 +154,6 @@ class Call:
             ACTIVITY.waits += 1
         tally.retries += 1
         ACTIVITY.retries += 1
-
-    async def _send(self) -> Completion:
-        """Once, through the limiter."""
-        endpoint, limiter = self._context.endpoint, self._context.endpoint.limiter
-        # Before the wait for a slot and again after it: the key may have been refused meanwhile.
-        endpoint.check()
-        tokens = endpoint.expected_tokens(
-            self._request.input_tokens, self._most_output(), len(self._members)
-        )
-        admission = await limiter.admit(tokens, is_follow_up=self._tally.requests > 0)
-        ACTIVITY.in_flight += 1
-        try:
-            self._on_admitted(admission)
-            endpoint.check()
-            provider = endpoint.provider()
-            self._count_request()
-            self._context.billing.begin()
-            completion = await self._ask(provider)
-            self._on_reply(admission, completion)
-            self._trace(admission, completion)
-        except CallError as error:
-            self._on_error(admission, error)
-            self._trace(admission, None, error)
-            raise
-        finally:
-            ACTIVITY.in_flight -= 1
-            limiter.release(admission)
-        return completion
-
-    async def _ask(self, provider: CompletionProvider) -> Completion:
-        """The provider's reply; whatever else it raises becomes a CallError."""
-        request_seconds = self._context.settings.request_timeout_ms / 1000
-        timeout_seconds = max(0.001, min(request_seconds, self._deadline.left()))
-        try:
-            async with asyncio.timeout(timeout_seconds + _GRACE_SECONDS):
-                return await provider.complete(self._request, timeout_seconds)
-        except CallError:
-            raise
-        except TimeoutError:
-            raise Retryable(Kind.TIMED_OUT, f"no reply within {timeout_seconds:g} s") from None
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            # Our own cancellation goes through; a client that cancels by itself has failed a call.
-            if task is None or task.cancelling():
-                raise
-            raise Retryable(Kind.UNAVAILABLE, "the provider's client cancelled the call") from error
-        except Exception as error:
-            # Only the error's name and place: its text might hold a header or a record.
-            raise Retryable(
-                Kind.UNAVAILABLE, f"unexpected {where_of(error)} in the provider"
-            ) from error
-
-    def _most_output(self) -> int | None:
-        """What the user lets a reply take; our own limit is far above what replies do take."""
-        return (
-            self._request.max_output_tokens
-            if self._context.settings.max_output_tokens is not None
-            else None
-        )
-
-    def _on_admitted(self, admission: Admission) -> None:
-        self._deadline.at += admission.waited_seconds
-        self._tally.throttled_seconds += admission.throttled_seconds
-        if admission.exceeds_budget:
-            self._tally.warnings["larger_than_tokens_per_minute"] += 1
-
-    def _count_request(self) -> None:
-        self._tally.requests += 1
-        self._tally.single_requests += len(self._members) == 1
-        for member in self._members:
-            member.attempts += 1
-
-    def _on_reply(self, admission: Admission, completion: Completion) -> None:
-        endpoint, tally, usage = self._context.endpoint, self._tally, completion.usage
-        self.sent_at = admission.sent_at
-        endpoint.answered(admission.sent_at)
-        seconds = asyncio.get_running_loop().time() - admission.sent_at
-        tally.latency_ms.append(round(seconds * 1000))
-        tally.input_tokens += usage.input_tokens
-        tally.output_tokens += usage.output_tokens
-        tally.cached_tokens += usage.cached_tokens
-        tally.cache_write_tokens += usage.cache_write_tokens
-        tally.reasoning_tokens += usage.reasoning_tokens
-        endpoint.learn(usage.output_tokens, len(self._members))
-        endpoint.limiter.settle(
-            admission, usage.input_tokens + usage.output_tokens, completion.pace
-        )
-
-    def _trace(
-        self, admission: Admission, reply: Completion | None, error: CallError | None = None
-    ) -> None:
-        """One request, for who traces; the limiter's waits are not in its time."""
-        settings, request = self._context.settings, self._request
-        if not settings.tracing or not admission.sent_at:
-            return
-        usage = {} if reply is None else reply.usage._asdict()
-        events.trace(
-            "call",
-            seconds=asyncio.get_running_loop().time() - admission.sent_at,
-            provider=settings.provider,
-            base_url=settings.base_url,
-            model=request.model,
-            task=settings.task,
-            max_tokens=request.max_output_tokens,
-            temperature=request.temperature,
-            seed=request.seed,
-            records=len(self._members),
-            again=self.tries + self.waits or None,
-            error=None if error is None else error.kind,
-            response_model=None if reply is None else reply.model,
-            response_id=None if reply is None else reply.request_id,
-            finish_reason=None if reply is None else reply.finish_reason,
-            **usage,
-        )
-
-    def _on_error(self, admission: Admission, error: CallError) -> None:
-        endpoint = self._context.endpoint
-        if error.kind == Kind.RATE_LIMITED:
-            endpoint.limiter.throttled(admission, error.retry_after_seconds)
-        elif error.kind == Kind.TIMED_OUT:
-            self._tally.timeouts += 1
-            ACTIVITY.timeouts += 1
-            endpoint.limiter.timed_out(admission)
-        if error.remedy is Remedy.ABORT:
-            endpoint.abort(error)
 
 
 def is_of_server(error: CallError) -> bool:

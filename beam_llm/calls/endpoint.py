@@ -127,7 +127,7 @@ class Endpoint:
         """Latches: from now on `check` raises. The first reason stays."""
         if self._abort is None:
             self._abort = Aborted(Kind.ABORTED, error.message, status=error.status)
-            self.outage.forget()
+            self.outage.release()
 
     def check(self) -> None:
         """Raises Aborted where all calls have been ended; a fresh one each time, for a traceback
@@ -172,12 +172,12 @@ class Endpoint:
         weight = _OUTPUT_MEMORY if self._output_per_record else 1.0
         self._output_per_record += weight * (per_record - self._output_per_record)
 
-    def answered(self, sent_at: float) -> None:
+    def note_answer(self, sent_at: float) -> None:
         """A reply came, to whomever."""
-        self.outage.answered(sent_at)
+        self.outage.note_answer(sent_at)
         self._answered_at = asyncio.get_running_loop().time()
 
-    def answers_lately(self) -> bool:
+    def has_answered_lately(self) -> bool:
         """Whether anybody was answered within the last minute."""
         return asyncio.get_running_loop().time() - self._answered_at < _LATELY_SECONDS
 

@@ -29,7 +29,7 @@ from beam_llm.calls.loop_thread import LOOP_THREAD
 from beam_llm.calls.packing import PackGuard
 from beam_llm.calls.reply_limit import ReplyLimits
 from beam_llm.calls.state import AskContext
-from beam_llm.calls.tally import Asked
+from beam_llm.calls.tally import AskResult
 from beam_llm.config import Settings
 from beam_llm.errors import where_of
 from beam_llm.protocols import CompletionProvider, Task
@@ -45,7 +45,7 @@ CLOSE_SECONDS = 2 * _SHUT_SECONDS + 2.0
 _GONE = "this engine is closed, or was made before a fork; borrow another"
 
 
-class _Pending(Future[Asked]):
+class _Pending(Future[AskResult]):
     """The caller's end of an ask. Cancelling it cancels the call itself, on the loop."""
 
     def __init__(
@@ -146,7 +146,9 @@ class Engine:
             _as_it_is if self._context.storing else task.dump,
         )
 
-    def submit(self, records: Sequence[Record], in_session: Task | None = None) -> Future[Asked]:
+    def submit(
+        self, records: Sequence[Record], in_session: Task | None = None
+    ) -> Future[AskResult]:
         """Hands over one ask; returns at once.
 
         Cancelling the future cancels the call and frees its slot.
@@ -255,7 +257,7 @@ class Engine:
             return
         _end(pending.set_result, asked)
 
-    async def ask(self, records: Sequence[Record], in_session: Task | None = None) -> Asked:
+    async def ask(self, records: Sequence[Record], in_session: Task | None = None) -> AskResult:
         """One outcome per record, in the records' order.
 
         Runs on the caller's loop, which has to be the same each time.

@@ -39,7 +39,7 @@ class Turn(enum.Enum):
     """How a call goes on that the server has failed at.
 
     Attributes:
-      ALONE: it is sent, while the others wait; `ended` has to follow.
+      ALONE: it is sent, while the others wait; `end_turn` has to follow.
       ON: it is sent whenever it likes, as there is no outage, or none that is known.
       OVER: it is not sent again.
     """
@@ -61,22 +61,22 @@ class Outage:
         self._calls = 0  # that it has failed at before it answered at all
         self._waiters: deque[asyncio.Future[Turn]] = deque()
 
-    def answered(self, sent_at: float) -> None:
+    def note_answer(self, sent_at: float) -> None:
         """Somebody got a reply to what was sent at that time."""
         self._answered_at = (
             sent_at if self._answered_at is None else max(self._answered_at, sent_at)
         )
         # A server that fails goes on answering what it had taken before.
         if self._since is not None and sent_at >= self._since:
-            self.forget()
+            self.release()
 
-    def forget(self) -> None:
+    def release(self) -> None:
         """Nobody waits for others any more."""
         self._since, self._in_vain, self._is_given_up = None, 0, False
         while self._waiters:
             _tell(self._waiters.popleft(), Turn.ON)
 
-    def ended(self, *, in_vain: bool) -> None:
+    def end_turn(self, *, in_vain: bool) -> None:
         """A call that was sent alone has ended; in vain: the server failed again."""
         # Nothing is known of an outage that somebody's answer has ended meanwhile.
         self._in_vain += in_vain and self._since is not None
@@ -85,7 +85,7 @@ class Outage:
                 return
         self._is_taken = False
 
-    def gave_up(self) -> None:
+    def note_given_up(self) -> None:
         """The server has failed at all tries of a call."""
         # Of no outage where others are answered.
         self._is_given_up = self._since is not None
@@ -98,7 +98,9 @@ class Outage:
             return False
         return asyncio.get_running_loop().time() >= self._since + OUTAGE_SECONDS
 
-    async def turn(self, own_seconds: float, left_seconds: float, failed_at: float | None) -> Turn:
+    async def wait_for_turn(
+        self, own_seconds: float, left_seconds: float, failed_at: float | None
+    ) -> Turn:
         """Waits, where another call is sent again now.
 
         Args:
@@ -133,7 +135,7 @@ class Outage:
             await asyncio.wait([waiter], timeout=seconds)
         except asyncio.CancelledError:
             if waiter.done() and waiter.result() is Turn.ALONE:
-                self.ended(in_vain=False)
+                self.end_turn(in_vain=False)
             waiter.cancel()
             raise
         if not waiter.done():

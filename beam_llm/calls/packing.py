@@ -14,7 +14,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from beam_llm.calls.tally import Asked, Tally
+from beam_llm.calls.tally import AskResult, Tally
 from beam_llm.prompting.agreement import Share, same_answer
 from beam_llm.protocols import Task
 from beam_llm.values import Outcome, Record, Usage, sum_of_costs
@@ -113,8 +113,8 @@ class PackGuard:
         self,
         task: Task,
         agreement: Agreement,
-        ask: Callable[[Sequence[Record]], Awaitable[Asked]],
-        ask_alone: Callable[[Sequence[Record]], Awaitable[Asked]],
+        ask: Callable[[Sequence[Record]], Awaitable[AskResult]],
+        ask_alone: Callable[[Sequence[Record]], Awaitable[AskResult]],
         as_json: Callable[[Any], Any],
     ):
         self._task = task
@@ -125,7 +125,7 @@ class PackGuard:
         self._ask_alone = ask_alone
         self._as_json = as_json
 
-    async def ask(self, records: Sequence[Record]) -> Asked:
+    async def ask(self, records: Sequence[Record]) -> AskResult:
         """One outcome per record, in order: those of the packed prompts, or the answer given alone
         where a prompt gave none.
         """
@@ -137,9 +137,9 @@ class PackGuard:
         tally = Tally()
         for one in asked:
             tally.merge(one.tally)
-        return Asked([outcome for one in asked for outcome in one.outcomes], tally)
+        return AskResult([outcome for one in asked for outcome in one.outcomes], tally)
 
-    async def _ask_part(self, records: Sequence[Record]) -> Asked:
+    async def _ask_part(self, records: Sequence[Record]) -> AskResult:
         # It is asked alone anyway, so there is nothing to compare.
         if len(records) == 1:
             return await self._ask(records)
@@ -158,7 +158,7 @@ class PackGuard:
             self._compare(len(records), outcomes[place], one.outcomes[0], tally)
             outcomes[place] = merge_guard_answer(outcomes[place], one.outcomes[0])
             tally.merge(one.tally)
-        return Asked(outcomes, tally)
+        return AskResult(outcomes, tally)
 
     def _compare(self, size: int, packed: Outcome, alone: Outcome, tally: Tally) -> None:
         same = same_outcome(packed, alone, self._as_json)

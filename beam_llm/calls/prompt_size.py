@@ -20,7 +20,7 @@ class PromptSize:
     estimate of their tokens. One per task.
 
         size = PromptSize()
-        size.refused(hundred_records)
+        size.note_refusal(hundred_records)
         size.is_too_long(hundred_records)   # True: they are halved without a call
     """
 
@@ -42,14 +42,14 @@ class PromptSize:
         self._times_too_long += 1
         return self._times_too_long % TRIED_EVERY > 0
 
-    def refused(self, records: Sequence[Record]) -> None:
+    def note_refusal(self, records: Sequence[Record]) -> None:
         """Notes that the prompt was too long for the server."""
         # A prompt shorter than an answered one was refused for a reason that the estimate doesn't
         # see.
         if (tokens := _tokens(records)) > self._longest_answered:
             self._shortest_refused = min(self._shortest_refused, tokens)
 
-    def taken(self, records: Sequence[Record]) -> None:
+    def note_answer(self, records: Sequence[Record]) -> None:
         """Notes that the prompt was answered."""
         self._longest_answered = max(self._longest_answered, _tokens(records))
         if self._longest_answered >= self._shortest_refused:

@@ -25,7 +25,7 @@ from beam_llm.values import Completion, Finish, Reading, Request
 _ASKED_AGAIN = frozenset({Kind.MISSING, Kind.INVALID, Kind.UNREADABLE, Kind.TRUNCATED})
 
 
-class Way:
+class RoundPlan:
     """How a set of records is asked, round after round.
 
     Attributes:
@@ -49,7 +49,7 @@ class Way:
 class Round:
     """Asks some of an ask's records once, with retries of the call, and reads the reply.
 
-    rest, kind = await Round(context, ask).run(members, way, deadline)
+    rest, kind = await Round(context, ask).run(members, plan, deadline)
     """
 
     __slots__ = ("_ask", "_context")
@@ -59,19 +59,19 @@ class Round:
         self._ask = ask
 
     async def run(
-        self, members: Sequence[Member], way: Way, deadline: Deadline
+        self, members: Sequence[Member], plan: RoundPlan, deadline: Deadline
     ) -> tuple[Sequence[Member], str]:
         """One request with its retries.
 
         Returns those left without an answer that may be asked again, and why they have none.
         """
-        way.was_cut = False
+        plan.was_cut = False
         try:
-            request = self._rendered(members, way)
+            request = self._render(members, plan)
         except PromptError as error:
             fail(members, Failure(Kind.PROMPT, str(error)))
             return members, Kind.PROMPT
-        if deadline.left() <= 0:
+        if deadline.seconds_left() <= 0:
             message = (
                 f"not answered within {self._context.settings.call_deadline_ms / 1000:g} s in all"
             )
@@ -86,20 +86,20 @@ class Round:
             # A refusal after waits says nothing about time: only what still puts us off does.
             was_put_off = call.waits > 0 and error.is_throttle
             if error.kind == Kind.TOO_LARGE and len(members) > 1:
-                size.refused(records)
-            return members, self._on_error(members, error, way, was_put_off=was_put_off)
-        size.taken(records)
-        self._learn_from(completion, way)
+                size.note_refusal(records)
+            return members, self._on_error(members, error, plan, was_put_off=was_put_off)
+        size.note_answer(records)
+        self._learn_from(completion, plan)
         self._note(members, completion)
         return await self._keep(members, request, completion, call.sent_at)
 
-    def _rendered(self, members: Sequence[Member], way: Way) -> Request:
+    def _render(self, members: Sequence[Member], plan: RoundPlan) -> Request:
         task, records = self._context.task, [member.record for member in members]
         enforced = self._context.endpoint.enforces_schemas
         try:
             request = (
-                task.render(records, enforced, note=way.note)
-                if way.note
+                task.render(records, enforced, note=plan.note)
+                if plan.note
                 else task.render(records, enforced)
             )
         except PromptError:
@@ -107,15 +107,15 @@ class Round:
         except Exception as error:
             raise PromptError(f"the prompt can't be rendered: {where_of(error)}") from error
         if not (
-            way.has_limit and self._context.reply_limits.is_given and request.schema is not None
+            plan.has_limit and self._context.reply_limits.is_given and request.schema is not None
         ):
             return request
         limits = self._context.reply_limits
-        way.limit = limits.limit(task.answer_schema, len(records), request.model)
-        return request if way.limit is None else request.limited_to(way.limit)
+        plan.limit = limits.limit(task.answer_schema, len(records), request.model)
+        return request if plan.limit is None else request.limited_to(plan.limit)
 
     def _on_error(
-        self, members: Sequence[Member], error: CallError, way: Way, *, was_put_off: bool
+        self, members: Sequence[Member], error: CallError, plan: RoundPlan, *, was_put_off: bool
     ) -> str:
         """Notes the failure.
 
@@ -130,7 +130,7 @@ class Round:
         # A body that is not a reply: like any other reply that can't be read.
         if error.kind == Kind.UNREADABLE:
             return Kind.UNREADABLE
-        if not way.has_limit and error.kind == Kind.TIMED_OUT:
+        if not plan.has_limit and error.kind == Kind.TIMED_OUT:
             # Without the limit the model ran on until its time was up: the limit was not to blame.
             self._context.reply_limits.is_right = True
         # Or a firewall drops the connection: one of the records may be why.
@@ -138,15 +138,15 @@ class Round:
         may_be_smaller = is_too_slow(error, len(members), 1) or self._ask.fallback.is_of_server
         return Kind.REJECTED if error.remedy is Remedy.SPLIT or may_be_smaller else Kind.UNAVAILABLE
 
-    def _learn_from(self, completion: Completion, way: Way) -> None:
+    def _learn_from(self, completion: Completion, plan: RoundPlan) -> None:
         """Whether our own limit fits this model: one that thinks before it answers needs more, and
         shows it where it has none.
         """
         is_cut = completion.finish is Finish.LENGTH
-        way.was_cut = is_cut and way.has_limit and way.limit is not None
-        if not way.has_limit and way.limit is not None:
+        plan.was_cut = is_cut and plan.has_limit and plan.limit is not None
+        if not plan.has_limit and plan.limit is not None:
             self._context.reply_limits.learn_without(
-                way.limit, was_cut=is_cut, output_tokens=completion.usage.output_tokens
+                plan.limit, was_cut=is_cut, output_tokens=completion.usage.output_tokens
             )
 
     def _note(self, members: Sequence[Member], completion: Completion) -> None:

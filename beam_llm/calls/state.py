@@ -73,7 +73,7 @@ class Deadline:
     def __init__(self, at: float):
         self.at = at
 
-    def left(self) -> float:
+    def seconds_left(self) -> float:
         """Seconds until then, negative after it."""
         return self.at - asyncio.get_running_loop().time()
 

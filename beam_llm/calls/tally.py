@@ -80,7 +80,7 @@ class Tally:
             self.warnings.update(other.warnings)
 
 
-class Asked(NamedTuple):
+class AskResult(NamedTuple):
     """How an ask ended: one outcome per record, in the order asked, and what it took."""
 
     outcomes: list[Outcome]

@@ -45,7 +45,7 @@ from apache_beam.transforms.userstate import ReadModifyWriteStateSpec, TimerSpec
 from apache_beam.transforms.window import GlobalWindow, WindowedValue
 from apache_beam.utils.timestamp import Timestamp
 
-from beam_llm.calls import Asked, Tally
+from beam_llm.calls import AskResult, Tally
 from beam_llm.config import Settings
 from beam_llm.errors import USER_CODE_ERRORS, Failure, Kind
 from beam_llm.prompting.session_task import SessionTask
@@ -235,7 +235,7 @@ class AskSessions(WithEngine[tuple[Session, list[Turn]]]):
         self._ask_next(session)
         yield from self._emit(self._take_done())
 
-    def _take_done(self) -> Iterator[list[tuple[tuple[Session, list[Turn]], Asked]]]:
+    def _take_done(self) -> Iterator[list[tuple[tuple[Session, list[Turn]], AskResult]]]:
         """What has landed, even where there is room for more: sessions wait for it."""
         yield self._in_flight.take_done_now()
         yield from self._in_flight.take_done()
@@ -249,7 +249,7 @@ class AskSessions(WithEngine[tuple[Session, list[Turn]]]):
             self._in_flight.add(asked, (session, turns))
 
     def _predictions(
-        self, group: list[tuple[tuple[Session, list[Turn]], Asked]]
+        self, group: list[tuple[tuple[Session, list[Turn]], AskResult]]
     ) -> Iterable[WindowedValue]:
         if not group:
             return ()

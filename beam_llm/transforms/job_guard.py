@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-from beam_llm.calls import Asked, borrow_engine, return_engine
+from beam_llm.calls import AskResult, borrow_engine, return_engine
 from beam_llm.calls.packing import (
     CONFIDENCE_90,
     LEAST_COMPARED,
@@ -67,7 +67,7 @@ class JobGuard:
 
     def check(self, answers: Iterable[Answered]) -> Iterator[Answered]:
         """The same answers in the same order; those of the guard once they are compared."""
-        waiting: deque[tuple[Answered, Future[Asked] | None]] = deque()
+        waiting: deque[tuple[Answered, Future[AskResult] | None]] = deque()
         try:
             for answer in answers:
                 waiting.append((answer, self._asked(answer)))
@@ -80,7 +80,7 @@ class JobGuard:
                 if future is not None:
                     future.cancel()
 
-    def _asked(self, answer: Answered) -> Future[Asked] | None:
+    def _asked(self, answer: Answered) -> Future[AskResult] | None:
         """The record on its way alone; None for those that are not chosen, and for answers that
         are only given once more.
         """
@@ -98,10 +98,10 @@ class JobGuard:
             self._engine = borrow_engine(
                 self._alone.settings, self._alone, partial(connect, self._settings), prices.cost_usd
             )
-        future: Future[Asked] = self._engine.submit([record])
+        future: Future[AskResult] = self._engine.submit([record])
         return future
 
-    def _settle(self, answer: Answered, future: Future[Asked] | None) -> Answered:
+    def _settle(self, answer: Answered, future: Future[AskResult] | None) -> Answered:
         if future is None:
             return answer
         outcomes, tally = future.result()

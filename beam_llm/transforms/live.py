@@ -12,7 +12,7 @@ from apache_beam import pvalue
 from apache_beam.transforms.window import WindowedValue
 
 from beam_llm import telemetry
-from beam_llm.calls import Asked, Tally, borrow_engine, return_engine
+from beam_llm.calls import AskResult, Tally, borrow_engine, return_engine
 from beam_llm.config import Settings
 from beam_llm.pricing import LaterPrices
 from beam_llm.providers import compile_alone, compile_task, connect, preload
@@ -59,26 +59,26 @@ class InFlight(Generic[T]):
 
     def __init__(self, most: Callable[[], int]):
         self._most = most
-        self._running: dict[Future[Asked], T] = {}
+        self._running: dict[Future[AskResult], T] = {}
         # The loop's thread appends, the bundle's takes: of a deque both are atomic, so no lock is
         # needed.
-        self._landed: deque[Future[Asked]] = deque()
+        self._landed: deque[Future[AskResult]] = deque()
         self._enough = threading.Event()
         self._awaited = 0
 
-    def add(self, future: Future[Asked], asked: T) -> None:
+    def add(self, future: Future[AskResult], asked: T) -> None:
         """Notes what is with the engine now."""
         # Noted first: a future that is done already calls back here and now, on this thread.
         self._running[future] = asked
         future.add_done_callback(self._land)
 
-    def _land(self, future: Future[Asked]) -> None:  # on the loop's thread
+    def _land(self, future: Future[AskResult]) -> None:  # on the loop's thread
         self._landed.append(future)
         # Not set twice: each time would take a lock that the other thread may hold.
         if len(self._running) - len(self._landed) <= self._awaited and not self._enough.is_set():
             self._enough.set()
 
-    def take_done(self, *, all_of_them: bool = False) -> Iterator[list[tuple[T, Asked]]]:
+    def take_done(self, *, all_of_them: bool = False) -> Iterator[list[tuple[T, AskResult]]]:
         """Those that have landed, once there is no room for another; group by group to the last one
         where `all_of_them`.
         """
@@ -89,7 +89,7 @@ class InFlight(Generic[T]):
                 if not all_of_them:
                     return
 
-    def take_done_now(self) -> list[tuple[T, Asked]]:
+    def take_done_now(self) -> list[tuple[T, AskResult]]:
         """What has landed by now."""
         futures = [self._landed.popleft() for _ in range(len(self._landed))]
         return [(self._running.pop(future), future.result()) for future in futures]
@@ -151,7 +151,7 @@ class WithEngine(beam.DoFn, Generic[T]):
             self._engine = None
             QUIET_GC.release()
 
-    def _emit(self, groups: Iterable[list[tuple[T, Asked]]]) -> Iterator[Any]:
+    def _emit(self, groups: Iterable[list[tuple[T, AskResult]]]) -> Iterator[Any]:
         """Predictions of what has landed.
 
         A bundle that fails here, or below here, takes its calls along.
@@ -165,7 +165,7 @@ class WithEngine(beam.DoFn, Generic[T]):
             if not done:
                 self._in_flight.cancel()
 
-    def _predictions(self, group: list[tuple[T, Asked]]) -> Iterable[WindowedValue]:
+    def _predictions(self, group: list[tuple[T, AskResult]]) -> Iterable[WindowedValue]:
         """The Predictions of what has landed together, counted."""
         raise NotImplementedError
 
@@ -191,7 +191,7 @@ class CallModel(WithEngine[PromptBatch]):
     def finish_bundle(self) -> Iterator[Any]:
         yield from self._emit(self._in_flight.take_done(all_of_them=True))
 
-    def _predictions(self, group: list[tuple[PromptBatch, Asked]]) -> Iterator[WindowedValue]:
+    def _predictions(self, group: list[tuple[PromptBatch, AskResult]]) -> Iterator[WindowedValue]:
         # Counted once for all that have landed together: a dozen counters each would cost more than
         # their predictions.
         tally = Tally()
