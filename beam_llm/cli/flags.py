@@ -8,6 +8,7 @@ have the same messages.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import json
 import re
@@ -117,17 +118,27 @@ def flag_of(name: str) -> str:
 
 def as_flags(text: str) -> str:
     """`batch_size is 'x': …; try batch.size=1` → `--batch-size is 'x': …; try --batch-size=1`."""
+    return _option_spelling().sub(lambda found: _flags_by_spelling()[found[0]], text)
+
+
+@functools.cache
+def _flags_by_spelling() -> dict[str, str]:
+    return {spelling: flag_of(name) for name in OPTIONS for spelling in (name, key_of(name))}
+
+
+@functools.cache
+def _option_spelling() -> re.Pattern[str]:
+    """Options as texts name them: `batch.size=`, `batch_size`, and `model is` as a first word."""
     # The longest first, since one option's name may begin with another's.
-    for name in sorted(OPTIONS, key=len, reverse=True):
-        flag = flag_of(name)
-        text = re.sub(rf"(?<![\w.'-]){re.escape(key_of(name))}=", f"{flag}=", text)
-        if "_" in name:
-            text = re.sub(rf"(?<![\w.'-]){name}\b", flag, text)
-        else:
-            # `model` and `output` are plain words as well, and are options only at the beginning of
-            # a message.
-            text = re.sub(rf"^{name} (is|holds)\b", rf"{flag} \1", text)
-    return text
+    names = sorted(OPTIONS, key=len, reverse=True)
+    keys = "|".join(re.escape(key_of(name)) for name in names)
+    long = "|".join(name for name in names if "_" in name)
+    # `model` and `output` are plain words as well, and are options only at the beginning of a
+    # message.
+    short = "|".join(name for name in names if "_" not in name)
+    return re.compile(
+        rf"(?<![\w.'-])(?:(?:{keys})(?==)|(?:{long})\b)|^(?:{short})(?= (?:is|holds)\b)"
+    )
 
 
 def chosen_settings(chosen: argparse.Namespace, **fixed: Any) -> Settings:

@@ -26,6 +26,7 @@ class QuietGc:
         self._users = 0
         self._thresholds: tuple[int, int, int] | None = None
         self._frozen = False
+        self._others_froze = False
 
     def acquire(self) -> None:
         """Counts one more user. The first one changes the collector's settings, unless somebody
@@ -41,8 +42,9 @@ class QuietGc:
                 self._thresholds = thresholds
                 gc.set_threshold(_YOUNG, *thresholds[1:])
             # `unfreeze` would unfreeze everything, so nothing is frozen where somebody else has
-            # frozen objects.
-            if gc.get_freeze_count() == 0:
+            # frozen objects. Counting walks all of them (10 ms for a million): once is enough.
+            self._others_froze = self._others_froze or gc.get_freeze_count() > 0
+            if not self._others_froze:
                 self._frozen = True
                 gc.freeze()
 
