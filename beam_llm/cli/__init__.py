@@ -4,7 +4,7 @@
     commands/                          the commands' arguments, one file each; code is imported late
 
     predict, predict_command           one run: inputs → pipeline → spool → files/writers
-    inputs, show, estimate, retry      what is read, before models are asked or instead
+    inputs, show, estimate, retry      what is read before a model is asked, or instead of asking
     pipeline, storing, beam_run        the Beam side; imported only when a pipeline really runs
     spool, spool_index, stored         answers of a run that isn't finished, beside its output
     definitions                        whether the class of those answers is still the same

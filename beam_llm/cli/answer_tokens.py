@@ -36,7 +36,9 @@ class AnswerTokens(NamedTuple):
 
 
 def tokens_of_answer(schema: Mapping[str, Any], *, text: bool = False) -> AnswerTokens:
-    """Estimates the smallest JSON form, 20 tokens for each free string, 100 for a free text."""
+    """Estimates an answer by its smallest JSON form and 20 tokens for each free string; a free text
+    has 100.
+    """
     if text:
         return AnswerTokens(TEXT_ANSWER_TOKENS, TEXT_ANSWER_TOKENS, TEXT_ANSWER_TOKENS)
     example = _Example(schema.get("$defs", {}))
@@ -80,7 +82,7 @@ class _Example:
         return _PLAIN.get(str(kind), '""')
 
     def _of_definition(self, name: str) -> str:
-        # The depth of a recursive type isn't known: here it is one node.
+        # A recursive type may be of any depth: one node is assumed.
         if name in self._open:
             return "null"
         self._open.append(name)

@@ -17,7 +17,7 @@ from beam_llm.transforms.runners import runner_kind
 
 
 def run_to_end(pipeline: beam.Pipeline) -> Measured:
-    """Runs a pipeline and waits for it; a Ctrl-C cancels one that runs elsewhere."""
+    """Runs a pipeline and waits for its end; Ctrl-C cancels one that runs elsewhere."""
     if runner_kind(pipeline) not in ("local", "prism"):
         elsewhere.set()
     result = pipeline.run()
@@ -41,7 +41,7 @@ def pipeline_options(beam_options: list[str], place: str = "after --") -> Pipeli
       place: where they were given, for messages.
 
     Raises:
-      UsageError: an unknown runner, or an option that this one can't know.
+      UsageError: an unknown runner, or an option that this runner doesn't have.
     """
     # Where an option is given twice, the last one counts.
     options = PipelineOptions([_DEFAULT_RUNNER, *beam_options])
@@ -85,7 +85,7 @@ def _usage_error_in_one_line(place: str) -> Iterator[None]:
 
 _DEFAULT_RUNNER = "--runner=FnApiRunner"
 _KNOWN_BY_A_SERVER = ("FlinkRunner", "SparkRunner", "PortableRunner", "InteractiveRunner")
-"""Runners that ask a job server for further options, so that wrong ones can't be known here."""
+"""Runners that ask a job server for further options, so that wrong ones can't be detected here."""
 
 
 def read_metrics(result: Any) -> Measured:

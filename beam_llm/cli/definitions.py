@@ -31,8 +31,7 @@ _FOREIGN = (
 def definition_of(declared: Any) -> str:
     """A short name that changes with the source of the modules of an output type's classes.
 
-    The question's own name contains the schema, which doesn't show a changed validator or
-    serializer.
+    The spool's name depends on the schema, which doesn't show a changed validator or serializer.
     """
     hasher = hashlib.sha256()
     for module in sorted({kind.__module__ for kind in _classes(declared, set())}):

@@ -51,9 +51,9 @@ MODELS = {
     "vertex": "vertex:gemini-2.5-flash-lite",
     "bedrock": "bedrock:amazon.nova-lite-v1:0",
 }
-"""What is asked of each provider."""
+"""The model that the demo asks, by provider."""
 CLOUDS = ("vertex", "bedrock")
-"""Their jobs' files are in their clouds' buckets, here the emulator's own."""
+"""Providers whose jobs keep their files in a cloud's buckets, here the emulator's own."""
 OPTIONS: dict[str, dict[str, Any]] = {
     "fireworks": {"provider_options": {"account_id": "demo"}},
     # The price table has no model of DeepInfra's: round figures, for the demo's sake.
@@ -70,14 +70,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
             "region": "us-east-1",
             "role_arn": "arn:aws:iam::123456789012:role/demo",
             "bucket": "s3://demo/jobs",
-            # Bedrock's own jobs have a hundred requests at least, and fewer would go live.
+            # Bedrock's own jobs have at least a hundred requests; fewer would be sent live.
             "min_records": 1,
         },
-        # It signs, by its cloud's own credentials.
+        # Requests are signed with the cloud's own credentials.
         "api_key": None,
     },
 }
-"""Without which one of them can't be asked, or not priced."""
+"""Options without which a provider can't be asked, or its answers not priced."""
 PROMPT = (
     "You read what customers and film-goers write. Judge the sentiment of this sentence from a "
     "review: is the writer's opinion positive, negative or neutral? Add a score from -1 (as "
@@ -94,7 +94,7 @@ SHOWN_ANSWERS = 8
 
 
 class Opinion(pydantic.BaseModel):
-    """What the demo asks for."""
+    """The answer that the demo asks for."""
 
     sentiment: Literal["positive", "negative", "neutral"]
     score: float
@@ -102,11 +102,11 @@ class Opinion(pydantic.BaseModel):
 
 @dataclass(frozen=True)
 class Way:
-    """One way of asking, as it went.
+    """One way of asking, and how its run ended.
 
     Attributes:
-      scale: records of the whole demo per record asked; 1 where all were.
-      serial: stands for calls one after another.
+      scale: records of the whole demo per record asked; 1 where all were asked.
+      serial: whether it stands for calls made one after another.
     """
 
     title: str
@@ -127,7 +127,7 @@ class Way:
 
     @property
     def seconds(self) -> float:
-        """How long the run took; one call after another, the mean latency times the calls."""
+        """How long the run took; where serial, the mean latency times the number of calls."""
         if self.serial:
             return (self.report.mean_latency_ms or 0.0) / 1000 * self.report.requests * self.scale
         return self.report.seconds
@@ -142,7 +142,9 @@ class Way:
 
 
 def main(chosen: argparse.Namespace) -> int:
-    """Runs the demo. Exit code 1 where the two ways' answers differ: they must not."""
+    """Runs the demo; exit code 1 where live calls and the batch API differ in an answer, which they
+    must not.
+    """
     folder = Path(chosen.output or tempfile.mkdtemp(prefix="beam-llm-demo-"))
     # Left where it is at the end: the answers and the staging location are there to be looked at.
     folder.mkdir(parents=True, exist_ok=True)
@@ -180,7 +182,7 @@ def _model_of(provider: str) -> str:
 def _ask_in_all_ways(
     folder: Path, chosen: argparse.Namespace, records: int, model: str
 ) -> tuple[Way, Way, Way]:
-    """Asks one by one (a few), live and by batch API, at an emulator whose calls fail at times."""
+    """Asks one by one (a few), live and by batch API; the emulator's calls fail at times."""
     with _emulator() as emulator:
         variables = emulator.environment_of(chosen.provider)
         if chosen.provider in CLOUDS:
@@ -223,8 +225,8 @@ def _emulator() -> Emulator:
 
 
 def _write_sample(folder: Path, most: int) -> int:
-    """The shipped reviews, and the few of them that are asked one by one, as files; returns how
-    many there are.
+    """Writes the shipped reviews, and the few of them that are asked one by one, as files; returns
+    the number of reviews.
     """
     lines = (
         (resources.files("beam_llm.testing") / "data" / "reviews.jsonl")
@@ -251,7 +253,7 @@ def _ask(
 
     Args:
       common: `quiet`, and the options that all ways share.
-      options: those of this one.
+      options: those of this one alone.
     """
     path = folder / f"answers-{name}.jsonl"
     quiet, question = common["quiet"], {**common["options"], **options}
@@ -350,7 +352,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, str]:
 
 
 def _agreement(answers: Sequence[dict[str, Any]]) -> str:
-    """How far the labels are from the people's, who rated from -4 to 4."""
+    """How well the labels agree with people's ratings, which go from -4 to 4."""
     answered = [row for row in answers if row["answer"]]
     clear = [row for row in answered if abs(row["rating"]) >= CLEAR_RATING]
     decided = [row for row in clear if row["answer"]["sentiment"] != "neutral"]

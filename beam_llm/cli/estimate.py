@@ -44,7 +44,7 @@ class Turnaround(NamedTuple):
 
     Attributes:
       median_minutes: half of all jobs are done within this time.
-      within_an_hour: part of all jobs that are done within an hour.
+      within_an_hour: the share of all jobs that are done within an hour.
       large_minutes: the quickest and the slowest of three providers with 100,000 records.
       window_hours: the window that most providers promise; some have longer ones.
     """
@@ -116,7 +116,7 @@ def _forecasts(
         for size in _possible(sizes, settings)
     )
     alone = compile_task(replaced(settings, batch_size=1))
-    # Any size above 1: the words that number a record are the same then.
+    # Any size above 1 will do: the words that number a record are the same for all of them.
     several = compile_task(replaced(settings, batch_size=2)) if others else alone
     unusable = 0
     for row in read_all(sources):
@@ -134,7 +134,7 @@ def _forecasts(
 
 
 def _possible(sizes: Sequence[int], settings: Settings) -> Sequence[int]:
-    """The sizes of prompts that the provider accepts: with images, some take only small ones."""
+    """The sizes that the provider accepts: some take only small prompts where there are images."""
     asked = replaced(settings, batch_size=1)
     limits = media_limits(asked)
     most = most_records(asked, limits) if limits is not None else None
@@ -142,8 +142,8 @@ def _possible(sizes: Sequence[int], settings: Settings) -> Sequence[int]:
 
 
 def with_guard(line: Forecast, alone: Forecast, settings: Settings) -> Forecast:
-    """The line with the cost of the option `guard`: a part of the records is asked alone as well,
-    by live calls in both modes.
+    """The line with the cost of the option `guard` added: a part of the records is asked alone as
+    well, by live calls in both modes.
     """
     part = settings.guard
     if not part:
@@ -207,8 +207,8 @@ class Forecaster:
     """Forms the prompts exactly as a run would, and adds up their tokens; keeps none of them.
 
     Args:
-      answer_tokens: assumed.
-      latency_seconds: of one call; None: by its output tokens.
+      answer_tokens: the assumed length of an answer.
+      latency_seconds: of one call; None derives it from the call's output tokens.
     """
 
     def __init__(
@@ -274,7 +274,9 @@ def forecast(
 
 
 def _seconds(settings: Settings, requests: int, tokens: int, latencies: float) -> float:
-    """The time of concurrent calls, or by the per-minute budgets where those are tighter."""
+    """How long the calls take at the usual concurrency, or longer where the per-minute budgets are
+    tighter.
+    """
     if not requests:
         return 0.0
     # Full rounds: a last single call takes as long as a full round.

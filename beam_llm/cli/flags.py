@@ -1,8 +1,8 @@
 """The package's options as flags, flags as settings, and the arguments that several commands share.
 
 Every option of `config.OPTIONS` that is about each element is a flag; its meaning, its default and
-its check come from there. Values stay text until then, so that Python, SQL and the command line
-have the same messages.
+its check come from there. Values stay text until `config` checks them, so that Python, SQL and the
+command line have the same messages.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def add_options(parser: argparse.ArgumentParser, leave_out: Sequence[str] = ()) 
     common.add_argument(
         "--provider", help="the part of --model before the colon, where it is given separately"
     )
-    # Read from the table, so that a new option becomes a flag by itself.
+    # Read from the table, so that a new option becomes a flag automatically.
     for name in [*_COMMON, *(name for name in options_of(*EACH) if name not in _COMMON)]:
         if name not in leave_out:
             add_option(common if name in _COMMON else further, name)
@@ -154,8 +154,8 @@ def chosen_settings(chosen: argparse.Namespace, **fixed: Any) -> Settings:
     elif "model" not in given:
         raise UsageError("no model given: add --model, such as --model openai:gpt-4.1-mini")
     if "output" in given:
-        # Dotted names are only looked up here: a command line is typed by its user, while options
-        # from elsewhere may not be.
+        # Dotted names are looked up only here: the user typed this command line, while options from
+        # elsewhere may be somebody else's.
         given["output"] = output_type(given["output"])
     with _importing_from_here():
         return settings_from_options(
@@ -176,8 +176,8 @@ def _importing_from_here() -> Iterator[None]:
 
 
 def output_type(text: str) -> Any:
-    """The type that `--output-type` names: a word or schema that `config` knows, a file of a JSON
-    schema, or a Python type by its dotted name.
+    """The type that `--output-type` names: a word or schema that `config` knows, a file with a
+    JSON schema, or a Python type by its dotted name.
     """
     if text.endswith(".json"):
         try:

@@ -54,7 +54,8 @@ def refuse_several_models(settings: Settings, what: str, verb: str) -> None:
 def inputs_of(
     command: PredictCommand, *, writes: bool = True
 ) -> Iterator[tuple[list[Source], Survey]]:
-    """The input files, read once; stdin and pipes as temporary files.
+    """The input files and what a survey of them found; stdin and pipes are copied to temporary
+    files.
 
     Args:
       writes: there will be an output, which has to be able to hold the records.
@@ -99,7 +100,7 @@ def _refuse_finished_output(command: PredictCommand) -> None:
 
 
 def _readable_sources(command: PredictCommand, copies: list[str]) -> Iterator[Source]:
-    """The sources; those that can be read only once as copies, whose paths are added to
+    """The sources. Those that can be read only once are copied, and the copies' paths added to
     `copies`.
     """
     if list(command.inputs) != ["-"]:
@@ -130,8 +131,8 @@ def _copy(stream: IO[bytes], copies: list[str]) -> str:
 
 
 def name_of(source: Source) -> str:
-    """Stdin and a pipe are the same input where their bytes are; a file where it has the same name,
-    whatever is in it by now.
+    """What identifies an input: the bytes of stdin and of a pipe, but the name of a file, whatever
+    is in it by now.
     """
     if not source.name:
         return source.path if is_remote(source.path) else os.path.realpath(source.path)
@@ -140,7 +141,7 @@ def name_of(source: Source) -> str:
 
 
 def any_task(settings: Settings) -> Task:
-    """The task of any one model, for what is the same whichever model is asked."""
+    """The task of one of the models, for what doesn't depend on which one is asked."""
     return compile_task(next(iter(settings_by_model(settings).values())))
 
 

@@ -43,7 +43,7 @@ def inspect_answers(
     output: Output,
     truth: str | None,
 ) -> Inspection:
-    """Reads the inputs once more where that is needed, and no further than needed.
+    """Compares the inputs with their answers; reads the inputs again only as far as needed.
 
     Args:
       answers: one per record, in the input's order.

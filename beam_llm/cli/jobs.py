@@ -1,5 +1,5 @@
-"""`beam-llm jobs ls | show | attach | cancel | cleanup`: what the ledger of a staging location
-knows, for people.
+"""`beam-llm jobs ls | show | attach | cancel | cleanup`: shows, collects and tidies the batch jobs
+in the ledger of a staging location.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from beam_llm.providers import check, compile_task, connect_batch
 
 
 def ls(chosen: argparse.Namespace) -> int:
-    """One line per job: a table, or JSON lines."""
+    """Prints one line per job: a table, or JSON lines."""
     jobs = admin.list_jobs(store_at(chosen.staging_location))
     if chosen.json:
         for job in jobs:
@@ -52,7 +52,7 @@ def ls(chosen: argparse.Namespace) -> int:
 
 def _line(job: JobView) -> tuple[str, ...]:
     done = job.state == "done"
-    # The ledger knows them once a job is done.
+    # The ledger knows these counts only once a job is done.
     counts = [f"{count:,}" if done else "" for count in (job.answered, job.failed, job.left)]
     cost = price(job.cost_usd) if done or job.cost_usd is not None else ""
     return (
@@ -69,18 +69,18 @@ def _line(job: JobView) -> tuple[str, ...]:
 
 
 def _name(job: JobView) -> str:
-    """What it is at the provider."""
+    """What the job is called at the provider."""
     return "live calls" if job.kind == "live" else job.job_id or "–"
 
 
 def _state(job: JobView) -> str:
-    """`created` says what the ledger knows; the provider is not asked."""
+    """The state that the ledger knows, such as `created`; the provider is not asked."""
     follows = f" (follows {job.parent})" if job.parent else ""
     return (job.ended or job.state) + follows
 
 
 def show(chosen: argparse.Namespace) -> int:
-    """One job in full, and the jobs that asked again for what it left over."""
+    """Prints one job in full, and the jobs that asked again for what it left over."""
     job, following = admin.show(store_at(chosen.staging_location), chosen.id)
     blocks = [
         "\n".join(printable(f"{name:<10}{value}") for name, value in _facts(view).items())
@@ -118,7 +118,7 @@ def _facts(view: JobView) -> dict[str, str]:
 def attach(chosen: argparse.Namespace) -> int:
     """Waits for jobs, collects them, writes their records with their answers as JSON lines."""
     settings = chosen_settings(chosen, mode="batch_api", staging_location=chosen.staging_location)
-    # Before jobs are waited for, which may take a day.
+    # Checked before the wait for the jobs, which may take a day.
     refuse_overwriting(_target(chosen), [])
     if chosen.output != "-" and not chosen.output.endswith((".jsonl", ".ndjson")):
         raise UsageError(f"the output {chosen.output!r} has to be a .jsonl file, or - for stdout")
@@ -127,7 +127,7 @@ def attach(chosen: argparse.Namespace) -> int:
     )
     if left:
         write_line(f"{chosen.name}: left {plural(left, 'job')} of other prompts, models or outputs")
-    # Answers go by the disk: a job's may be more than fits into memory.
+    # Answers go through the disk: a job may have more of them than fit into memory.
     spool = Spool(_new_folder(chosen))
     try:
         tally = _collect(chosen, settings, ids, spool.folder)
@@ -141,7 +141,7 @@ def attach(chosen: argparse.Namespace) -> int:
 
 
 def _new_folder(chosen: argparse.Namespace) -> str:
-    """Where the workers put what they collect: where they and this process can both see it."""
+    """A folder for what the workers collect, which they and this process can both see."""
     if runs_here(chosen.beam_options):
         return tempfile.mkdtemp(dir=scratch_folder())
     place = chosen.output if chosen.output != "-" else f"{chosen.staging_location}/attached"
@@ -166,7 +166,7 @@ def _collect(chosen: argparse.Namespace, settings: Settings, ids: list[str], fol
         at_once=True,
     )
     field = settings.output_field or "answer"
-    # Counted as they are written: what workers elsewhere tell is not heard in this process.
+    # Counted as they are written: events of workers elsewhere don't reach this process.
     tally = Tally()
     write_json_lines(_target(chosen), _rows(folder, tally), field)
     return tally
@@ -183,10 +183,10 @@ def _job_ids(store: Store, given: Sequence[str], task: str) -> tuple[list[str], 
     """Provider ids of the jobs named by number or id. A follow-up comes with its job.
 
     Args:
-      task: hex digest of the task, all of whose jobs that have an id are meant where none is named.
+      task: hex digest of a task; where no job is named, all of its jobs that have an id are meant.
 
     Returns:
-      The ids, and how many jobs of other tasks were left.
+      The ids, and how many jobs of other tasks were left out.
 
     Raises:
       UsageError: a job that isn't in the ledger, or has no id yet; or there are only jobs of other
@@ -228,8 +228,8 @@ def cancel(chosen: argparse.Namespace) -> int:
 
 
 def cleanup(chosen: argparse.Namespace) -> int:
-    """Removes what finished jobs no longer need, after saying what that is and asking; temporary
-    files of killed runs without.
+    """Removes what finished jobs no longer need, after showing it and asking for consent, and the
+    temporary files of killed runs without asking.
     """
     if left := remove_leftovers():
         print(f"removed the temporary files of {plural(left, 'killed run')} on this machine")
@@ -241,7 +241,7 @@ def cleanup(chosen: argparse.Namespace) -> int:
             try:
                 providers[whose] = stack.enter_context(contextlib.closing(_provider(chosen, job)))
             except LLMError as error:
-                # Of several, the flags and the environment may be for one.
+                # Where there are several, the flags and the environment may be for one of them.
                 if len(newest) == 1:
                     raise
                 place = " at ".join(filter(None, whose))
@@ -252,7 +252,7 @@ def cleanup(chosen: argparse.Namespace) -> int:
 def _clean_up(
     chosen: argparse.Namespace, store: Store, providers: Mapping[tidy.Whose, BatchProvider]
 ) -> int:
-    # What is shown is found by the same code that removes it.
+    # The same code finds what is shown here and removes it below.
     would = tidy.cleanup(store, providers, dry_run=True)
     print(_removal(would))
     if not would.names and not would.provider_files and not would.leftovers:
@@ -296,12 +296,12 @@ def _ask_for_consent() -> bool:
 
 
 def store_at(location: str) -> Store:
-    """The staging location, which has to be there already.
+    """The staging location, which has to exist already.
 
     Raises:
       UsageError: there is no ledger.
     """
-    # Not opened, for that writes: who may only read may look.
+    # Not `open_store`, which writes: whoever may only read may look, too.
     store = stores.store_at(location)
     if store.get("ledger.json") is None:
         raise UsageError(
@@ -314,11 +314,11 @@ def _provider(chosen: argparse.Namespace, job: JobView) -> BatchProvider:
     """The provider as the flags and the environment name it, for the model of a job.
 
     Raises:
-      UsageError: it is another one than the ledger's.
+      UsageError: it is not the provider that the ledger names.
     """
     names = ("api_key", "base_url", "api_version", "provider_options")
     flags = {name: getattr(chosen, f"option_{name}") for name in names}
-    # The ledger has a job's model and host, and neither key nor options: those are the flags'.
+    # The ledger has a job's model and host, but neither key nor options: the flags give those.
     named = config.settings(
         chosen.option_model or job.model, staging_location=chosen.staging_location, **flags
     )

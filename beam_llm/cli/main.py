@@ -51,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _take_any_character() -> None:
-    """Has a terminal without Unicode show an escape in place of `…`, instead of an error that ends
-    the command.
+    """Makes a terminal without Unicode show an escape in place of `…`, where the encoding error
+    would end the command.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -93,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _exit_code_of(chosen: argparse.Namespace) -> int:
     """Runs the command; what it raises becomes one line on stderr and an exit code."""
-    # The options of a file are spelled as in that file.
+    # `run` takes its options from a file: messages spell them as that file does.
     flags = chosen.name.rpartition(" ")[2] != "run"
     try:
         return int(chosen.run(chosen))
@@ -104,7 +104,7 @@ def _exit_code_of(chosen: argparse.Namespace) -> int:
     except (LLMError, OSError, KeyboardInterrupt) as error:
         _print_failure(chosen, in_one_line(error, flags))
         return _exit_code(error)
-    except Exception as error:  # a bug of this package: still one line, and how to see more
+    except Exception as error:  # a bug in this package: still one line, which says how to see more
         _print_failure(
             chosen, f"{type(error).__name__}: {in_one_line(error, flags)} (--debug shows where)"
         )
@@ -134,7 +134,7 @@ def in_one_line(error: BaseException, flags: bool = True) -> str:
     """The error in one line that is safe to print on a terminal.
 
     Args:
-      flags: options are spelled as flags of the command line.
+      flags: whether options are spelled as command-line flags.
     """
     if isinstance(error, KeyboardInterrupt):
         return "stopped"

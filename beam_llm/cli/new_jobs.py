@@ -19,7 +19,7 @@ def locations_of(uses: Iterable[Settings]) -> list[str]:
 
 
 class NewJobs:
-    """The jobs that a run adds to its models' ledgers; to be created before the run.
+    """The jobs that a run adds to its models' ledgers; create it before the run.
 
         new = NewJobs([settings], here=True)
         …                                       # the run
@@ -27,7 +27,7 @@ class NewJobs:
 
     Args:
       uses: settings of all models. Each ledger is looked at once, however many models use it.
-      here: the workers are in this process: entries of others are left out.
+      here: the workers are in this process, so that entries of other processes are left out.
     """
 
     def __init__(self, uses: Iterable[Settings], *, here: bool):

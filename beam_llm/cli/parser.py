@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends the command with one line, or with the help where no command was given."""
-        # Without a command, the user wants to see which there are, and not that one is missing.
+        # The list of commands helps more than the complaint that one is missing.
         if message.endswith((": COMMAND", ": ACTION")):
             self.print_help(sys.stderr)
             self.exit(WRONG_USAGE)
@@ -48,8 +48,8 @@ class Parser(argparse.ArgumentParser):
         return f": did you mean {near[0]!r}?" if near else ""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Has a command's own parser report unknown arguments, since the outer one doesn't know its
-        flags.
+        """Lets a command's own parser report unknown arguments, since the outer one doesn't know
+        its flags.
         """
         known, rest = super().parse_known_args(args, namespace)
         if rest and self._subparsers is None:
@@ -68,7 +68,7 @@ def add_command(
     """Adds a command and returns its parser.
 
     Args:
-      run: `module:function`, imported when the command runs: `--help` answers without Beam.
+      run: `module:function`, imported when the command runs, so that `--help` needs no Beam.
       kwargs: `usage`, `description`, `epilog`, where they are not derived from `text`.
     """
     parser: argparse.ArgumentParser = commands.add_parser(
@@ -93,7 +93,7 @@ def _import_when_called(name: str) -> Callable[[Any], int]:
 
 
 def file_name(text: str) -> str:
-    """An argument's type: a name that isn't empty, as an unset shell variable would be."""
+    """An argument's type: a file name; an empty one, as of an unset shell variable, is refused."""
     if not text.strip():
         raise argparse.ArgumentTypeError(f"{text!r} is not the name of a file")
     return text
@@ -112,7 +112,7 @@ def positive_number(text: str) -> float:
         number = float(text)
     except ValueError:
         number = 0.0
-    # NaN is not above 0, either.
+    # False for NaN, too.
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return number

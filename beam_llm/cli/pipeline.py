@@ -30,8 +30,8 @@ from beam_llm.values import Prediction
 
 
 class ReadRecords(beam.DoFn):
-    """(first ordinal, Source, done) in, (place, fields) out, for every record that `done` doesn't
-    mark.
+    """Turns (first ordinal, Source, done) into (place, fields), for every record that `done`
+    doesn't mark.
 
     A place is the record's ordinal and the digest of its content as it was read: it leads the
     answer back to its record, and proves that this record was asked about. It is a string, which
@@ -79,8 +79,8 @@ class StoreAnswers(StoreInSpool):
 
 
 class LinesOfRecords(beam.DoFn):
-    """Predictions of any element → stored lines with the element's fields. A record of `predict`
-    keeps its place in the input.
+    """Turns predictions of any element into stored lines with the element's fields. A record of
+    `predict` keeps its place in the input.
     """
 
     def __init__(self, settings: Settings):
@@ -106,7 +106,7 @@ def stored_answer_of(
     if failure is None:
         try:
             value = output.dump(prediction.value)
-        # From the class's own serializer: an error of this record alone, as the answer is paid for.
+        # From the class's own serializer: it fails this record alone, as the answers are paid for.
         except ValueError as error:
             failure = Failure(Kind.INVALID, f"the answer has no place in a file: {error}", 1)
     return StoredAnswer(
@@ -125,7 +125,7 @@ def stored_answer_of(
 def run(
     settings: Settings, files: list[tuple[int, Source, bytes]], spool: str, beam_options: list[str]
 ) -> Measured:
-    """Reads, asks and stores every record.
+    """Asks about every record that is not done, and stores the answers in the spool.
 
     Args:
       files: for each input file its first ordinal, its source, and which of its records are done.

@@ -51,7 +51,7 @@ def predict(command: PredictCommand) -> Report:
       UsageError: wrong files, fields or options; nothing was asked.
       DataError: an input that can't be read; nothing was asked.
       RunError: the pipeline failed; its answers are kept for the same command.
-      Interrupted: Ctrl-C; the answers are kept, too.
+      Interrupted: Ctrl-C or SIGTERM; the answers are kept, too.
     """
     if command.retry_errors:
         command = _retrying(command)
@@ -64,7 +64,7 @@ def predict(command: PredictCommand) -> Report:
         if found.records and runs_here(command.beam_options):
             check_key(command.settings)
         question = task.fingerprint + command.answer_field.encode()
-        # A task belongs to one model: which one a record chooses is part of the question, too.
+        # A task belongs to one model; how records choose theirs is part of the question, too.
         if is_template(command.settings.model):
             question += command.settings.model.encode()
         names = list(map(name_of, sources))
@@ -102,8 +102,8 @@ class _Run:
     """A command under way.
 
     Attributes:
-      found: what the last look at the inputs found.
-      prior: of the output whose errors are retried.
+      found: the latest survey of the inputs.
+      prior: the answers of the output whose errors are retried; None without `--retry-errors`.
     """
 
     command: PredictCommand
@@ -141,7 +141,7 @@ class _Run:
             lines = new.requests()
             new.awaited_jobs(meter)
         tally, inspection = self.write()
-        # Only now: after a kill before the output has its name, the answers are needed again.
+        # Only now: until the output has its name, a kill would make the answers needed again.
         self.spool.remove()
         return Report.of_run(
             tally,
@@ -157,7 +157,7 @@ class _Run:
         )
 
     def read_output(self) -> None:
-        """Joins the rows of the output whose errors are retried to the current records."""
+        """Joins the output whose errors are retried, if there is one, to the current records."""
         self.close()
         command = self.command
         if command.retry_errors:
@@ -180,7 +180,7 @@ class _Run:
         return index
 
     def done(self) -> bytes:
-        """One byte per record: 1 where it isn't to be asked."""
+        """One byte per record: 1 where the record is not to be asked."""
         with self.answers() as index:
             if index.unfit:
                 unfit = plural(index.unfit, "kept answer")
@@ -192,8 +192,8 @@ class _Run:
         return bytes(done)
 
     def report_changes(self) -> None:
-        """Prints how the records have changed since an earlier run, also where `quiet` is set, as
-        it decides what is asked.
+        """Prints how the records have changed since an earlier run, even where `quiet` is set,
+        since that decides what is asked.
         """
         if changes := self.spool.note_inputs(self.found.digests):
             write_line(
@@ -227,11 +227,11 @@ class _Run:
         )
 
     def write(self) -> tuple[Tally, Inspection]:
-        """Writes the output file, once every record has its end. An input that has changed
-        meanwhile is read once more.
+        """Writes the output file, once every record has an answer or an error. An input that has
+        changed meanwhile is read once more.
 
         Raises:
-          InputChanged: it has records that were not asked, or it goes on changing.
+          InputChanged: the input has records that were not asked, or keeps changing.
         """
         try:
             return self.write_once()
@@ -261,7 +261,8 @@ class _Run:
         with self.answers() as index:
             if index.missing():
                 self.raise_for_lost_records(index.missing())
-            # Read once for the sums and once for the file, as only their places are in memory.
+            # The answers are read twice, for the sums and for the file: memory has only their
+            # places.
             for answer in index.answers():
                 tally.add(answer)
             schema = output_schema(self.output)
@@ -280,7 +281,7 @@ class _Run:
         return tally, inspection
 
     def raise_for_lost_records(self, missing: int) -> None:
-        """Raises for records that came back without an end.
+        """Raises the error for records that came back with neither an answer nor an error.
 
         Raises:
           InputChanged: the input was changed before they were read.

@@ -23,7 +23,7 @@ class PredictCommand:
     """One `predict` command: the files, the question, and what may happen to an existing output.
 
     Attributes:
-      settings: `output_field` is the answer's name.
+      settings: their `output_field` names the answer's field.
       beam_options: the arguments after `--`.
       force: an existing output is replaced.
       retry_errors: only the records that ended as errors in an existing output are asked, and it is
@@ -65,18 +65,18 @@ class Report:
     """How a run ended.
 
     Attributes:
-      tally: over all records of the output, answered by this run or, before it was stopped, by an
-        earlier one.
+      tally: over all records of the output, whether this run answered them or an earlier one that
+        was stopped.
       already: records that an earlier run had answered.
       counters: Beam's, of this run.
       seconds: of this run, from reading the first record to the finished file.
       mean_latency_ms: of a live call; None where there was none.
       jobs: batch jobs whose answers were collected, including those of earlier runs.
       lines: requests in batch jobs that this run submitted.
-      bad_lines: of the input, skipped; `first_bad` says why the first of them was.
-      job_numbers: the jobs whose answers it waited for, by their entries in the log.
+      bad_lines: lines of the input that were skipped; `first_bad` says why the first of them was.
+      job_numbers: the jobs whose answers it waited for, by the numbers of their log entries.
       began_at: seconds since the epoch.
-      latency_ms: the lowest and the highest of a live call, where there was one.
+      latency_ms: the lowest and the highest of a live call; None where there was none.
       truth: how many answers are right, where the command names a field with the right ones.
       examples: records that ended as errors: by ordinal, their place in the input and their fields.
     """
@@ -119,7 +119,7 @@ class Report:
 
 
 def combine_reports(reports: Sequence[Report]) -> Report:
-    """The reports of several runs, one after another, as one."""
+    """One report of several runs that followed one another."""
     tally, counters = Tally(), Counter[str]()
     for report in reports:
         tally.merge(report.tally)

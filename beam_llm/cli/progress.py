@@ -32,7 +32,7 @@ class Meter:
 
     Args:
       total: records to be answered.
-      already: of these, answered by an earlier run.
+      already: how many of these an earlier run answered.
     """
 
     def __init__(self, total: int, already: int = 0, clock: Callable[[], float] = time.monotonic):
@@ -44,7 +44,7 @@ class Meter:
         self._clock = clock
         self._started = clock()
         self._waiting: dict[str, Any] = {}
-        # The counts are the process's, which may have had other runs before, as in a notebook.
+        # These counts are of the process, which may have had other runs before, as in a notebook.
         self._before = ACTIVITY.snapshot()
 
     def hear(self, event: str, facts: dict[str, Any]) -> None:
@@ -58,7 +58,7 @@ class Meter:
             self._waiting = facts
 
     def note_jobs(self, numbers: Iterable[int]) -> None:
-        """Adds jobs that no event was about."""
+        """Adds jobs that no event reported."""
         self.job_numbers.update(numbers)
         self.jobs = max(self.jobs, len(self.job_numbers))
 
@@ -109,8 +109,8 @@ class Meter:
 
 
 class ProgressLine:
-    """Shows a meter while a block runs: a live line on a terminal, else a line every ten seconds,
-    nothing where `quiet`.
+    """Shows a meter while a block runs: a live line on a terminal, otherwise a line every ten
+    seconds, and nothing where `quiet` is set.
 
     All other output to stderr has to go through `write_line` meanwhile, or a terminal would show it
     inside the live line.
@@ -179,7 +179,7 @@ def write_line(text: str) -> None:
     The reader of stderr may have left: the run, which is paid for, goes on nevertheless.
     """
     shown = ProgressLine._shown
-    # AttributeError: stderr is closed, and so None.
+    # AttributeError: stderr is None where it was closed.
     with _STDERR, contextlib.suppress(OSError, AttributeError):
         if shown is not None and shown._live:
             sys.stderr.write(_CLEARED)

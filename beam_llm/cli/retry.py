@@ -43,8 +43,8 @@ class PriorAnswers(NamedTuple):
       lines: its answers, and the errors of `held`, as a spool's lines, with the current ordinals of
         their records in the input.
       held: ordinals of records that may be paid for already, and are not asked again.
-      gone: its records that the input doesn't have.
-      new: the input's records that it doesn't have.
+      gone: how many of its records the input doesn't have.
+      new: how many of the input's records it doesn't have.
     """
 
     lines: IO[bytes]
@@ -93,8 +93,8 @@ def count_ends(target: Target, field: str) -> tuple[int, int] | None:
 def retry_settings(settings: Settings, version: str) -> Settings:
     """The settings with a new name for the answers of a batch run.
 
-    The ledger knows the old answers, including the errors; under another name it asks again, and
-    still nothing is paid for twice.
+    The ledger knows the old answers, including the errors. Under a new name the records are asked
+    again, and still nothing is paid for twice.
 
     Args:
       version: names the present output, so that a retry that was stopped finds its jobs again.
@@ -112,8 +112,8 @@ def holds_doubtful(settings: Settings) -> bool:
 def version_of(target: Target) -> str:
     """A short name for the output's content and the time it was written.
 
-    Records that fail again leave the same content: without the time the next retry would find their
-    errors in the ledger, and ask nothing.
+    Records that fail again leave the same content: without the time, the next retry would find
+    their errors in the ledger, and ask nothing.
     """
     hasher = hashlib.sha256(str(_modification_time(target.path)).encode())
     with open_bytes(target.path) as file:

@@ -1,4 +1,4 @@
-"""Files that a command line names beside its data: the pipeline of `beam-llm run`, and the reports
+"""Files that a command line names besides its data: the pipeline of `beam-llm run`, and the reports
 of a run (`--summary FILE.json`, `--report FILE.html`).
 """
 
@@ -33,7 +33,7 @@ class RunFiles:
         files.write_page(lambda: (subject_of_predict(command, report), report))
 
     Raises:
-      UsageError: there can't be a file of that name; nothing is asked then.
+      UsageError: a file of that name can't be written; nothing was asked.
     """
 
     def __init__(self, chosen: argparse.Namespace):
@@ -48,7 +48,7 @@ class RunFiles:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Collects the events of this process's calls in the block, where there will be a page."""
+        """Collects the events of this process's calls in the block, where a page is wanted."""
         if self._page is None:
             yield
             return
@@ -58,7 +58,7 @@ class RunFiles:
     def write_summary(self, data: Any) -> None:
         """Writes the summary, where the command line names a file for it."""
         if self._summary is not None:
-            # Once more: a table that the run has written may have this name.
+            # Checked again: the run itself may have written a table of this name.
             _check_summary_path(self._summary)
             data = orjson.dumps(data, option=orjson.OPT_INDENT_2)
             write_side_file(self._summary, data + b"\n")
@@ -68,13 +68,13 @@ class RunFiles:
         else.
 
         Args:
-          content: gives what the page is about; called only where a page is wanted.
+          content: returns what the page is about; called only where a page is wanted.
         """
         if self._page is None:
             return
         from beam_llm.cli.reporting.of_run import page_of_run
 
-        check_report_path(self._page)  # as for a summary
+        check_report_path(self._page)  # again, as for a summary
         write_report(self._page, page_of_run(*content(), self._log, redacted=self._redacted))
 
 
@@ -93,7 +93,7 @@ def _refuse_one_name(chosen: argparse.Namespace) -> None:
 
 
 MOST_BYTES = 1_000_000
-"""Of a file of statements or steps: larger ones are data."""
+"""The most bytes of a file of statements or steps; a larger one is taken for data."""
 
 
 def text_of(path: str) -> str:

@@ -78,12 +78,13 @@ def check_key(settings: Settings) -> None:
 def run_watched(
     run: Callable[[], Measured], meter: Meter, *, go_on: str, quiet: bool, at_once: bool
 ) -> Measured:
-    """Runs a pipeline.
+    """Runs a pipeline with a progress line, and stops it on Ctrl-C or SIGTERM without losing
+    answers.
 
     Args:
       go_on: what to do after it was stopped: `LIVE_CALLS`, `WAITING_JOBS`, or another end of a
         sentence.
-      at_once: end at the first signal, since the ledger has all that this process waits for.
+      at_once: end at the first signal, since the ledger knows all that this process waits for.
 
     Raises:
       RunError: the pipeline failed.
@@ -137,10 +138,10 @@ def _describe_stop(meter: Meter, go_on: str) -> str:
 
 @contextmanager
 def _stop_on_signals(at_once: bool) -> Iterator[list[int]]:
-    """Handles Ctrl-C, and SIGTERM, by which a container or a service is stopped: a live run's first
-    one lets calls in flight finish, since they are paid for; the next one ends at once.
+    """Handles Ctrl-C, and SIGTERM, which stops containers and services. In a live run the first
+    signal lets the calls in flight finish, since they are paid for; the next one ends it at once.
 
-    Yields the signals that come.
+    Yields the list of the signals received so far.
     """
     stopping.clear()
     elsewhere.clear()

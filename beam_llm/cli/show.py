@@ -1,5 +1,5 @@
-"""Requests before anything is asked, exactly as they would be sent (the data of images shortened):
-those of `predict --show N`, and the first one of each model in a `run --dry-run`.
+"""Shows requests exactly as they would be sent (the data of images shortened), before anything is
+asked: those of `predict --show N`, and the first one of each model in a `run --dry-run`.
 """
 
 from __future__ import annotations

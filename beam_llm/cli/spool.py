@@ -39,7 +39,7 @@ from beam_llm.errors import LLMError
 _log = logging.getLogger("beam_llm")
 
 
-# What a kill can lose of a local spool: such records are asked, and paid for, again.
+# A kill can lose this much of a local spool: such records are asked, and paid for, again.
 _FLUSH_SECONDS = 0.2
 
 
@@ -67,8 +67,8 @@ def folder_for(output: str, question: bytes, inputs: Iterable[str], *, here: boo
 
 
 class SpoolFile:
-    """One bundle's file. Local files are flushed every 0.2 s; an object store shows it when
-    it is closed.
+    """One bundle's file. A local file is flushed every 0.2 s; an object store shows it only when it
+    is closed.
 
     Args:
       definition: names the code that made the answers' JSON (`definition_of`).
@@ -106,8 +106,8 @@ class Spool:
             self._lock = _lock_file(os.path.join(folder, "lock"))
 
     def note_inputs(self, digests: bytes) -> str:
-        """Notes the present records; returns in words how they differ from those of an earlier run:
-        empty where they are the same, or there was none.
+        """Stores what the records are now; returns in words how they differ from those of an
+        earlier run: empty where they are the same, or there was no earlier run.
         """
         names = sorted(_files_ending_in(self.folder, ".digests", self._owner))
         before = None
@@ -121,7 +121,7 @@ class Spool:
     def _write_digests(self, digests: bytes) -> None:
         # Of fixed width, so that names sort by time.
         name = f"inputs-{time.time_ns():020d}.digests"
-        # A file cut by a kill would pass for fewer records: it gets its name when it is complete.
+        # A file cut by a kill would pass for fewer records, so it gets its name when complete.
         with _create(self.folder, name if is_remote(self.folder) else f"{name}.new") as file:
             file.write(digests)
         if not is_remote(self.folder):
@@ -159,7 +159,7 @@ class Spool:
                         yield answer
 
     def keep(self) -> None:
-        """Marks its answers as those of an output that is written with errors among them: they stay
+        """Marks its answers as those of a finished output with errors among them, so that they stay
         for `--retry-errors`.
         """
         if not is_marked_kept(self.folder):
@@ -173,7 +173,7 @@ class Spool:
             try:
                 found = FileSystems.match([f"{self.folder}/*"])[0].metadata_list
                 FileSystems.delete([one.path for one in found])
-            except Exception as error:  # of any file system: the output is written, that counts
+            except Exception as error:  # of any kind: what counts is that the output is written
                 _log.warning("%s could not be removed: %s", self.folder, error)
         else:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -201,7 +201,7 @@ def is_marked_kept(folder: str) -> bool:
 
 
 def holds_answers(folder: str) -> bool:
-    """Whether the folder exists, and has answers or is marked as the one of a finished output."""
+    """Whether the folder exists, and has answers or is marked as that of a finished output."""
     if not is_remote(folder) and not os.path.isdir(folder):
         return False
     return is_marked_kept(folder) or bool(_files_ending_in(folder, ".jsonl"))
@@ -233,7 +233,7 @@ def _claim(folder: str) -> int:
     share may show one owner for everything, who is not the process's user.
 
     Raises:
-      LLMError: it is somebody else's, or not a folder, or can't be made.
+      LLMError: it is somebody else's, or not a folder, or can't be created.
     """
     try:
         os.mkdir(folder, 0o700)

@@ -15,8 +15,8 @@ _NOWHERE = -1
 
 
 class SpoolIndex:
-    """Record → answer: the answers in one temporary file, and 9 bytes a record in memory, whatever
-    their size.
+    """Maps each record to its answer. The answers are in a temporary file; memory holds 9 bytes a
+    record, whatever the answers' size.
 
     Args:
       digests: of the records, 16 bytes each.
@@ -73,7 +73,7 @@ class SpoolIndex:
             0 <= answer.ordinal < len(self._good)
             and self._digests[start : start + DIGEST_BYTES] == digest
         )
-        # Once records were found in other places, this one may have got the answer of an equal one:
+        # Once answers are matched by content, this record may have got the answer of an equal one:
         # then this answer is for that one.
         if is_there and not (self._good[answer.ordinal] and self._ordinals_of is not None):
             return answer.ordinal
@@ -91,8 +91,8 @@ class SpoolIndex:
         return queue[0] if queue else None
 
     def _equal_records(self, digest: bytes) -> tuple[deque[int], deque[int]] | None:
-        """Ordinals of the records with a digest, twice: the first will be reduced to those without
-        a value, the other to those without a line.
+        """Ordinals of the records with a digest, in two queues: the first will be reduced to
+        records without a value, the other to records without a line.
         """
         if self._ordinals_of is None:  # only where a record has moved
             self._ordinals_of = defaultdict(lambda: (deque(), deque()))
@@ -110,7 +110,7 @@ class SpoolIndex:
         return self._offset_of.count(_NOWHERE)
 
     def answers(self) -> Iterator[StoredAnswer]:
-        """The answer of each record, by ordinal. Call it where none is missing."""
+        """The answer of each record, by ordinal; none may be missing."""
         return map(self.answer, range(len(self._offset_of)))
 
     def answers_so_far(self) -> Iterator[StoredAnswer]:

@@ -20,7 +20,7 @@ class StoredAnswer(NamedTuple):
     A tuple, since its line is a JSON array: names would be half of the bytes of a label's line.
 
     Attributes:
-      ordinal: the record's place in the input when it was asked, from 0 over all files.
+      ordinal: the record's place in the input when it was asked, counted from 0 over all files.
       value: the answer in JSON form, or None where there is an error.
       kind: of the error (`beam_llm.Kind`), or None.
       error: its message.
@@ -50,7 +50,7 @@ def encode_answer(answer: StoredAnswer, fields: Mapping[str, Any] | None = None)
     """The answer's line, with its newline.
 
     Args:
-      fields: of the record, where they can't be had again from an input file.
+      fields: the record's, where they can't be read again from an input file.
     """
     if fields is not None:
         return json_bytes([*answer, fields]) + b"\n"
@@ -59,10 +59,10 @@ def encode_answer(answer: StoredAnswer, fields: Mapping[str, Any] | None = None)
         line = orjson.dumps(
             list(answer), default=str, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE
         )
-    except TypeError:  # half a character, which orjson refuses
+    except TypeError:  # a lone surrogate, which orjson refuses
         line = None
     # orjson writes an infinity as null. Vectors have thousands of numbers, so values are only
-    # checked where there is a null too many. Python's words for them can be read back.
+    # checked where there is a null too many. Python's spelling of infinities can be read back.
     if line is not None and line.count(b"null") == answer.count(None):
         return line
     if has_non_finite(answer.value):
@@ -74,7 +74,7 @@ def answer_of(line: bytes) -> StoredAnswer:
     """The answer of a complete line.
 
     Raises:
-      ValueError, TypeError, RecursionError: it isn't one.
+      ValueError, TypeError, RecursionError: the line is not an answer.
     """
     try:
         return StoredAnswer(*orjson.loads(line))

@@ -16,7 +16,7 @@ from beam_llm.cli.spool import SpoolFile
 from beam_llm.cli.stored import StoredAnswer
 
 NO_PLACE = 2**62
-"""Ordinal of records that had none: they come last, in order of arrival."""
+"""The ordinal of records without a place in an input: they come last, in order of arrival."""
 
 
 def place_of(key: Any) -> tuple[int, str]:
@@ -46,7 +46,7 @@ class StoreInSpool(beam.DoFn, ABC):
 
     @abstractmethod
     def to_stored_answer(self, element: Any) -> StoredAnswer:
-        """How it ended."""
+        """How the element ended."""
 
     def is_an_end(self, answer: StoredAnswer) -> bool:
         """Whether the answer counts as a record that was answered, or ended as an error."""
@@ -56,7 +56,7 @@ class StoreInSpool(beam.DoFn, ABC):
         self._file: SpoolFile | None = None
 
     def start_bundle(self) -> None:
-        self._close()  # of a bundle that failed
+        self._close()  # left open by a bundle that failed
 
     def process(self, element: Any) -> None:
         # At the first element, so that an empty bundle leaves no empty file behind.
@@ -82,7 +82,7 @@ class StoreInSpool(beam.DoFn, ABC):
 def write_once(lines: pvalue.PCollection, folder: str, label: str = "Write lines") -> None:
     """Writes stored lines into files of a folder, each line once, however often a runner repeats a
     bundle: Beam's own sink gives files their names when all of them are complete. Answers with a
-    place in an input don't need this, since theirs may occur twice.
+    place in an input don't need this, since their lines may occur twice.
     """
     _ = lines | label >> beam.io.WriteToText(
         f"{absolute(folder)}/lines",

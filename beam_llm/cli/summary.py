@@ -165,7 +165,7 @@ def calls_of(report: Report) -> str:
 
 
 def as_json(command: PredictCommand, report: Report) -> dict[str, Any]:
-    """The same as plain data. Counts of calls are about this run, counts of records about the
+    """The summary as plain data. Counts of calls are about this run, counts of records about the
     output. `retries` includes the `waits`, as Beam's counters do; the summary's text separates
     them.
     """

@@ -14,7 +14,7 @@ from beam_llm.cli.words import dollars
 from beam_llm.errors import Kind, plural
 
 MOST_EXAMPLES = 3
-"""The number of examples for each kind of error."""
+"""The most examples that are kept for each kind of error."""
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Sums:
     """Sums over some answers.
 
     Attributes:
-      unpriced: those whose cost is not known.
+      unpriced: answers whose cost is not known.
     """
 
     records: int = 0

@@ -28,14 +28,14 @@ def price(amount: float | None) -> str:
 
 
 def percent(part: float) -> str:
-    """`12 %`; below ten with one more digit, where it isn't 0."""
+    """`12 %`; below ten, with one decimal unless that is 0."""
     value = round(part * 100, 1)
     return f"{value:.0f} %" if abs(value) >= 10 or value == round(value) else f"{value:.1f} %"
 
 
 def describe_retries(retries: int, waits: int, timeouts: int) -> list[str]:
-    """`2 retries`, `3 waits`, `1 timeout`, without those that are 0. The counter of retries
-    includes waits for a busy server.
+    """`2 retries`, `3 waits`, `1 timeout`; zeros are left out. The counter of retries includes
+    waits for a busy server.
     """
     counts = {"retry": retries - waits, "wait": waits, "timeout": timeouts}
     return [plural(count, noun) for noun, count in counts.items() if count > 0]
@@ -77,8 +77,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]], left: Sequence[i
 
 
 def options_in_words(settings: Settings) -> Iterator[str]:
-    """The options that differ from their defaults, by string key, after overrides; keys are shown
-    as references, and addresses without credentials.
+    """The options that differ from their defaults, by string key, after overrides; API keys are
+    shown as references, and addresses without credentials.
     """
     for name, value in given_options(settings):
         value = without_access(value) if name == "base_url" else value

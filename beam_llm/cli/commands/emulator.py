@@ -1,4 +1,4 @@
-"""`beam-llm emulator`: in the list of commands; its arguments are the emulator's own business."""
+"""`beam-llm emulator` in the list of commands; the emulator parses its arguments itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def add_parser(commands: Any) -> None:
 
 
 def command(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command as a parsed one, for arguments that no parser here knows."""
+    """The parsed command; the emulator's own parser will read its arguments."""
 
     def run(_: object) -> int:
         # Not at the top: the emulator loads a web server, which no other command needs.

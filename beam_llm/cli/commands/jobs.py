@@ -58,5 +58,5 @@ def _add_attach(actions: Any) -> None:
     )
     attach.add_argument("--force", action="store_true", help="replace an OUT that exists")
     attach.add_argument("--quiet", action="store_true", help="no progress and no summary")
-    # The command says the one, and --staging the other.
+    # `attach` implies the mode, and --staging gives the location.
     add_options(attach, leave_out=("mode", "staging_location"))

@@ -84,7 +84,7 @@ def run(chosen: argparse.Namespace) -> int:
         )
     files = RunFiles(chosen)
     command = _command(chosen)
-    # Before anything that a run has: nothing is asked, so no key is looked for.
+    # Before all that a run needs: nothing is asked, so no key is looked for.
     if chosen.show is not None:
         return SOME_ERRORS if show(command, chosen.show) else ALL_ANSWERED
     with files.listening():
@@ -102,7 +102,7 @@ def _command(chosen: argparse.Namespace) -> PredictCommand:
 
     return PredictCommand(
         inputs=chosen.inputs,
-        # Without one there is --show, which writes nothing.
+        # Without --output there is --show, which writes nothing.
         output=chosen.output or "-",
         settings=chosen_settings(chosen),
         input_format=chosen.input_format,

@@ -13,7 +13,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(commands, "report", "beam_llm.cli.reporting.of_staging:main", text)
     add_staging(parser)
     page = "the page (default: report.html)"
-    # As a run calls its page, and as every other command calls what it writes.
+    # --report as for a run's page, and --output as for what every other command writes.
     parser.add_argument(
         "--report", "--output", default="report.html", type=file_name, metavar="FILE", help=page
     )

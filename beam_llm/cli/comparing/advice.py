@@ -1,7 +1,7 @@
 """Whether to pack, and how much: a pure function of what a comparison measured.
 
 loss of a size                      saves                          what is advised
-none would prove little: too few    any                            alone: ask a larger sample
+even 0 would prove little: too few  any                            alone: ask a larger sample
 unknown: nothing was compared       any                            alone: nothing is known
 more than `max_loss`, every size    any                            alone: don't pack
 at most `max_loss`                  nothing                        alone: don't pack
@@ -18,12 +18,12 @@ from beam_llm.cli.words import percent
 from beam_llm.prompting.agreement import Share
 
 NEARLY = 0.05
-"""Sizes that save this much less of the whole than the best one save nearly as much; among them the
-loss decides."""
+"""Sizes that save at most this part of the whole less than the best one save nearly as much; among
+them the loss decides."""
 
 _LEAST_SAVED = 0.01
 _TELLING = 3.0
-"""A sample tells something where even all of it agreeing leaves no more than so many times the
+"""A sample is large enough where full agreement would leave no more than this many times the
 accepted loss open: 22 records for 5 %."""
 
 
@@ -45,7 +45,7 @@ class Advice(NamedTuple):
     """What to do.
 
     Attributes:
-      batch_size: 1 is: don't pack.
+      batch_size: 1 means: don't pack.
       rule: the first that held: `too_few`, `nothing_compared`, `loses`, `saves_nothing`, `packs`.
       reason: in words.
     """
@@ -66,12 +66,12 @@ def advise(
       saved_what: what `Candidate.saved` is a part of.
     """
     known = [each for each in candidates if each.loss is not None]
-    # Before all other rules: too few records are not a ground for any of them.
+    # Before all other rules: too few records can support none of them.
     if compared and Share(compared, compared).interval()[0] < 1 - _TELLING * max_loss:
         return Advice(1, "too_few", _too_few(compared, max_loss))
     if not known or not compared:
         return Advice(1, "nothing_compared", "no size above 1 could be compared with single calls")
-    # `or` for the type checker alone: what has no loss is not among those that are known.
+    # `or` is for the type checker alone: each of `known` has a loss.
     good = [each for each in known if (each.loss or 0.0) <= max_loss]
     if not good:
         return Advice(1, "loses", _loses(known, max_loss))

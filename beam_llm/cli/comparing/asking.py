@@ -1,4 +1,4 @@
-"""A sample asked at one size, by the engine that a run asks with; without Beam."""
+"""Asks the sample at one size, with the engine that a run uses but without Beam."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Asking:
     Attributes:
       records: as they were asked.
       outcomes: one per record, in the sample's order.
-      prompts: how many were formed of them.
+      prompts: how many were formed from them.
     """
 
     records: list[Record]
@@ -54,7 +54,7 @@ def ask(settings: Settings, rows: Sequence[Mapping[str, Any]]) -> Asking:
       Aborted: no call can succeed.
     """
     task = compile_task(settings)
-    # None fails: the sample is of records that fit the prompt.
+    # No record fails here: the sample is of those that fit the prompt.
     records = [task.record(fields, fields) for fields in rows]
     batcher: Batcher[int] = Batcher(prompt_caps(settings, task), settings.model_name)
     outcomes: dict[int, Outcome] = {}
@@ -75,7 +75,7 @@ def _ask_prompts(
     prompts: Sequence[Sequence[tuple[Record, int]]],
     outcomes: dict[int, Outcome],
 ) -> Tally:
-    """All at once, as far as the engine lets them; fills in their outcomes."""
+    """Asks all prompts at once, as far as the engine allows; fills in their outcomes."""
     prices, tally = LaterPrices(settings), Tally()
     engine = borrow_engine(
         settings, task, partial(connect, settings), prices.cost_usd, prepare=prices.load

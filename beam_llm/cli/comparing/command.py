@@ -1,4 +1,4 @@
-"""`beam-llm compare`: a sample of the records asked alone and packed, and what came of it."""
+"""`beam-llm compare`: asks a sample of the records alone and packed, and compares the answers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _compare(chosen: argparse.Namespace, settings: Settings, population: Populat
     sample = population.sample(chosen.sample, chosen.sample_seed)
     rows = [fields for fields, _ in sample]
     own = [settings.batch_size] if isinstance(settings.batch_size, int) else []
-    # 1 is what they are all compared with, and asked anyway.
+    # All sizes are compared with 1, which is asked anyway.
     sizes = sorted({*chosen.batch_sizes, *own} - {1})
     now = "asking alone"
     with ProgressLine(lambda: now, quiet=chosen.quiet or not sys.stderr):

@@ -14,7 +14,7 @@ from beam_llm.values import Usage
 
 @dataclass(frozen=True)
 class Projection:
-    """What a size would come to for the whole input, estimated from the sample.
+    """The figures of a size for the whole input, estimated from the sample.
 
     Costs are None where the model has no known price.
     """
@@ -31,11 +31,11 @@ class SizeFigures:
     """The sample, asked at one size.
 
     Attributes:
-      agreement: with the answers given alone; of 1 with itself.
+      agreement: with the answers given alone; for size 1, with themselves.
       fields: the same by field, for answers that are objects.
       truth: with the right answers, where those are known.
       errors: records without an answer, by kind.
-      prompts: formed of the sample.
+      prompts: formed from the sample.
       calls: made for them; those beyond `prompts` are retries, re-asks and halves.
     """
 
@@ -58,13 +58,14 @@ class SizeFigures:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was measured at all sizes, and what it comes to.
+    """What was measured at all sizes, and the advice that follows.
 
     Attributes:
       records: of the input; `unusable` of them don't fit the prompt.
       sample: how many were asked.
       unreadable_truths: records of the sample whose truth is not an answer.
-      again: agreement of a second time alone with the first, where that was asked.
+      again: agreement of the answers when asked alone a second time with those of the first; None
+        where that was not asked.
       packed: one per size above 1, ascending.
     """
 
@@ -82,8 +83,8 @@ class Comparison:
     packed: Sequence[SizeFigures]
 
     def loss(self, figures: SizeFigures) -> float | None:
-        """Part of the answers that packing lost: of right ones, where the truth is known, else of
-        those that the model gives alone (and gives twice, where that was measured).
+        """Part of the answers that packing lost: of the right ones, where the truth is known,
+        otherwise of those that the model gives alone (and gives twice, where that was measured).
         """
         if self.truth is not None:
             before, after = self.alone.truth, figures.truth
@@ -93,13 +94,13 @@ class Comparison:
             return max(0.0, before.rate - after.rate)
         if figures.agreement.rate is None:
             return None
-        # A model that contradicts itself when asked alone twice is held to no more than that.
+        # Packing need not agree more often than the model agrees with itself when asked alone.
         usual = 1.0 if self.again is None or self.again.rate is None else self.again.rate
         return max(0.0, usual - figures.agreement.rate)
 
     @property
     def is_priced(self) -> bool:
-        """Whether the price is known, so that sizes are held against one another by cost."""
+        """Whether the price is known, so that sizes are compared by cost."""
         return self.alone.projection is not None and bool(self.alone.projection.cost_usd)
 
     def savings(self, figures: SizeFigures) -> float:

@@ -1,4 +1,4 @@
-"""Answers held against one another, and what a size comes to for the whole input."""
+"""Compares answers with one another, and projects a size's figures to the whole input."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from beam_llm.values import Usage, sum_of_costs
 
 
 class Judge:
-    """Holds answers against those given alone, and against the truth."""
+    """Compares answers with those given alone, and with the truth."""
 
     def __init__(
         self,
@@ -38,11 +38,11 @@ class Judge:
         self.unreadable_truths = self._truths.count(NO_ANSWER) if self._has_truth else 0
 
     def agreement(self, asking: Asking) -> Share:
-        """The share of answers that are the ones given alone; an error agrees with none."""
+        """The share of answers that equal those given alone; an error agrees with none."""
         return self._share(self._alone, asking)
 
     def truth(self, asking: Asking) -> Share | None:
-        """The share of right answers; None where nobody says which are right."""
+        """The share of right answers; None where no field has the right ones."""
         return self._share(self._truths, asking) if self._has_truth else None
 
     def _share(self, right: Sequence[Any], asking: Asking) -> Share:
@@ -69,7 +69,7 @@ class Judge:
 
 
 class Estimator:
-    """What a size came to in the sample, and comes to for the whole input."""
+    """Estimates a size's figures for the whole input from those of the sample."""
 
     def __init__(self, settings: Settings, population: Population, judge: Judge):
         self._settings = settings
@@ -98,8 +98,8 @@ class Estimator:
     def _projection(
         self, size: int, asking: Asking, usage: Usage, cost_usd: float | None
     ) -> Projection | None:
-        """The sample's figures times what the whole input is to the sample: prompts and tokens are
-        counted for both as a run would form them.
+        """Scales the sample's figures by the ratio of the whole input to the sample: prompts and
+        tokens are counted for both as a run would form them.
         """
         settings = replaced(self._settings, batch_size=size)
         # The sample's own mean on both sides of the ratio, so that no guess at an answer's length

@@ -33,9 +33,9 @@ class Population:
     def __init__(self, sources: Sequence[Source], settings: Settings, hidden: str | None):
         self._sources = sources
         self._hidden = hidden
-        # Any size above 1: a record's length is that of its text among others.
+        # Any size above 1 will do: a record's length is that of its text among others.
         task = compile_task(replaced(settings, batch_size=2))
-        # Of a record nothing else is held: 24 bytes.
+        # Nothing else is held of a record than these 24 bytes.
         self._lengths = array("q")
         self._digests = bytearray()
         together: Fields = {}
@@ -55,7 +55,7 @@ class Population:
             raise UsageError(f"{error} (no record fits; fields: {', '.join(together) or 'none'})")
 
     def rows(self) -> Iterator[tuple[Fields, Any]]:
-        """Each record's fields without the right answer, and that."""
+        """Each record's fields without the right answer, and the right answer."""
         for row in read_all(self._sources):
             fields = dict(row.fields)
             truth = fields.pop(self._hidden, None) if self._hidden is not None else None
@@ -74,7 +74,7 @@ class Population:
         return [row for place, row in enumerate(self.rows()) if place in places]
 
     def records(self, task: Task) -> Iterator[Record]:
-        """All that fit, read again."""
+        """All records that fit the prompt, read again."""
         found = (record_of(task, fields) for fields, _ in self.rows())
         return (record for record in found if record is not None)
 
@@ -82,7 +82,7 @@ class Population:
 def draw_stratified(
     lengths: Sequence[int] | np.ndarray[Any, Any], digests: Iterable[bytes], count: int, seed: int
 ) -> list[int]:
-    """Which records are the sample: one out of each of `count` groups of records of like length.
+    """Chooses the records of a sample: one from each of `count` groups of records of like length.
 
     Within its group a record is chosen by its content, not by its place: the same file in another
     order gives the same texts.
@@ -90,7 +90,7 @@ def draw_stratified(
     Args:
       lengths: of each record, in any unit.
       digests: of each record's content.
-      seed: another one chooses others.
+      seed: another seed chooses other records.
 
     Returns:
       Their places, ascending; all of them where there are no more than `count`.
@@ -104,7 +104,7 @@ def draw_stratified(
         by_length[total * number // count : total * (number + 1) // count]
         for number in range(count)
     )
-    # Of equal lots, the first place's.
+    # Among equal lots, that of the first place wins.
     return sorted(int(group[np.lexsort((group, lots[group]))[0]]) for group in groups)
 
 

@@ -1,4 +1,4 @@
-"""A comparison for people and for programs."""
+"""A comparison as tables for people, and as JSON for programs."""
 
 from __future__ import annotations
 

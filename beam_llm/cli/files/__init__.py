@@ -4,7 +4,7 @@ not at all.
 records         Source, Row, Answer; a row's digest; exact JSON
 sources         files by name, glob and format; text_files with jsonl_reader and csv_reader;
                 parquet_reader with arrow_values
-remote          gs:// and others: what is there, told in time
-survey          one look through all inputs before anything is paid
+remote          gs:// and others: which files there are, or in time why that isn't known
+survey          reads all inputs once before anything is paid
 writers         rows with their answers: target, csv_cells, parquet_writer
 """

@@ -1,4 +1,4 @@
-"""Arrow's values as Python's.
+"""Converts Arrow's values to Python's.
 
 Binary columns come as text where they are UTF-8 (Spark and Impala write text so). Times of
 nanoseconds come as `datetime`s where those hold them, else as ISO text with nine digits: Arrow
@@ -72,7 +72,7 @@ def _text_within(value: Any) -> Any:
 
 def _structs(column: Any) -> list[Any]:
     names = [column.type.field(i).name for i in range(column.type.num_fields)]
-    # As `to_pylist` does: a dict would lose a value.
+    # Refused, as `to_pylist` does: a dict would lose a value.
     if len(set(names)) < len(names):
         raise ValueError("two fields of a struct have one name")
     members = zip(*(python_values(child) for child in column.flatten()), strict=True)
@@ -84,7 +84,7 @@ def _structs(column: Any) -> list[Any]:
 
 
 def _cut_into_lists(column: Any, flat: list[Any]) -> list[Any]:
-    """The lists of a list column, cut from all their members in a row; a null list has none."""
+    """The lists of a list column, cut from the row of all their members; a null list has none."""
     valid = column.is_valid().to_pylist()
     lists: list[Any] = []
     at = 0
@@ -109,7 +109,7 @@ def _times(column: Any) -> list[Any]:
     else:
         coarser = pa.time64("us") if kinds.is_time(kind) else pa.duration("us")
     counts = column.cast(pa.int64()).to_pylist()
-    # Rounded down here: Arrow would round what is before 1970 up.
+    # Rounded down here: Arrow would round times before 1970 up.
     microseconds = [None if count is None else count // 1000 for count in counts]
     times = pa.array(microseconds, pa.int64()).cast(coarser).to_pylist()
     return [

@@ -11,7 +11,7 @@ ANSWERS, ALL_CELLS, NO_CELLS = "answers", "all", "none"
 
 
 def cell(value: Any) -> Any:
-    """A CSV cell: text as it is, nothing as empty, all else as JSON."""
+    """A CSV cell: text as it is, None as empty, all else as JSON."""
     if value is None or type(value) is str:
         return value
     if isinstance(value, (bool, int, float, dict, list, tuple)):
@@ -24,8 +24,8 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\u
 
 
 def safe_cell(text: Any) -> Any:
-    """A text that no spreadsheet takes for a formula: `'` before what would be one. A number is
-    none.
+    """The text with a `'` before it where a spreadsheet would take it for a formula. A number is
+    not a formula.
 
     Source: OWASP, CSV Injection (read 2026-11); the last four are the wide forms of `= + - @`.
     """
@@ -35,7 +35,7 @@ def safe_cell(text: Any) -> Any:
 
 
 def unsafe_cell(text: Any) -> Any:
-    """The text that `safe_cell` made this of."""
+    """The text from which `safe_cell` made this one."""
     return (
         text[1:]
         if isinstance(text, str) and text.startswith("'") and text[1:].startswith(_FORMULA_STARTS)

@@ -52,8 +52,8 @@ def _wrong_count(source: Source, line: int, values: int, header: list[str]) -> D
 
 @contextmanager
 def _csv_text(source: Source) -> Iterator[IO[str]]:
-    """Bytes that are not UTF-8 come as surrogates only where their lines are to be skipped: looking
-    for them takes time.
+    """The file as text. Bytes that are not UTF-8 become surrogates only where bad lines are to be
+    skipped: looking for them takes time.
     """
     # Python's own limit of 131,072 characters is less than a long document.
     csv.field_size_limit(text_files.LINE_BYTES)
@@ -68,9 +68,10 @@ def _csv_text(source: Source) -> Iterator[IO[str]]:
 def _csv_records(
     source: Source, text: IO[str], on_bad: OnBadLine
 ) -> Iterator[tuple[int, list[str]]]:
-    """Each record with the line it begins in; blank lines are none.
+    """Each record with the line it begins in; blank lines are not records.
 
-    Of a broken one only its first line is skipped: an unclosed quote takes no other record with it.
+    Of a broken record only the first line is skipped: an unclosed quote takes no other record with
+    it.
     """
     lines = _CsvLines(text)
     records = csv.reader(lines, strict=True)
@@ -123,12 +124,12 @@ class _CsvLines:
             yield line
 
     def finish(self) -> None:
-        """The record is complete: the next line begins another."""
+        """Notes that the record is complete: the next line begins another."""
         self.before += len(self.taken)
         self.taken.clear()
 
     def give_back(self) -> None:
-        """All but the first line: that one is at fault."""
+        """Gives back all but the first line, which is at fault."""
         self._again.extendleft(reversed(self.taken[1:]))
         self.before += 1
         self.taken.clear()
@@ -140,7 +141,7 @@ def _not_utf8(source: Source, line: int, escaped: str, column: int | None = None
 
 
 def _not_csv(source: Source, lines: _CsvLines, error: csv.Error) -> DataError:
-    """To be called before the lines go on: they are looked at."""
+    """The error of a broken record; call it before the lines go on, since it looks at them."""
     return DataError(f"{source}:{lines.before + 1}: not CSV: {_csv_fault(lines, str(error))}")
 
 
@@ -168,8 +169,8 @@ def _csv_fault(lines: _CsvLines, reason: str) -> str:
 
 
 def _odd_quote(text: str) -> tuple[int, int]:
-    """Offsets of the first quote that opens a value and doesn't end it rightly, and of the quote
-    that closes it; -1: none.
+    """Offsets of the first quote whose value is not closed correctly, and of the quote that closes
+    it; -1 where there is none.
     """
     at = 0
     while 0 <= at < len(text):
@@ -195,7 +196,7 @@ def _after_plain_value(text: str, at: int) -> int:
 
 def _bad_byte(source: Source) -> DataError:
     """Names the byte that is not UTF-8; the decoder alone knows only the block it is in."""
-    # Read anew in the way that keeps such bytes: only a file that is refused is read twice.
+    # Read again in the way that keeps such bytes: only a file that is refused is read twice.
     with _csv_text(source._replace(skips_bad_lines=True)) as text:
         for number, line in enumerate(text, 1):
             if bad := _BAD_BYTE.search(line):

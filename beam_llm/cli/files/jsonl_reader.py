@@ -1,8 +1,8 @@
 """Reader of JSON lines, plain or gzipped: every record exactly, or an error that names file, line
 and column.
 
-A line with a key that stands twice in one object, with two values, is refused like a CSV header
-that names a column twice: Python, orjson, pandas and jq would keep the last one without a word.
+A line with a key that occurs twice in one object, with two values, is refused like a CSV header
+that names a column twice: Python, orjson, pandas and jq would silently keep the last one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _EXACT_INTEGER = float(2**63)
 
 
 _MOST_LEVELS = 200
-"""Of lists and objects inside one another: what writes and pickles records ends at some more."""
+"""The deepest nesting of lists and objects: what writes and pickles records fails at some more."""
 
 
 def read_jsonl(source: Source, on_bad: OnBadLine) -> Iterator[Row]:
@@ -80,7 +80,7 @@ def _fields(raw: bytes) -> dict[str, Any]:
     if type(fields) is not dict:
         raise _Unreadable('not a JSON object: write records as {"field": …}, one per line')
     if (
-        # The cheapest look first: most records hold nothing that orjson could have rounded.
+        # The cheapest check first: most records hold nothing that orjson could have rounded.
         not _EXACT.issuperset(map(type, fields.values()))
         and _may_be_rounded(fields)
         and _LONG_NUMBER.search(raw)
@@ -88,18 +88,18 @@ def _fields(raw: bytes) -> dict[str, Any]:
         fields = _second_look(raw)
     if raw.count(b"[") + raw.count(b"{") > _MOST_LEVELS and _is_deeper(fields, _MOST_LEVELS):
         raise _Unreadable("not JSON that can be read: it is nested too deeply")
-    # No more colons than fields: nothing is nested, and no key stands twice; most records end here.
+    # No more colons than fields: nothing is nested, and no key occurs twice, as in most records.
     if raw.count(b":") > len(fields) and contradicts_itself(raw.decode(), fields):
         raise _Unreadable("a key stands twice in one object, with two values")
     return fields
 
 
 def _second_look(raw: bytes) -> Any:
-    """What Python's own, slower reader makes of a line: it knows NaN, Infinity, half a character
-    and integers of any size.
+    """What Python's own, slower parser makes of a line: it knows NaN, Infinity, lone surrogates and
+    integers of any size.
 
     Raises:
-      _Unreadable: it isn't JSON for that one either; says why, and the column.
+      _Unreadable: it isn't JSON for that parser either; says why, and the column.
     """
     try:
         return json.loads(raw.decode())
@@ -121,7 +121,7 @@ def _second_look(raw: bytes) -> Any:
                 f"more stands behind the record (column {error.colno}): {instead}"
             ) from None
         raise _Unreadable(f"not JSON: {error.msg} (column {error.colno})") from None
-    # A ValueError: Python makes no integer of more than 4,300 digits.
+    # ValueError: Python refuses an integer of more than 4,300 digits.
     except (RecursionError, ValueError) as error:
         why = (
             "it is nested too deeply"
@@ -132,7 +132,7 @@ def _second_look(raw: bytes) -> Any:
 
 
 def _may_be_rounded(fields: dict[str, Any]) -> bool:
-    """Whether orjson may have made a fraction of an integer: it does so beyond 64 bits."""
+    """Whether orjson may have made an integer a float, as it does beyond 64 bits."""
     for value in fields.values():
         kind = type(value)
         if (

@@ -41,7 +41,7 @@ def parquet_fields(sources: Sequence[Source]) -> dict[str, Any]:
     try:
         merged = {column.name: column for column in pa.unify_schemas(schemas)}
         for column in (column for schema in schemas for column in schema):
-            # A struct may lack a field that isn't nullable elsewhere: only a cast tells.
+            # A struct may lack a field that isn't nullable elsewhere, which only a cast shows.
             pa.nulls(1, column.type).cast(merged[column.name].type)
     except pa.ArrowException:
         return {}
@@ -52,7 +52,7 @@ def parquet_fields(sources: Sequence[Source]) -> dict[str, Any]:
 
 
 def _with_nulls(column: Any) -> Any:
-    """The column as it is where one of the files lacks it: NULL in that file's rows."""
+    """The column where one of the files lacks it: nullable, for NULL in that file's rows."""
     import pyarrow as pa
     import pyarrow.types as kinds
 
@@ -129,7 +129,7 @@ def _open_parquet(source: Source) -> Iterator[Any]:
             names: Sequence[str] = parquet.schema_arrow.names
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{source}: not a parquet file: {error}") from None
-        # Arrow takes such a file, and a dict of its row would lose a value.
+        # Arrow reads such a file, but a dict of its row would lose a value.
         twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
             raise DataError(

@@ -51,7 +51,7 @@ def write_parquet(
 
 
 def _of_one_batch(rows: Iterable[tuple[Row, Answer]]) -> Iterator[list[tuple[Row, Answer]]]:
-    # An id names its batch: the rows of the part before hold theirs until the next part is asked
+    # No id can be reused: the rows of a part keep their batch alive until the next part is asked
     # for.
     return (list(part) for _, part in groupby(rows, key=lambda pair: id(pair[0].batch)))
 
@@ -68,7 +68,7 @@ def _arrow_columns(batch: Any, inputs: Sequence[Any]) -> list[Any]:
 
 
 def arrow_table(batch: Any, inputs: Sequence[Any]) -> Any:
-    """The input's part of a parquet file of a batch's rows.
+    """The input's columns in a parquet file, for the rows of a batch.
 
     Args:
       inputs: the columns of all inputs (`parquet_fields`).
@@ -86,7 +86,7 @@ def input_fields(columns: Mapping[str, Column]) -> list[Any]:
 
 
 def python_table(rows: Sequence[Row], columns: Mapping[str, Column]) -> Any:
-    """The input's part of a parquet file of these rows."""
+    """The input's columns in a parquet file, for these rows."""
     import pyarrow as pa
 
     inputs = input_fields(columns)
@@ -108,7 +108,7 @@ def _python_columns(
 
 
 def _encodable(text: Any) -> Any:
-    """The text as UTF-8 can carry it: half a character as its escape."""
+    """The text in a form that UTF-8 can encode: a lone surrogate becomes its escape."""
     return text.encode("utf-8", "backslashreplace").decode() if isinstance(text, str) else text
 
 
@@ -121,8 +121,8 @@ def _answers_array(values: list[Any], kind: Any) -> Any:
 
 
 def _answer_type(schema: Mapping[str, Any] | None, answers: Callable[[], Iterator[Answer]]) -> Any:
-    """The schema's column type, or text where it doesn't hold all of every answer: a `number` of
-    2⁶⁰, a field that it doesn't have.
+    """The schema's column type, or text where that type can't hold every answer exactly: a `number`
+    of 2⁶⁰, a field that the schema doesn't have.
     """
     import pyarrow as pa
 
@@ -130,7 +130,7 @@ def _answer_type(schema: Mapping[str, Any] | None, answers: Callable[[], Iterato
     if pa.types.is_string(declared):
         return declared
     try:
-        # All of them before the first is written: a file's schema can't change any more then.
+        # All are checked before the first is written: a file's schema can't change any more then.
         for part in chunks((answer.value for answer in answers()), PARQUET_ROWS):
             if not all(map(_is_unaltered, part, pa.array(part, declared).to_pylist())):
                 return pa.string()
@@ -140,8 +140,8 @@ def _answer_type(schema: Mapping[str, Any] | None, answers: Callable[[], Iterato
 
 
 def _is_unaltered(value: Any, back: Any) -> bool:
-    """Whether a value came back whole: Arrow leaves out fields that its type doesn't have, without
-    a word.
+    """Whether a value came back unchanged: Arrow silently leaves out fields that its type doesn't
+    have.
     """
     if isinstance(value, dict) and isinstance(back, dict):
         return value.keys() <= back.keys() and all(
@@ -175,7 +175,7 @@ def arrow_type(schema: Mapping[str, Any]) -> Any:
 
     try:
         return _arrow_schema(schema, schema.get("$defs", {}))
-    # Whatever there is in a schema that no column has: text holds it.
+    # A schema may describe what no column can hold, except as text.
     except (KeyError, TypeError, ValueError, RecursionError):
         return pa.string()
 
@@ -213,8 +213,8 @@ def _arrow_schema(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> 
 
 
 def type_of_column(column: Column) -> Any:
-    """A column's type by its values', which it holds exactly: one plain type, integers beside
-    fractions as fractions, all else as text.
+    """A column type that holds the values exactly: their one plain type, floats for integers among
+    floats, text for all else.
     """
     import pyarrow as pa
 

@@ -1,6 +1,4 @@
-"""What a file of records is made of, as its readers and writers share it: a source, a row, its
-answer, its digest, exact JSON.
-"""
+"""What readers and writers of records share: source, row, answer, digest, exact JSON."""
 
 from __future__ import annotations
 
@@ -27,13 +25,13 @@ class DataError(LLMError):
 OnBadLine = Callable[[Callable[[], DataError]], None]
 """What a reader calls for a line it can't read: raises, or returns to have the line skipped.
 
-It is given a function that makes the error: naming the fault takes 30 µs, and of a million skipped
-lines one is named.
+It is given a function that makes the error: describing the fault takes 30 µs, and of a million
+skipped lines one is described.
 """
 
 
 def raise_bad_line(describe: Callable[[], DataError]) -> None:
-    """Ends the reading with what is wrong with the line."""
+    """Raises the error that says what is wrong with the line."""
     raise describe()
 
 
@@ -45,7 +43,7 @@ class Source(NamedTuple):
       format: `jsonl`, `csv` or `parquet`.
       name: what messages call it, where that isn't its path.
       skips_bad_lines: lines that can't be read are left out, by every reading of the file alike.
-      as_text: its values have to fit into JSON: bytes that are not text make a bad line.
+      as_text: its values have to fit into JSON, so that bytes which are not text make a bad line.
     """
 
     path: str
@@ -58,7 +56,7 @@ class Source(NamedTuple):
         return self.name or self.path
 
     def anywhere(self) -> Source:
-        """The same file for a reader that stands in another folder; messages call it the same."""
+        """The same file for a reader in another folder; messages still call it the same."""
         return self._replace(path=absolute(self.path), name=str(self)) if self.path else self
 
 
@@ -92,12 +90,12 @@ def is_remote(path: str) -> bool:
 
 
 def absolute(path: str) -> str:
-    """A local path from the root on; a remote one as it is."""
+    """The absolute form of a local path; a remote path as it is."""
     return path if is_remote(path) else os.path.abspath(path)
 
 
 def open_bytes(path: str) -> IO[bytes]:
-    """A file to read, local or remote, never decompressed behind our back."""
+    """A file to read, local or remote; compressed bytes come as they are."""
     if is_remote(path):
         from apache_beam.io.filesystem import CompressionTypes
         from apache_beam.io.filesystems import FileSystems
@@ -119,8 +117,7 @@ def digest_of(fields: Any) -> bytes:
             data = _dump_canonical(fields)
     except TypeError:
         data = _dump_canonical(fields)
-    # Sixteen bytes: millions of records are held against one another, and none may pass for
-    # another.
+    # Sixteen bytes: millions of records are compared, and none may pass for another.
     return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
 
 
@@ -132,12 +129,12 @@ def json_bytes(value: Any) -> bytes:
     """Compact JSON that holds the value exactly.
 
     Integers of any size stay integers. NaN and the infinities, for which JSON has no word, become
-    the strings `"NaN"`, `"Infinity"` and `"-Infinity"` (as in Protobuf's JSON), and half a
-    character keeps its escape.
+    the strings `"NaN"`, `"Infinity"` and `"-Infinity"` (as in Protobuf's JSON), and a lone
+    surrogate keeps its escape.
     """
     try:
         data = orjson.dumps(value, default=plain_value, option=orjson.OPT_NON_STR_KEYS)
-    except TypeError:  # an integer beyond 64 bits, or half a character
+    except TypeError:  # an integer beyond 64 bits, or a lone surrogate
         return _slow_json(value)
     return _slow_json(value) if b"null" in data and has_non_finite(value) else data
 
@@ -147,7 +144,7 @@ def _slow_json(value: Any) -> bytes:
 
 
 def plain_value(value: Any) -> Any:
-    """What stands in JSON for a value that it has no word for: ISO dates, decimals and durations as
+    """The JSON form of a value for which JSON has no type: ISO dates, decimals and durations as
     text, bytes as text or Base64.
     """
     if isinstance(value, bytes):

@@ -1,4 +1,4 @@
-"""Files that Beam's file systems reach, such as `gs://`: which there are, or why none is told."""
+"""Finds files that Beam's file systems reach, such as `gs://`, or says why they can't be found."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from beam_llm.errors import LLMError, UsageError
 T = TypeVar("T")
 
 ANSWER_SECONDS = 30
-"""For a first answer; Beam's own retries take two minutes. Source: Beam 2.74,
+"""The longest wait for a first answer; Beam's own retries take two minutes. Source: Beam 2.74,
 `io/gcp/gcsio_retry.py`, read 2026-11.
 """
 _EXTRAS = {"gs": "gcp", "s3": "aws", "azfs": "azure", "hdfs": "hadoop"}
@@ -31,7 +31,7 @@ _beam_options: list[str] = []
 
 
 def take_beam_options(options: Sequence[str]) -> None:
-    """Notes what stood after `--`: an S3 address and its keys may be among it."""
+    """Keeps the options after `--`: an S3 address and its keys may be among them."""
     _beam_options[:] = options
 
 
@@ -82,7 +82,7 @@ def _unknown(path: str, scheme: str) -> UsageError:
 
 
 def _innermost(error: Exception) -> str:
-    """The reason in one line; Beam's own errors are about others."""
+    """The reason in one line: Beam's own errors wrap others."""
     while details := getattr(error, "exception_details", None):
         error = next(iter(details.values()))
     return f"{type(error).__name__}: {error}"
@@ -93,15 +93,15 @@ def _file_systems() -> Any:
     from apache_beam.options.pipeline_options import PipelineOptions
 
     # A pipeline sets them, too, but files are looked at before there is one, and S3's file system
-    # can't be made without.
+    # can't be created without them.
     FileSystems.set_options(PipelineOptions(list(_beam_options)))
     return FileSystems
 
 
 @cache
 def _answers(folder: str) -> bool:
-    """Whether a question for one name is answered in time. The list that is wanted may take longer
-    by right, since a bucket may hold millions of names.
+    """Whether a question for one name is answered in time. The list that is wanted may well take
+    longer, since a bucket may hold millions of names.
     """
     from apache_beam.io.filesystems import FileSystems
 
@@ -110,7 +110,7 @@ def _answers(folder: str) -> bool:
     answered = threading.Event()
 
     def look() -> None:
-        # A refusal is an answer: what is asked next says it better.
+        # A refusal is an answer, too: the next call reports it better.
         with suppress(Exception):
             FileSystems.exists(f"{folder}/beam-llm")
         answered.set()
@@ -120,9 +120,9 @@ def _answers(folder: str) -> bool:
 
 
 def _find_credentials() -> None:
-    """Has Beam find credentials for Google Cloud, or none: a public bucket is read without. That
-    takes 30 s of pauses, and more where nobody is at the address that a machine of Google's has
-    for it. Source: Beam 2.74, `internal/gcp/auth.py`; google-auth 2, `_metadata.py`; read 2026-11.
+    """Makes Beam look for Google Cloud credentials, which a public bucket doesn't need. Finding
+    none takes 30 s of pauses, and more where nothing answers at the address of Google's metadata
+    server. Source: Beam 2.74, `internal/gcp/auth.py`; google-auth 2, `_metadata.py`; read 2026-11.
     """
     from apache_beam.internal.gcp import auth
     from apache_beam.options.pipeline_options import PipelineOptions

@@ -28,8 +28,8 @@ def format_of(path: str, given: str | None = None) -> str:
     compressed inside.
 
     Raises:
-      UsageError: the name says nothing and nothing was given, or says a compression that can't be
-        read.
+      UsageError: neither the name nor `given` says the format, or the name says a compression that
+        can't be read.
     """
     name = path.lower()
     if name.endswith(_UNREAD_SUFFIXES):
@@ -37,7 +37,7 @@ def format_of(path: str, given: str | None = None) -> str:
             f"{path!r} is compressed in a way that can't be read here: unpack it, or pack it by "
             "gzip (.jsonl.gz, .csv.gz)"
         )
-    # What is given goes before the name, which may be that of a pipe, or wrong.
+    # `given` wins over the name, which may be that of a pipe, or wrong.
     found = given or (
         "jsonl" if path == "-" else _SUFFIXES.get(Path(name.removesuffix(".gz")).suffix)
     )

@@ -1,7 +1,7 @@
-"""One look through all inputs before anything is paid: how many records, which fields, and what
-each record was.
+"""Reads all inputs once before anything is paid: how many records, which fields, and what each
+record was.
 
-A file is known by its records' content, never by its name or its time of change.
+A file is identified by its records' content, never by its name or its time of change.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Column:
 
     Attributes:
       types: their Python types.
-      least, most: between them and 0 are all its integers.
+      least, most: the bounds of its integers and 0.
     """
 
     types: set[type] = field(default_factory=set)
@@ -57,8 +57,8 @@ def column_of(values: Iterable[Any]) -> Column:
 def with_done(
     sources: Sequence[Source], counts: Sequence[int], done: bytes
 ) -> Iterator[tuple[int, Source, bytes]]:
-    """Per source its first ordinal, what it is, and which of its records are done: one byte for
-    each.
+    """For each source its first ordinal, the source itself, and which of its records are done, as
+    one byte each.
 
     Args:
       counts: records per source.
@@ -71,12 +71,12 @@ def with_done(
 
 
 class Survey(NamedTuple):
-    """What one look at all inputs found, before anything is paid.
+    """What reading all inputs once has found.
 
     Attributes:
       counts: records per source.
       columns: every field met or named by a file's own header, in order of first appearance.
-      digests: 16 bytes per record, in order: what each of them was at that time.
+      digests: 16 bytes per record, in order, of its content at that time.
       bad_lines: how many were skipped.
       first_bad: why the first of them was.
     """
@@ -93,11 +93,11 @@ class Survey(NamedTuple):
         return sum(self.counts)
 
     def files(self, sources: Sequence[Source], done: bytes) -> Iterator[tuple[int, Source, bytes]]:
-        """Per source what is to be read of it: see `with_done`."""
+        """What is to be read of each source: see `with_done`."""
         return with_done(sources, self.counts, done)
 
     def digest(self, ordinal: int) -> bytes:
-        """The digest of the record in this place."""
+        """The digest of the record with this ordinal."""
         return self.digests[ordinal * DIGEST_BYTES : (ordinal + 1) * DIGEST_BYTES]
 
 
@@ -106,7 +106,7 @@ def survey(sources: Sequence[Source], taken: Sequence[str] = ()) -> Survey:
     call is paid.
 
     Args:
-      taken: field names the output adds; no input may have them.
+      taken: field names that the output adds; no input may have them.
 
     Raises:
       DataError: a line that can't be read, or a field of a `taken` name.
@@ -127,7 +127,7 @@ def survey(sources: Sequence[Source], taken: Sequence[str] = ()) -> Survey:
             # times as much.
             digests += digest_of(row.fields)
             for name, value in row.fields.items():
-                # A name is held against `taken` once, when it is met first: not in every row.
+                # A name is checked against `taken` when it is first met, not in every row.
                 if (column := columns.get(name)) is None:
                     _refuse_taken_name(f"{source}:{row.line}: the record", name, taken)
                     column = columns[name] = Column()

@@ -33,8 +33,8 @@ class Target(NamedTuple):
       replaces: whether a file of that name may be replaced.
       csv_safe: in which cells of a CSV file a text that a spreadsheet would run as a formula gets a
         `'` before it: those of answers, which a model wrote and nobody has looked at; all; or none.
-        Cells of the input stay as they are by default: they are the user's own, and -5 or +49 30
-          1234 in them are not an attack.
+        Cells of the input stay as they are by default: they are the user's own, and -5 or
+        +49 30 1234 in them are not an attack.
     """
 
     path: str
@@ -81,7 +81,7 @@ def is_there(output: str) -> bool:
 @contextmanager
 def open_target(target: Target) -> Iterator[IO[bytes]]:
     """A file to write; appears under its name when the block ends well, and not at all otherwise.
-    `.gz` is packed on the way.
+    One named `.gz` is compressed on the way.
 
     Raises:
       LLMError: it can't be written, as on a full disk.
@@ -95,7 +95,7 @@ def open_target(target: Target) -> Iterator[IO[bytes]]:
             with gzip.GzipFile(fileobj=file, mode="wb", mtime=0, filename="") as packed:
                 yield packed  # type: ignore[misc]
     except OSError as error:
-        # One with a name is of another file; whoever read a pipe may leave.
+        # An error with a file name is about another file; the reader of a pipe may leave.
         if error.filename is not None or isinstance(error, BrokenPipeError):
             raise
         raise LLMError(
@@ -133,8 +133,8 @@ def _copy_to_stream(file: IO[bytes], output: str) -> None:
 
 @contextmanager
 def _replacing(target: Target) -> Iterator[IO[bytes]]:
-    """A local file, written beside its name and moved there at the end; what a killed run left of
-    such files goes.
+    """A local file, written beside its name and moved there at the end; such files that killed runs
+    left are removed.
     """
     # Where the name is a link, what it leads to is replaced, and not the link.
     output = os.path.realpath(target.path)
@@ -150,8 +150,8 @@ def _replacing(target: Target) -> Iterator[IO[bytes]]:
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
-            # Before it gets its name: after a crash of the machine a name might else stand for
-            # nothing.
+            # Before it gets its name: otherwise a crash of the machine might leave a name without
+            # content.
             os.fsync(file.fileno())
             _rename(aside, output, target)
     finally:
@@ -193,8 +193,8 @@ def remove_unfinished(output: str) -> None:
 
 
 def _upload(path: str, target: Target) -> None:
-    """An object store shows an object when it is closed; so one is opened only when all of it is
-    there.
+    """Uploads a complete file: an object store shows an object as soon as it is closed, so one is
+    opened only when all of it is there.
     """
     from apache_beam.io.filesystem import CompressionTypes
     from apache_beam.io.filesystems import FileSystems
@@ -213,9 +213,10 @@ def check_side_file(flag: str, path: str, what: str, mark: bytes) -> None:
     paid.
 
     Args:
-      flag: that names it, such as `--summary`.
-      what: it is, such as `a summary`.
-      mark: stands in the first bytes of such a file: no other one is replaced, be it data.
+      flag: the flag that names the file, such as `--summary`.
+      what: what the file is, such as `a summary`.
+      mark: stands in the first bytes of such a file: any other file is not replaced, as it may be
+        data.
     """
     folder = os.path.dirname(os.path.abspath(path))
     if is_remote(path):
@@ -241,7 +242,7 @@ def write_side_file(path: str, data: bytes, mode: int = 0o666) -> None:
     Args:
       mode: its permissions, less the user's umask.
     """
-    path = os.path.realpath(path)  # as of an output: what a link leads to, and not the link
+    path = os.path.realpath(path)  # as for an output: what a link leads to, and not the link
     aside = f"{path}.{os.getpid()}.tmp"
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(descriptor, "wb") as file:

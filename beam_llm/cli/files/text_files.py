@@ -22,7 +22,7 @@ nothing would fill the memory.
 _GZIP = b"\x1f\x8b"
 
 
-# Named, for "not JSON in line 1" would not say what to do.
+# Recognized, since "not JSON in line 1" would not say what to do.
 _NOT_TEXT = {
     b"BZh": "compressed by bzip2",
     b"\xfd7zXZ": "compressed by xz",
@@ -58,7 +58,7 @@ def open_text(source: Source) -> Iterator[IO[bytes]]:
 
 def damage_error(source: Source, line: int, error: Exception) -> DataError:
     """The error of a gzip file that is damaged or cut."""
-    # Where it ends before the first line is whole, no line was counted.
+    # Where it ends before the first line is complete, no line was counted.
     return DataError(
         f"{source}:{max(line, 1)}: the gzip data is damaged or cut in or after this line: {error}: "
         "get the file again (gzip -t FILE checks it)"

@@ -1,8 +1,8 @@
 """Files out: JSON lines, CSV and parquet, each written completely or not at all.
 
 JSON lines are passed on byte for byte: a number, an escape or a key's place never changes. Parquet
-columns keep their types and bytes. CSV and parquet are UTF-8, which has no place for half a
-character: it is written as the escape that it had in JSON.
+columns keep their types and bytes. CSV and parquet are UTF-8, which can't encode a lone surrogate:
+it is written as the escape that it had in JSON.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def write_json_lines(target: Target, rows: Iterable[tuple[Row, Answer]], field: 
 
 
 def same_rows(sources: Sequence[Source], digests: bytes) -> Iterator[Row]:
-    """The rows of all sources, each proved to be what it was when `digests` were taken: answers are
-    joined to them by place.
+    """The rows of all sources, each checked to be what it was when `digests` were taken, since
+    answers are joined to rows by place.
     """
     end = 0
     for source in sources:
@@ -85,7 +85,9 @@ def same_rows(sources: Sequence[Source], digests: bytes) -> Iterator[Row]:
 
 
 def _join(rows: Iterator[Row], answers: Iterator[Answer]) -> Iterator[tuple[Row, Answer]]:
-    """Rows end first: theirs is the better message where they are too few or too many."""
+    """Pairs rows with answers. Rows end first: where there are too few or too many of them, theirs
+    is the better message.
+    """
     for row in rows:
         yield row, next(answers)
 
@@ -110,8 +112,8 @@ def _write_jsonl(file: IO[bytes], rows: Iterable[tuple[Row, Answer]], field: str
 
 
 class _Lines:
-    """Ends a `csv.writer`'s lines with `\\n`; told to do so itself, Python before 3.11.9 leaves a
-    `\\r` unquoted (gh-67044).
+    """Ends a `csv.writer`'s lines with `\\n`. With that as its own line terminator, Python before
+    3.11.9 leaves a `\\r` unquoted (gh-67044).
     """
 
     def __init__(self, text: io.TextIOWrapper):
@@ -123,7 +125,7 @@ class _Lines:
 
 @contextmanager
 def csv_lines(file: IO[bytes]) -> Iterator[Any]:
-    """A `csv.writer` of UTF-8 with `\\n` for line ends; half a character is written as its
+    """A `csv.writer` of UTF-8 with `\\n` for line ends; a lone surrogate is written as its
     escape.
     """
     text = io.TextIOWrapper(
@@ -131,7 +133,7 @@ def csv_lines(file: IO[bytes]) -> Iterator[Any]:
     )
     yield csv.writer(_Lines(text), lineterminator="\r\n")
     text.flush()
-    # Else the wrapper would close the file, which isn't its own.
+    # Otherwise the wrapper would close the file, which isn't its own.
     text.detach()
 
 

@@ -1,4 +1,4 @@
-"""Calls over time and their latencies: heard while a run works, in bounded memory."""
+"""Records calls over time and their latencies while a run works, in bounded memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 MOST_SLOTS = 240
 _STEPS_PER_DOUBLING = 8
-"""Latencies are kept to a twelfth: nine parts of a hundred."""
+"""Steps of 9 % (the eighth root of two): a latency is known to a twelfth."""
 
 
 class Slot(NamedTuple):
@@ -24,12 +24,13 @@ class Slot(NamedTuple):
 
 
 class CallLog:
-    """Listens to a run (`events.listening(log.hear)`); any thread may tell it.
+    """Listens to a run (`events.listening(log.hear)`); events may come from any thread.
 
         log.series()          # (seconds each slot lasts, slots)
         log.percentile(0.95)  # milliseconds
 
-    Time is cut into slots of a second; where there would be more than `MOST_SLOTS`, of two, four, …
+    Time is cut into slots of a second, or of two, four, … where there would be more than
+    `MOST_SLOTS`.
 
     Args:
       clock: seconds, monotonic.
@@ -53,12 +54,12 @@ class CallLog:
             self._slots[number] = _sum(before, seen)
             for latency in facts.get("latency_ms", ()):
                 self._latencies[_step(latency)] += 1
-            # Several times after a long silence.
+            # Once is not enough after a long silence.
             while max(self._slots) >= MOST_SLOTS:
                 self._halve()
 
     def _halve(self) -> None:
-        """Slots of twice the length."""
+        """Makes the slots twice as long."""
         self._slot_seconds *= 2
         slots, self._slots = self._slots, {}
         for number, slot in slots.items():
@@ -75,8 +76,8 @@ class CallLog:
             ]
 
     def latencies(self) -> list[tuple[float, float, int]]:
-        """(from, to, calls): milliseconds, each stretch an eighth of a doubling; from the first to
-        the last that has any.
+        """The histogram of latencies as (from, to, calls), in milliseconds: eight steps per
+        doubling, from the first step with a call to the last.
         """
         with self._lock:
             if not self._latencies:
@@ -85,8 +86,8 @@ class CallLog:
             return [(_edge(step), _edge(step + 1), self._latencies[step]) for step in steps]
 
     def percentile(self, part: float) -> float | None:
-        """The latency, in ms, that this part of the calls does not exceed, to a twelfth; None where
-        there was no call.
+        """The latency in ms that this part of the calls does not exceed, accurate to a twelfth;
+        None where there was no call.
         """
         counts = self.latencies()
         left = part * sum(count for _, _, count in counts)
@@ -102,7 +103,7 @@ def _sum(one: Slot, other: Slot) -> Slot:
 
 
 def _step(latency_ms: float) -> int:
-    # What takes less than a millisecond is one step.
+    # All that takes less than a millisecond is one step.
     return int(math.log2(max(latency_ms, 1)) * _STEPS_PER_DOUBLING)
 
 

@@ -1,5 +1,5 @@
-"""Charts as inline SVG, without a script. Sizes across are parts of the width, so that texts keep
-their size on a telephone and on a wide screen.
+"""Charts as inline SVG, without a script. Horizontal sizes are parts of the width, so that texts
+keep their size on a phone and on a wide screen.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _bar(left: float, width: float, part: float, marked: float, label: str) -> M
 
 def _ticks(texts: Sequence[str], y: float) -> Markup:
     last = max(len(texts) - 1, 1)
-    # The outer two would be cut off at the edges.
+    # In the middle of their ticks, the outer two would be cut off at the edges.
     anchors = ["start", *["middle"] * (len(texts) - 2), "end"] if len(texts) > 1 else ["start"]
     return Markup().join(
         Markup('<text x="{:.2f}%" y="{}" text-anchor="{}" class="tick">{}</text>').format(
@@ -84,14 +84,14 @@ def _row(number: int, job: Span, place: Callable[[float], float], end: float) ->
     shape = Markup('<rect x="{:.3f}%" y="{}" width="{:.3f}%" height="12" rx="2" class="{}"/>')
     first, middle, last = place(job.planned), place(created), place(end)
     drawn = shape.format(first, top + 22, max(middle - first, 0.0), "span waiting")
-    # A job that ended at once has to be seen all the same.
+    # A job that ended at once has to be visible all the same.
     drawn += shape.format(middle, top + 22, max(last - middle, 0.4), f"span {job.state}")
     text = Markup('<text x="0" y="{}" class="row">{}</text>').format(top + 16, job.name)
     return Markup("<g><title>{}</title>{}{}</g>").format(job.label, text, drawn)
 
 
 def interval(low: float, rate: float, high: float) -> Markup:
-    """A share between 0 and 1 on a line, with the stretch in which the true one lies."""
+    """A share between 0 and 1 on a line, with its confidence interval."""
     what = f"{rate:.3f}, between {low:.3f} and {high:.3f}"
     return _svg(
         16,
@@ -109,7 +109,7 @@ def _clock(at: float) -> str:
 
 
 def _svg(height: float, summary: str, inside: Markup) -> Markup:
-    """An element of full width."""
+    """An SVG element of full width."""
     return Markup('<svg width="100%" height="{}" role="img" aria-label="{}">{}</svg>').format(
         f"{height:g}", summary, inside
     )

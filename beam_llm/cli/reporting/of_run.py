@@ -1,4 +1,4 @@
-"""The page of a run, whichever command it was."""
+"""Builds the page of a run, whichever command ran it."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def page_of_run(subject: Subject, report: Report, log: CallLog, *, redacted: boo
     """What a run did, for people.
 
     Args:
-      log: what was heard of its calls.
-      redacted: texts of prompts and records stay out.
+      log: its calls over time.
+      redacted: whether texts of prompts and records stay out.
     """
     models = ", ".join(dict.fromkeys(used.model for used in subject.uses.values())) or "no model"
     left_out = "Texts of prompts and records are left out (--redact)." if redacted else ""
@@ -70,7 +70,7 @@ def _subtitle(subject: Subject, report: Report) -> str:
 
 
 def _settings(subject: Subject, redacted: bool) -> Iterator[tuple[str, str]]:
-    """The options of the first use, and of each further one those that differ from it."""
+    """The options of the first use, and those in which each further use differs from it."""
     first: dict[str, str] = {}
     for use, known in subject.uses.items():
         own = dict(display_settings(known, redacted))
@@ -109,7 +109,7 @@ def _headline(subject: Subject, report: Report) -> Iterator[Figure]:
 
 
 def _savings(subject: Subject, report: Report) -> Iterator[Figure]:
-    """Against asking one by one, and against live calls of the same prompts."""
+    """What was saved against asking one by one, and against live calls of the same prompts."""
     others, cost, uses = subject.alternatives, report.tally.cost_usd, subject.uses.values()
     if others is None:
         return
@@ -154,7 +154,7 @@ _NOT_HEARD = (
 
 def _calls_chart(seconds: int, slots: Sequence[Slot]) -> Chart:
     """Answered calls, by the time at which their records came out."""
-    # Rounded up, so that there are never more bars than that.
+    # Rounded up, so that there are never more bars than `_MOST_BARS`.
     width = -(-len(slots) // _MOST_BARS)
     groups = [slots[at : at + width] for at in range(0, len(slots), width)]
     per_group = seconds * width
@@ -201,7 +201,7 @@ _PERCENTILES = {"half below": 0.5, "95 %": 0.95, "99 %": 0.99}
 
 
 def _remote_latency(report: Report) -> Chart:
-    """Workers in other processes: their sums come back, single calls don't."""
+    """The latencies of workers in other processes, from which only sums come back."""
     least, most = report.latency_ms or (0.0, 0.0)
     mean = report.mean_latency_ms or 0.0
     bars = [

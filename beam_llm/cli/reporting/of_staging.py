@@ -1,5 +1,5 @@
-"""`beam-llm report --staging DIR`: a page of what the ledger there knows of all jobs, whoever ran
-them.
+"""`beam-llm report --staging DIR`: a page of what the ledger there knows about all jobs, whoever
+ran them.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _headline(jobs: Sequence[JobView], errors: _Errors) -> Iterator[Figure]:
     states = ["done" if job.state == "done" else "open" for job in jobs if job.kind != "live"]
     still_open = states.count("open")
     yield Figure("jobs", f"{len(states):,}", f"{still_open:,} open" if still_open else "")
-    # Those of follow-ups and halves are their parents' already.
+    # Records of follow-ups and halves are counted with their parents.
     records = sum(job.records for job in jobs if job.kind == "job")
     yield Figure("records", f"{records:,}", f"{errors.answered:,} answered")
     failed = sum(errors.counts.values())
@@ -95,7 +95,7 @@ def _live_cost(jobs: Sequence[JobView]) -> float | None:
     total = 0.0
     for job in jobs:
         try:
-            # Settings want both, though prices are the model's alone and nothing is called.
+            # Settings require a key and an address, though prices depend on the model alone.
             prices = Prices.of(config.settings(job.model, api_key="none", base_url="https://none"))
         except UsageError:
             return None
@@ -151,7 +151,7 @@ class _Errors:
     Attributes:
       answered: records with an answer.
       counts: records without one, by kind.
-      paid_usd: for all of it, live calls for leftovers too.
+      paid_usd: what all of it cost, with live calls for leftovers.
     """
 
     def __init__(self, store: Store):
@@ -184,7 +184,7 @@ class _Errors:
             for kind in wanted:
                 self._take(place, kind, outcomes)
             outcomes.close()
-        except LLMError as error:  # what is damaged is said by whoever needs it
+        except LLMError as error:  # the page is written nevertheless, and shows what is damaged
             self._examples.setdefault(wanted[0], []).append(Example(place, str(error), ""))
 
     def _take(self, place: str, kind: str, outcomes: Outcomes) -> None:

@@ -1,4 +1,4 @@
-"""What a page shows, as data. Texts are plain: whoever draws the page escapes them."""
+"""What a page shows, as data. Texts are plain: rendering the page escapes them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Figure(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """One bar of a chart; `label` is shown when it is pointed at."""
+    """One bar of a chart; its `label` is shown under the mouse pointer."""
 
     height: float
     label: str
     marked: float = 0.0
-    """Of the height, drawn in the colour of errors."""
+    """The part of the height that is drawn in the colour of errors."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Chart:
     """Bars side by side; without any, the sentence alone.
 
     Attributes:
-      ticks: below the bars, evenly from the left edge to the right one.
-      most: beside the highest.
-      summary: what it says, in a sentence.
+      ticks: texts below the bars, spread evenly from the left edge to the right one.
+      most: the value beside the highest bar.
+      summary: what the chart says, in a sentence.
     """
 
     title: str
@@ -106,11 +106,11 @@ class Agreed(NamedTuple):
 
 @dataclass(frozen=True)
 class Page:
-    """What stands on a page.
+    """The content of a page.
 
     Attributes:
-      jobs: on the time line, which ends at `now` for those that are open.
-      agreement: with the truth, with answers given alone.
+      jobs: those on the time line, which ends at `now` for open ones.
+      agreement: of the answers with the truth, and with answers given alone.
       settings, versions: names and values.
     """
 

@@ -15,14 +15,11 @@ from beam_llm.cli.words import percent
 from beam_llm.errors import printable
 
 MARK = "<!-- a report of beam-llm -->"
-"""What its pages begin with: such a file may be replaced."""
+"""Stands at the beginning of every page: a file that has it may be replaced."""
 
 
 def html(page: Page) -> str:
-    """The whole file.
-
-    Whatever others wrote has its control characters escaped, as on a terminal.
-    """
+    """The page's file as text, with control characters escaped as on a terminal."""
     drawn = _template().render(
         page=page,
         mark=MARK,
@@ -39,7 +36,7 @@ def html(page: Page) -> str:
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True,
-        # A slip in the template fails a test, in place of an empty cell that nobody sees.
+        # A mistake in the template fails a test, instead of leaving an empty cell that nobody sees.
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -54,5 +51,5 @@ def check_report_path(path: str) -> None:
 
 
 def write_report(path: str, page: Page) -> None:
-    """Writes the page in one step, readable by its owner alone, for it may quote records."""
+    """Writes the page in one step, readable by its owner alone, since it may quote records."""
     write_side_file(path, html(page).encode(), 0o600)

@@ -1,4 +1,4 @@
-"""What other ways of asking the same would have cost, estimated from what this one did cost."""
+"""Estimates what other ways of asking would have cost, from what the run did cost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from beam_llm.providers import compile_task
 from beam_llm.values import Record, Request, Usage
 
 SAMPLE = 400
-"""Records whose prompts are counted both ways."""
+"""The number of records whose prompts are counted both ways."""
 
 
 ReadRecords = Callable[[], Iterator[Mapping[str, Any]]]
@@ -40,10 +40,10 @@ class OtherWays(NamedTuple):
 def other_ways(settings: Settings, records: ReadRecords, tally: Tally) -> OtherWays | None:
     """What the tokens that were paid for would have cost otherwise; None where that is not known.
 
-    The same counter counts prompts of a sample in both forms, so that only their ratio matters.
+    The same counter counts a sample's prompts in both forms, so that only their ratio matters.
 
     Args:
-      records: reads the fields of all that was asked about, as often as it is called.
+      records: reads the fields of all records that were asked about, each time it is called.
     """
     asked = tally.records - tally.reused
     if tally.unpriced or asked <= 0 or not tally.input_tokens:
@@ -56,7 +56,7 @@ def other_ways(settings: Settings, records: ReadRecords, tally: Tally) -> OtherW
         return None
     of_input, of_output, of_requests = ratios
     usage = _usage(tally.input_tokens, tally.output_tokens, scale)
-    # By the size of one, for long prompts have a price of their own.
+    # Priced by the size of one request, since long prompts have a price of their own.
     live = prices.total_usd(usage, round(tally.records / of_requests))
     usage = _usage(tally.input_tokens * of_input, tally.output_tokens * of_output, scale)
     alone = prices.total_usd(usage, tally.records)
@@ -70,7 +70,7 @@ def _usage(inputs: float, outputs: float, scale: float) -> Usage:
 def _ratios(
     settings: Settings, records: ReadRecords, total: int
 ) -> tuple[float, float, float] | None:
-    """Tokens of input, tokens of output, and requests, alone to packed."""
+    """The ratios of alone to packed: of input tokens, of output tokens, and of requests."""
     alone, packed = (
         _tokens(way, _some_records(way, records, total))
         for way in (replaced(settings, batch_size=1), settings)
@@ -85,12 +85,12 @@ def _some_records(settings: Settings, records: ReadRecords, total: int) -> list[
     """Records from all over the input, in its order."""
     task, step = compile_task(settings), max(total // SAMPLE, 1)
     found = (record_of(task, fields) for fields in islice(records(), 0, None, step))
-    # What doesn't fit was not asked, so that it is in none of the sums that are compared.
+    # A record that doesn't fit was not asked, so that it is in none of the sums.
     return [record for record in found if record is not None]
 
 
 def _tokens(settings: Settings, records: Sequence[Record]) -> tuple[int, int, int]:
-    """Tokens of input, tokens of output, and requests."""
+    """Input tokens, output tokens, and requests."""
     task = compile_task(settings)
     answer = tokens_of_answer(task.answer_schema, text=settings.output is str)
     batcher: Batcher[None] = Batcher(prompt_caps(settings, task), settings.model_name)

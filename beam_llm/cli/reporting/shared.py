@@ -41,8 +41,8 @@ ADVICE = {
 
 
 def display_message(message: str, redacted: bool) -> str:
-    """The message of an error on one line; where redacted without quotations and numbers, which may
-    be of a record.
+    """The message of an error on one line; where redacted, without quotations and numbers, which
+    may be a record's.
     """
     text = shortened(redact(message), MESSAGE_WIDTH)
     return without_particulars(text) if redacted else text
@@ -53,8 +53,8 @@ _KEYS_ONLY = ("extra_body", "provider_options")
 
 
 def display_settings(settings: Settings, redacted: bool) -> list[tuple[str, str]]:
-    """Options that differ from their defaults, by key: references to secrets as they are, mappings
-    that may hold one by their keys, addresses without what gives access.
+    """Options that differ from their defaults, by key: references to secrets as they are, only the
+    keys of mappings that may hold a secret, addresses without credentials.
     """
     return [
         (key_of(name), redact(_display_value(name, value, redacted)))
@@ -71,16 +71,16 @@ def _display_value(name: str, value: Any, redacted: bool) -> str:
 
 
 def versions(runner: str = "") -> list[tuple[str, str]]:
-    """The versions of what was at work, by name."""
-    # By the installed package's own data: to import Beam for it would take seconds.
+    """The versions of the software that ran, by name."""
+    # From the installed package's metadata: importing Beam for this would take seconds.
     found = [("beam-llm", __version__), ("apache-beam", metadata.version("apache-beam"))]
     found += [("Python", platform.python_version()), ("system", platform.platform(terse=True))]
     return found + ([("runner", runner)] if runner else [])
 
 
 def spans(jobs: Sequence[JobView]) -> list[Span]:
-    """Jobs on a time line. Those of another clock than ours are put in order."""
-    # Bounds the page: a ledger may have thousands.
+    """Jobs on a time line. Times by another machine's clock are put in order."""
+    # Bounds the page: a ledger may have thousands of jobs.
     return [_span(job) for job in jobs[:MOST_JOBS]]
 
 

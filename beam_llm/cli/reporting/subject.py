@@ -24,9 +24,9 @@ class Subject:
 
     Attributes:
       route: where records came from and went to.
-      uses: the settings of every use of a model, by what the pipeline calls it; of a single use by
-        no name.
-      jobs: whose answers were waited for.
+      uses: the settings of every use of a model, by its name in the pipeline; a single use has no
+        name.
+      jobs: those whose answers were waited for.
       alternatives: what the same answers would have cost by other ways; None where not known.
       truth: field that holds the right answer.
       note: what this page can't know.
@@ -85,7 +85,7 @@ def named_uses(uses: Mapping[str, Settings]) -> Mapping[str, Settings]:
 
 
 def jobs_in(location: str, numbers: frozenset[int]) -> list[JobView]:
-    """The jobs of these numbers in the ledger of a staging location; none where that is gone."""
+    """The jobs with these numbers in the ledger of a staging location; none where that is gone."""
     if not numbers:
         return []
     try:

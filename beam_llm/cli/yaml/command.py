@@ -35,7 +35,7 @@ def run(chosen: argparse.Namespace) -> int:
             "writes its own: put failed rows apart (error_handling: {output: failed}) and run on "
             "those"
         )
-    # Before Beam is loaded: a page that can't be written is told at once.
+    # Before Beam is loaded, so that a page that can't be written is reported at once.
     files = RunFiles(chosen)
     import apache_beam as beam
 
@@ -73,7 +73,7 @@ def _read(path: str) -> Any:
 
 
 def _options(chosen: argparse.Namespace, read: Any) -> Any:
-    """What the file says, and what stands after `--`, which wins."""
+    """The file's options and those after `--`, which win."""
     from apache_beam.options.pipeline_options import PipelineOptions
 
     given = read.options
@@ -81,11 +81,11 @@ def _options(chosen: argparse.Namespace, read: Any) -> Any:
     # Which options can be checked depends on the runner, so the file's has to be known here.
     runners = [option for option in file_options if option.startswith("--runner=")]
     beam_options = [*runners, *chosen.beam_options]
-    # Without the defaults, which would else win over what the file says.
+    # Without the defaults, which would otherwise win over what the file says.
     given_here = pipeline_options(beam_options).get_all_options(
         drop_default=True, retain_unknown_options=True
     )
-    # Beam takes any name and value that a file says, and runs without it.
+    # For the check alone: Beam itself accepts any option in a file, and runs without it.
     pipeline_options([*file_options, *beam_options], f"options of {os.path.basename(chosen.file)}")
     try:
         # Beam's own command for YAML takes cloudpickle, too.
@@ -95,7 +95,7 @@ def _options(chosen: argparse.Namespace, read: Any) -> Any:
 
 
 def _flags(given: Mapping[str, Any]) -> Iterator[str]:
-    """Options of a file as a command line has them; what it switches off is left out."""
+    """A file's options as a command line spells them; what is switched off is left out."""
     for name, value in given.items():
         for one in value if isinstance(value, list) else [value]:
             if one is True:
@@ -107,7 +107,7 @@ def _flags(given: Mapping[str, Any]) -> Iterator[str]:
 def _report(
     steps: Mapping[str, Settings], measured: Measured, meter: Meter, began_at: float
 ) -> Report:
-    """How the run ended, by what Beam counted: its rows don't come past here."""
+    """How the run ended, by Beam's counters: the rows themselves are not seen here."""
     counters = measured.counters
     tally = Tally.of_counters(counters)
     # Beam's sums don't tell whose tokens they are: one unknown price makes the whole cost unknown.
@@ -118,7 +118,7 @@ def _report(
 
 
 def _settings_of_all(steps: Mapping[str, Settings]) -> Settings:
-    """One step's, with the models and modes of all: what the summary names."""
+    """The first step's settings with the models and modes of all steps, which the summary names."""
 
     def all_of(name: str) -> str:
         return ", ".join(dict.fromkeys(str(getattr(one, name)) for one in steps.values()))
@@ -141,7 +141,7 @@ def _subject(chosen: argparse.Namespace, steps: Mapping[str, Settings], report: 
         route=os.path.basename(chosen.file),
         uses=named_uses(steps),
         beam_options=chosen.beam_options,
-        # Numbers are a ledger's own.
+        # A job's number is unique in its own ledger only.
         jobs=jobs_in(locations[0], report.job_numbers) if len(locations) == 1 else (),
         note="By Beam's counters: messages of errors are where the file's steps put failed rows.",
     )

@@ -1,7 +1,7 @@
 """`beam-llm run FILE.yaml --dry-run`: the steps, the options of each one that asks, and its first
 request. No call is made and nothing is written.
 
-The rows that a step would ask about are made by Beam itself, in this process: the pipeline without
+Beam itself makes the rows that a step would ask about, in this process, from the pipeline without
 all that doesn't lead to them.
 """
 
@@ -24,11 +24,11 @@ from beam_llm.transforms.beam_internals import applied_transforms, keep_only, pr
 from beam_llm.transforms.fields import fields_of
 
 _SEEN: dict[str, list[dict[str, Any]]] = {}
-"""Rows by step, for Beam's workers are threads of this process."""
+"""Rows by step; a global, since Beam's workers are threads of this process."""
 
 
 def llm_steps(pipeline: beam.Pipeline) -> dict[str, Settings]:
-    """What each step that asks a model was given, by its label."""
+    """The settings of each step that asks a model, by the step's label."""
     return {
         str(step.full_label): step.transform.settings
         for step in applied_transforms(pipeline)
@@ -40,7 +40,7 @@ def dry_run(pipeline: beam.Pipeline) -> None:
     """Prints what a file would do, step by step.
 
     Args:
-      pipeline: built for a runner in this process; it is used up.
+      pipeline: built for a runner in this process; it can't be run afterwards.
     """
     steps = [step for step in applied_transforms(pipeline) if _is_shown(step)]
     shown = [str(step.full_label) for step in steps]
@@ -93,7 +93,7 @@ def _rows_of(pipeline: beam.Pipeline, asking: dict[str, Any]) -> dict[str, Any]:
             found[label] = "(its rows are a stream, which is not read here)"
         else:
             looks[label] = rows
-    # A name of this look: another one in the same process has rows of its own.
+    # Names this dry run: another one in the same process has rows of its own.
     name = uuid.uuid4().hex
     kept = [
         *producers_of(looks.values()),
