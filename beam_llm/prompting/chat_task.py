@@ -28,8 +28,8 @@ from beam_llm.prompting.reply_shape import reader_of, reply_kind, shape_of
 from beam_llm.prompting.templates import (
     ELEMENT,
     BatchTemplate,
-    PromptTemplate,
     RecordView,
+    prompt_template,
     record_id_of,
 )
 from beam_llm.prompting.text import clean
@@ -84,7 +84,7 @@ class ChatTask:
     ):
         self.settings = settings
         self.output = Output(settings.output)
-        self._template = PromptTemplate(
+        self._template = prompt_template(
             "{{ element }}" if settings.prompt is None else settings.prompt
         )
         source = settings.batch_prompt_template

@@ -21,7 +21,7 @@ from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind, PromptError, UsageError
 from beam_llm.prompting.batching import UNKNOWN_WINDOW
 from beam_llm.prompting.output_types import Output
-from beam_llm.prompting.templates import PromptTemplate, record_id_of
+from beam_llm.prompting.templates import prompt_template, record_id_of
 from beam_llm.prompting.tokens import estimate_tokens
 from beam_llm.prompting.vectors import is_finite, is_zero, unpack
 from beam_llm.protocols import EmbedLimits
@@ -91,7 +91,7 @@ class EmbedTask:
         self.settings = settings
         self.output = Output(settings.output)
         self._caps = _caps(settings, limits)
-        self._template = PromptTemplate(
+        self._template = prompt_template(
             "{{ element }}" if settings.prompt is None else settings.prompt
         )
         self._extra = dict(settings.extra_body or {})

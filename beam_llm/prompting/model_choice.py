@@ -13,7 +13,7 @@ from jinja2 import nodes
 
 from beam_llm.config import Settings, is_template, replaced
 from beam_llm.errors import Failure, Kind, PromptError, UsageError, plural
-from beam_llm.prompting.templates import PromptTemplate, parse
+from beam_llm.prompting.templates import parse, prompt_template
 from beam_llm.provider_table import EXAMPLE_MODEL
 
 MOST_MODELS = 100
@@ -59,7 +59,7 @@ class ModelChoice:
     """
 
     def __init__(self, source: str, names: Collection[str]):
-        self._template = PromptTemplate(source, "model")
+        self._template = prompt_template(source, "model")
         self._names = frozenset(names)
 
     def model(self, fields: Mapping[str, Any], element: Any) -> str | Failure:

@@ -17,7 +17,7 @@ from beam_llm.caps import RECORD_OVERHEAD_TOKENS, Caps
 from beam_llm.config import Settings, options_of, replaced
 from beam_llm.errors import Failure, Kind, UsageError, plural
 from beam_llm.prompting.batching import Batcher, prompt_caps
-from beam_llm.prompting.templates import PromptTemplate, record_id_of
+from beam_llm.prompting.templates import prompt_template, record_id_of
 from beam_llm.prompting.text import quote
 from beam_llm.prompting.tokens import estimate_tokens
 from beam_llm.protocols import Task
@@ -113,7 +113,7 @@ class ReduceTask:
         self.settings = settings
         self.final = final
         self.partial = partial
-        self._template = PromptTemplate(
+        self._template = prompt_template(
             "{{ element }}" if settings.prompt is None else settings.prompt
         )
 

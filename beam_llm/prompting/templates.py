@@ -317,6 +317,17 @@ class PromptTemplate:
         )
 
 
+@functools.lru_cache(maxsize=256)
+def prompt_template(source: str, option: str = "prompt") -> PromptTemplate:
+    """The same template for everybody with the same source: to compile one takes as long as all
+    else that a task needs, and each step of a pipeline has a task.
+
+    Raises:
+      UsageError: where `source` is not a template.
+    """
+    return PromptTemplate(source, option)
+
+
 def _expression(node: nodes.Node) -> jinja2.Template:
     """`{{ expression }}` alone, compiled."""
     return _compile(nodes.Template([nodes.Output([node], lineno=1)], lineno=1))

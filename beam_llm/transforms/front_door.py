@@ -15,7 +15,7 @@ from beam_llm.config import OPTIONS, Settings, is_template, key_of, settings_fro
 from beam_llm.errors import UsageError
 from beam_llm.pricing import your_prices
 from beam_llm.prompting.model_choice import settings_by_model
-from beam_llm.prompting.templates import PromptTemplate
+from beam_llm.prompting.templates import prompt_template
 from beam_llm.providers import check, compile_task, preload
 from beam_llm.redaction import without_access
 from beam_llm.stores import absolute
@@ -192,7 +192,7 @@ def warn_of_one_prompt_for_all(settings: Settings) -> None:
         and settings.batch_prompt_template is None
         and not settings.independent
     )
-    if is_own and not PromptTemplate(str(settings.prompt)).names:
+    if is_own and not prompt_template(str(settings.prompt)).names:
         _LOG.warning(
             "the prompt names no field, so every element is asked the same: write {{ field }} "
             "or {{ element }} in it"

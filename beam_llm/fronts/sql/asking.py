@@ -27,7 +27,7 @@ from beam_llm.fronts.sql.places import nearest
 from beam_llm.fronts.sql.plan import Ask, Branch
 from beam_llm.fronts.sql.syntax import Call, Expression
 from beam_llm.fronts.sql.types import NULL, STRING, SqlType
-from beam_llm.prompting.templates import PromptTemplate
+from beam_llm.prompting.templates import prompt_template
 
 MOST_CALLS = 20
 """Calls of models in one query, views and all."""
@@ -269,7 +269,7 @@ class Asking:
         self, settings: Settings, model: Model, call: Call, inputs: tuple[str, ...]
     ) -> None:
         """A field that no row has would make every row an error, when files have been written."""
-        required = PromptTemplate(str(settings.prompt)).required if settings.prompt else ()
+        required = prompt_template(str(settings.prompt)).required if settings.prompt else ()
         for name in required:
             if name not in inputs:
                 self._source.fail(
