@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -33,14 +34,23 @@ LAYERS = [
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 ENTRANCES = {"__init__", "__main__"}
 
+# One process has all of them, and parses each file once.
+pytestmark = pytest.mark.xdist_group("architecture")
+
+
+@functools.cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
 
 def _room(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+@functools.cache
 def _imports(path: Path) -> set[str]:
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(_tree(path)):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -163,7 +173,7 @@ def _docstrings(tree: ast.AST) -> set[int]:
     "path", _neutral_modules(), ids=lambda path: str(path.relative_to(PACKAGE))
 )
 def test_no_word_of_a_provider_stands_outside_of_providers(path):
-    tree = ast.parse(path.read_text())
+    tree = _tree(path)
     read_by_people = _docstrings(tree)
     texts = {
         node.value
@@ -183,7 +193,7 @@ def test_no_word_of_a_provider_stands_outside_of_providers(path):
 def test_nobody_but_a_provider_looks_at_the_number_of_an_http_status(path):
     looked_at = {
         node.value
-        for whole in ast.walk(ast.parse(path.read_text()))
+        for whole in ast.walk(_tree(path))
         if isinstance(whole, ast.Compare) and "status" in ast.unparse(whole)
         for node in ast.walk(whole)
         if isinstance(node, ast.Constant) and type(node.value) is int
@@ -203,21 +213,19 @@ def _is_private(name: str) -> bool:
     return re.fullmatch(r"_[A-Za-z]\w*", name) is not None and name not in PUBLIC_ALL_THE_SAME
 
 
-def _names_of_the_package() -> set[str]:
-    """What the package's files define, attributes among it."""
+@functools.cache
+def _private_names_of_the_package() -> set[str]:
+    """Those that its files define, attributes among them."""
     defined: set[str] = set()
     for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(_tree(path)):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
                 defined.add(node.name)
             elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
                 defined.add(node.attr)
             elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                 defined.add(node.id)
-    return defined
-
-
-PRIVATE_OF_OURS = {name for name in _names_of_the_package() if _is_private(name)}
+    return {name for name in defined if _is_private(name)}
 
 
 def _taken(node: ast.AST) -> list[str]:
@@ -235,10 +243,15 @@ def _taken(node: ast.AST) -> list[str]:
             for name in (source, *(each.name for each in node.names))
             for part in name.split(".")
         ]
-    if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("attr"):
+    if isinstance(node, ast.Call) and _last_name(node.func).endswith("attr"):
         written = [each.value for each in node.args if isinstance(each, ast.Constant)]
         return [part for text in written if isinstance(text, str) for part in text.split(".")]
     return []
+
+
+def _last_name(node: ast.expr) -> str:
+    """`setattr` of `monkeypatch.setattr`."""
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
 
 
 def private_names_taken(source: str, ours: set[str]) -> list[str]:
@@ -266,7 +279,7 @@ def test_a_test_takes_no_private_name(path):
     """Else nobody could change the inside of a class; what a test needs, an author of a provider
     needs, too.
     """
-    assert private_names_taken(path.read_text(), PRIVATE_OF_OURS) == []
+    assert private_names_taken(path.read_text(), _private_names_of_the_package()) == []
 
 
 @pytest.mark.parametrize(
@@ -301,7 +314,7 @@ def _examples(path: Path) -> list[str]:
     """The blocks of a file's docstrings that begin like Python."""
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(_tree(path)):
         words = (ast.get_docstring(node) or "") if isinstance(node, kinds) else ""
         for block in re.findall(r"(?:^|\n\n)((?: {4}.*\n?|\n(?= {4}))+)", words):
             code = textwrap.dedent(block)
@@ -379,7 +392,7 @@ def test_a_room_says_what_each_of_its_modules_is(package):
     for entrance in (PACKAGE / package).rglob("__init__.py"):
         if entrance.parent.name == "commands":  # a file for each command, as it says
             continue
-        contents = ast.get_docstring(ast.parse(entrance.read_text())) or ""
+        contents = ast.get_docstring(_tree(entrance)) or ""
         modules = {path.stem for path in entrance.parent.glob("[a-z]*.py")}
         packages = {path.parent.name for path in entrance.parent.glob("[a-z]*/__init__.py")}
         unnamed = {name for name in modules | packages if not re.search(rf"\b{name}\b", contents)}

@@ -227,10 +227,15 @@ def batch_api(bench: Bench, records: int = 1_000_000) -> None:
             },
         )
     ours, floor = figures["ours"], figures["floor"]
-    beyond = (ours["cpu"] - floor["cpu"]) / records * 1e6
+    beyond, least = ((cpu / records * 1e6) for cpu in (ours["cpu"] - floor["cpu"], floor["cpu"]))
+    _print(
+        f"batch API, {records:,} records, 1 per line: CPU per record",
+        f"{beyond:.1f} µs beyond Beam's read and write / {least:.1f} µs of these",
+        beyond / least,
+        2.0,
+    )
     print(
-        f"batch API, {records:,} records, 1 per line: CPU {beyond:.1f} µs per record beyond the {floor['cpu'] / records * 1e6:.1f} of "
-        f"Beam's read and write (goal: at most 25 µs), peak {ours['rss']:.0f} MB (goal: at most 400 MB), wall {ours['wall']:.0f} s",
+        f"the same run: peak {ours['rss']:.0f} MB (goal: at most 400 MB), wall {ours['wall']:.0f} s",
         flush=True,
     )
 
