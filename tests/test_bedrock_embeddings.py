@@ -255,7 +255,7 @@ def test_each_model_is_asked_in_its_own_words(model, own, dimensions, body):
         (TITAN, {"prompt_cache": "off"}, {}, "knows region"),
         (COHERE, JOBS, {"mode": "batch_api", "staging_location": "s"}, "use mode='online'"),
         (TITAN, {}, {"mode": "batch_api", "staging_location": "s"}, "service role is missing"),
-        ("anthropic.claude-haiku-4-5-20251001-v1:0", {}, {}, "embeds by amazon.titan-embed-text"),
+        ("anthropic.claude-haiku-4-5-20251001-v1:0", {}, {}, "embeds with amazon.titan-embed-text"),
         (TITAN, {}, {"extra_body": {"inputText": "x"}}, "this package decides itself"),
     ],
     ids=lambda value: str(value)[:40],

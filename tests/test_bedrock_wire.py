@@ -355,7 +355,7 @@ def test_any_value_in_any_field_of_a_line_of_claudes_own_form(path: Any, value: 
 
 def test_no_other_model_has_a_form_of_its_own_here() -> None:
     kind = {"region": "r", "invocation_type": "InvokeModel"}
-    with pytest.raises(UsageError, match="known here of Claude only"):
+    with pytest.raises(UsageError, match="known here only for Claude"):
         providers.check(settings("bedrock:amazon.nova-lite-v1:0", provider_options=kind))
 
 

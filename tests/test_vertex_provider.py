@@ -34,7 +34,7 @@ from beam_llm.protocols import Recovery, Store
 from beam_llm.providers.gemini.lines import encode_line, line_reply
 from beam_llm.providers.vertex import bucket_of
 from beam_llm.providers.vertex.credentials import RENEW_SECONDS, Tokens
-from beam_llm.providers.vertex.objects import fetch_results, forget_input, name_in, put_input
+from beam_llm.providers.vertex.objects import fetch_results, forget_input, job_name_in, put_input
 from beam_llm.providers.vertex.place import Place
 from beam_llm.testing import Emulator
 from beam_llm.testing.contracts.completions import all_texts
@@ -482,7 +482,7 @@ def test_results_have_a_bound_and_what_was_forgotten_is_gone():
     ],
 )
 def test_results_are_read_from_our_own_part_of_the_bucket_only(uri):
-    assert name_in(stores.store_at("gs://bucket/ours"), uri, "output") is None
+    assert job_name_in(stores.store_at("gs://bucket/ours"), uri, "output") is None
 
 
 class Refusing(FolderBuckets):
@@ -557,7 +557,7 @@ def test_a_job_is_cancelled_from_the_command_line(start_emulator, monkeypatch, c
         _ = p | beam.Create([{"text": "x"}]) | submit
     command = ["jobs", "cancel", "1", "--staging", "gs://bucket/staging", "--api-key", "env:HOME"]
     assert main(command) == 2
-    assert "provider_options is without 'project'" in capsys.readouterr().err.replace("-", "_")
+    assert "provider_options has no 'project'" in capsys.readouterr().err.replace("-", "_")
     assert main([*command, "--provider-options", json.dumps(PLACE)]) == 0
     assert emulator.jobs[0]["state"] in ("JOB_STATE_CANCELLING", "JOB_STATE_CANCELLED")
 

@@ -1,13 +1,21 @@
 """Amazon Bedrock: live calls of the Converse API, embeddings by InvokeModel, and batch inference
 jobs over S3.
 
-chat.py      live calls                 place.py        region, addresses, credentials
-batches.py   batch inference jobs       job_objects.py  a job as Bedrock shows it
-wire.py      requests and replies       signing.py      signatures of live calls
-forms.py     how a reply's shape is requested, by model    failures.py  translates errors
-embed.py     the module that takes the place of this one where vectors are wanted
-embeddings.py  live calls for embeddings    embed_wire.py  their requests and replies, by model
-calls.py     what live calls have in common
+chat.py        live calls
+calls.py       what live calls have in common
+signing.py     their signatures
+wire.py        requests and replies
+forms.py       how a reply's schema is requested, by model
+batches.py     batch inference jobs
+aws.py         boto3's clients for jobs and their files in S3
+lines.py       lines of result files
+messages.py    Claude's own form of requests and replies, for jobs
+job_objects.py a job as Bedrock shows it
+place.py       region, addresses, credentials
+failures.py    translates errors
+embed.py       the module that takes the place of this one where vectors are wanted
+embeddings.py  live calls for embeddings
+embed_wire.py  requests and replies of embeddings, by model
 """
 
 from __future__ import annotations
@@ -47,9 +55,9 @@ PLACE_OPTIONS = ("region", "profile", "role_arn", "bucket", "min_records")
 OPTIONS = (*PLACE_OPTIONS, "invocation_type", "prompt_cache")
 """`region` and `profile` as AWS's tools know them; `role_arn`: the service role by which Bedrock
 reads and writes a job's files; `bucket`: `s3://bucket/path` for them, where the staging location is
-elsewhere; `min_records`: of one job, by your quota; `invocation_type`: of a job, `Converse`, or
-`InvokeModel` where a region or a Claude model has no Converse for jobs; `prompt_cache`: `on` or
-`off`, of live calls.
+elsewhere; `min_records`: the fewest records of a job, by your quota; `invocation_type`: of jobs,
+`Converse`, or `InvokeModel` where a region or a Claude model has no Converse for jobs;
+`prompt_cache`: `on` or `off`, for live calls.
 """
 
 RESERVED_FIELDS = ("modelId", "messages", "system", "outputConfig", "toolConfig", "serviceTier")
@@ -74,10 +82,10 @@ def check(settings: Settings) -> None:
 
 
 def check_place(settings: Settings) -> None:
-    """The same for what all kinds of models have in common: where Bedrock is, and whose."""
+    """Raises UsageError where boto3 or a region is missing, or an option of all models is wrong."""
     refuse_api_version(settings)
     refuse_plain_http(settings)
-    # Looked for and not imported: that is left to `preload`, in its thread.
+    # Only looked for: the import is left to `preload`, in its thread.
     if importlib.util.find_spec("boto3") is None:
         raise UsageError("bedrock: needs boto3; pip install 'beam-llm[bedrock]'")
     given = _options(settings)
@@ -111,12 +119,12 @@ def _check_invocation(settings: Settings) -> None:
     if kind == INVOKE_MODEL and "claude" not in settings.model_name:
         raise UsageError(
             f"provider_options has invocation_type 'InvokeModel', which takes {settings.model_name}"
-            "'s own form of requests, known here of Claude only; leave it out"
+            "'s own form of requests, which is known here only for Claude; leave it out"
         )
 
 
 def check_jobs(settings: Settings) -> None:
-    """The same for jobs: credentials, role and bucket."""
+    """Raises UsageError where jobs lack what they need: AWS credentials, a role or a bucket."""
     if settings.api_key:
         raise UsageError(
             f"api_key is {settings.api_key!r}: Bedrock's jobs and their files in S3 take AWS "
@@ -165,7 +173,7 @@ def connect(settings: Settings) -> BedrockChat:
 
 
 def calls_of(settings: Settings, place: Place) -> BedrockCalls:
-    """The calls of one client."""
+    """The connections of one client, for live calls."""
     from beam_llm.providers.bedrock.calls import BedrockCalls
     from beam_llm.providers.http import Bounds
 

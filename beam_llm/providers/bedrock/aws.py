@@ -28,16 +28,16 @@ class Clients:
 
     Attributes:
       context: what errors must not contain.
-      last_words: code and message of the last error that Bedrock answered with.
+      last_error: code and message of the last error that Bedrock answered with.
     """
 
     def __init__(self, place: Place, log_data: bool, bounds: Bounds):
         self._place, self._bounds = place, bounds
         self._lock = threading.Lock()
-        self._made: dict[str, Any] = {}
+        self._by_service: dict[str, Any] = {}
         self._session: Any = None
         self.context = ErrorContext(log_data=log_data)
-        self.last_words = "", ""
+        self.last_error = "", ""
 
     def bedrock(self, verb: str, missing: type[CallError] = Aborted, **parameters: Any) -> Any:
         """Makes one call of the control plane, in one try.
@@ -71,7 +71,7 @@ class Clients:
         """Writes an object into a file at `start`, streamed; its last line ends with a newline.
 
         Raises:
-          CallError: it can't be read, is larger than its bound, or takes longer.
+          CallError: it can't be read, or exceeds the bounds on its size or time.
         """
         until = time.monotonic() + self._bounds.transfer_seconds
         bucket, key = _bucket_and_key(uri)
@@ -88,7 +88,7 @@ class Clients:
                 raise Rejected(Kind.TOO_LARGE, details)
             if time.monotonic() > until:
                 found["Body"].close()
-                raise Retryable(Kind.TIMED_OUT, "a result file does not come to its end in time")
+                raise Retryable(Kind.TIMED_OUT, "a result file can't be read in time")
             file.write(chunk)
         if last != b"\n":
             file.write(b"\n")
@@ -97,7 +97,7 @@ class Clients:
         """Addresses of the objects below a folder.
 
         Raises:
-          CallError: they can't be listed, or not to the end.
+          CallError: they can't be listed completely.
         """
         bucket, prefix = _bucket_and_key(folder)
         found: list[str] = []
@@ -128,7 +128,7 @@ class Clients:
         try:
             return self._once(call, missing)
         except CallError:
-            if self.last_words[0].lower() not in EXPIRED:
+            if self.last_error[0].lower() not in EXPIRED:
                 raise
         self._forget()
         return self._once(call, missing)
@@ -139,7 +139,7 @@ class Clients:
         self._session = None
 
     def _once(self, call: Callable[[], R], missing: type[CallError]) -> R:
-        self.last_words = "", ""
+        self.last_error = "", ""
         try:
             return call()
         except CallError:
@@ -149,16 +149,16 @@ class Clients:
         details = getattr(failed, "response", None)
         details = details.get("Error") if isinstance(details, dict) else None
         details = details if isinstance(details, dict) else {}
-        self.last_words = word(details.get("Code")), word(details.get("Message"))
+        self.last_error = word(details.get("Code")), word(details.get("Message"))
         translated = client_error(failed, self.context, missing)
         del failed  # it may hold what was sent, or what a server repeats
         raise translated
 
     def _client(self, service: str) -> Any:
         with self._lock:
-            if service not in self._made:
-                self._made[service] = self._new(service)
-            return self._made[service]
+            if service not in self._by_service:
+                self._by_service[service] = self._new(service)
+            return self._by_service[service]
 
     def _new(self, service: str) -> Any:
         from botocore.config import Config
@@ -175,7 +175,7 @@ class Clients:
             # `harmless` decides about repeats, and a create has none.
             retries={"total_max_attempts": 1},
         )
-        # `base_url` is Bedrock's; where S3 is, AWS's own settings say.
+        # `base_url` is Bedrock's; S3's address comes from AWS's own settings.
         url = self._place.base_url if service == "bedrock" else None
         return self._place.client(service, self._session, config=config, endpoint_url=url)
 
@@ -193,9 +193,9 @@ class Clients:
     def close(self) -> None:
         """Closes the connections; harmless to repeat."""
         with self._lock:
-            for client in self._made.values():
+            for client in self._by_service.values():
                 client.close()
-            self._made.clear()
+            self._by_service.clear()
 
 
 def _bucket_and_key(uri: str) -> tuple[str, str]:

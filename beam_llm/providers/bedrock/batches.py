@@ -76,7 +76,7 @@ class JobOptions(NamedTuple):
     Attributes:
       role_arn: the role by which Bedrock reads and writes the files.
       bucket: `s3://bucket/path` for them.
-      hours: a job ends after them, done or not.
+      hours: after which a job ends, done or not.
       invocation_type: how its lines are written.
     """
 
@@ -111,7 +111,7 @@ class BedrockBatches:
 
     Args:
       encode, read: write requests to embedding models, and read their outputs.
-      most_records: of one job, where more results would have too many bytes for a file.
+      most_records: of one job, where the results of more would have too many bytes for a file.
       sleep, clock, wall: see `ControlCalls`.
     """
 
@@ -133,7 +133,7 @@ class BedrockBatches:
     ):
         self.traits = dataclasses.replace(_traits_of(options, bounds), max_records=most_records)
         self._place, self._options, self._bounds = place, options, bounds
-        self._encode, self._read = encode or self._encode_question, read
+        self._encode, self._read = encode or self._encode_prompt, read
         self._form, self._dialect = Form.of(place.model, is_live=False), Dialect.of(place.model)
         self._clients = Clients(place, log_data, bounds)
         self._control = ControlCalls(
@@ -145,23 +145,23 @@ class BedrockBatches:
         self._clients.close()
 
     def encode_line(self, custom_id: str, request: Request) -> bytes:
-        """Raises ValueError where `custom_id` is not 1–64 characters of A–Z, a–z, 0–9, `_` and
-        `-`.
+        """A request as a line of a job's input. Raises ValueError if `custom_id` is not 1–64
+        characters of A–Z, a–z, 0–9, `_` and `-`.
         """
         if not _CUSTOM_ID.fullmatch(custom_id):
             raise ValueError(f"custom_id {custom_id!r} is not 1–64 characters of [A-Za-z0-9_-]")
         body = self._encode(request)
         return b'{"recordId":"' + custom_id.encode() + b'","modelInput":' + body + b"}"
 
-    def _encode_question(self, request: Request) -> bytes:
-        # A job can't learn from refusals, so that its bytes depend on the model alone; and Bedrock
+    def _encode_prompt(self, request: Request) -> bytes:
+        # A job can't learn from refusals, so its bytes depend on the model alone; and Bedrock
         # documents no cache for jobs.
         if self._options.invocation_type == INVOKE_MODEL:
             return encode_message(request, self._dialect)
         return encode_body(request, self._form, is_cached=False)
 
     def decode_line(self, line: bytes) -> LineReply:
-        """Raises ValueError where the line is cut, or is not a result."""
+        """The reply in a result line. Raises ValueError if it is cut, or is not a result."""
         return line_reply(line, self._place.model, self._clients.context, self._read)
 
     def stage(self, lines: Path, name: str) -> str:
@@ -171,7 +171,7 @@ class BedrockBatches:
         return uri
 
     def create(self, name: str, staged: str | None, lines: Path | None = None) -> RemoteJob:
-        """Creates the job, in one try. There is one job of a name, however often it is created.
+        """Creates the job, in one try. However often it is repeated, there is one job of a name.
 
         Raises:
           NotCreated: the server has refused.
@@ -193,29 +193,29 @@ class BedrockBatches:
             "modelInvocationType": self._options.invocation_type,
         }
         try:
-            made = self._clients.bedrock("create_model_invocation_job", **body)
+            created = self._clients.bedrock("create_model_invocation_job", **body)
         except CallError as error:
             refused = error
         else:
-            return remote_job({**body, **made}, self._clients.context)
+            return remote_job({**body, **created}, self._clients.context)
         return self._resolve_refused_create(name, staged, refused)
 
     def _resolve_refused_create(self, name: str, staged: str | None, error: CallError) -> RemoteJob:
         """Returns the existing job after a conflict; raises the translated error otherwise."""
         if not is_certain_no(error.status) and error.status != 409:
             raise error
-        code, message = self._clients.last_words
+        code, message = self._clients.last_error
         # There is a job of that name; where the list doesn't show it yet, the create is repeated.
         if code == "ConflictException":
             found = self.find(name.rpartition("-")[0], staged, 0.0)
-            mine = [job for job in found if job.name == job_name(name)]
-            if mine:
-                return mine[0]
+            existing = [job for job in found if job.name == job_name(name)]
+            if existing:
+                return existing[0]
             raise Retryable(Kind.UNAVAILABLE, error.message, status=error.status)
         raise NotCreated(reason_of(error, code, message)) from error
 
     def look(self, job_id: str) -> RemoteJob:
-        """Raises UnknownJob where Bedrock does not know the job."""
+        """The job as it is now. Raises UnknownJob if Bedrock does not know it."""
         _check_id(job_id)
         shown = self._harmless(
             lambda: self._clients.bedrock(
@@ -241,7 +241,7 @@ class BedrockBatches:
         )
 
     def pending(self) -> list[RemoteJob]:
-        """Jobs under way among the first thousand."""
+        """Jobs that have not ended, among the first thousand of the list."""
         return pending_in(self._pages(None))
 
     def _pages(self, part: str | None) -> Iterator[Sequence[RemoteJob]]:
@@ -272,7 +272,7 @@ class BedrockBatches:
         """Streams all result files of a job into one.
 
         Raises:
-          CallError: one can't be read, or there is none although the job has done something.
+          CallError: one can't be read, or there is none although the job has answered records.
         """
         seconds, found = self._bounds.transfer_seconds, 0
         with open(path, "w+b") as file:
@@ -296,12 +296,12 @@ class BedrockBatches:
             )
 
     def forget(self, job: RemoteJob | None, staged: str | None) -> None:
-        """Removes a job's result files and its input, where they are below the configured path;
-        harmless where they are gone.
+        """Deletes a job's result files and its input, where they are below the configured path;
+        harmless if they are gone already.
         """
         own_path = f"{self._options.bucket}/"
         for folder in job.result_files if job is not None else ():
-            # The job names the place of its results, and must not get others' objects removed.
+            # The job says where its results are; that must not get other people's objects deleted.
             if not folder.startswith(own_path):
                 continue
             for uri in self._harmless(partial(self._clients.names, folder)):
@@ -330,8 +330,8 @@ def _check_id(job_id: str) -> None:
 def _traits_of(options: JobOptions, bounds: Bounds) -> BatchTraits:
     least = options.min_records
     few = (
-        f"a job of Bedrock's has {least:,} requests at least (min_records): fewer go as live calls "
-        "at the live price; of an unbounded input they wait with more before"
+        f"a Bedrock job has at least {least:,} requests (min_records): fewer go as live calls, "
+        "at the live price; on unbounded input they first wait for more"
     )
     return dataclasses.replace(
         TRAITS,

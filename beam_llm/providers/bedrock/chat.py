@@ -77,8 +77,8 @@ class BedrockChat:
         return self._model(self._place.model)[1].reply_format == SCHEMA
 
     def note_ignored_schema(self, request: Request) -> None:
-        """Does nothing: models that take schemas enforce them, and others are already asked in the
-        only other way.
+        """Does nothing: models that take schemas enforce them, and others are already sent it in
+        the only other way.
         """
 
     async def close(self) -> None:

@@ -46,8 +46,8 @@ def check(settings: Settings) -> None:
     if settings.mode == "batch_api":
         if not model.has_jobs:
             raise UsageError(
-                f"mode is 'batch_api' but bedrock: has batch jobs for amazon.titan-embed-text-v2:0 "
-                f"alone, not for {settings.model_name}; use mode='online'"
+                "mode is 'batch_api' but bedrock: has batch jobs only for "
+                f"amazon.titan-embed-text-v2:0, not for {settings.model_name}; use mode='online'"
             )
         check_jobs(settings)
 
@@ -107,7 +107,7 @@ def connect_batch(settings: Settings) -> BedrockBatches:
 
 
 def embed_limits(settings: Settings) -> EmbedLimits:
-    """One text a request, with as many tokens as the model takes."""
+    """One text per request, with as many tokens as the model takes."""
     return EmbedLimits(
         inputs=1,
         input_tokens=model_of(settings).input_tokens,

@@ -23,26 +23,27 @@ from beam_llm.redaction import redactor_of
 from beam_llm.values import Completion, Finish, Request, Usage, Vector
 
 OPTIONS = ("input_type", "normalize")
-"""Of `provider_options`: Cohere's word for what the vectors are for; whether Titan's second model
-makes them of length 1."""
+"""Keys of `provider_options`: Cohere's word for what the vectors are for, and whether Titan's
+second model normalizes them to length 1."""
 
 INPUT_TYPES = ("search_document", "search_query", "classification", "clustering")
 TOKENS_HEADER = "x-amzn-bedrock-input-token-count"
-"""Where InvokeModel tells the tokens of models whose replies don't."""
+"""The header with the count of tokens, for models whose replies have none."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """What models of a name are like.
+    """What is known of the models whose names match a pattern.
 
     Attributes:
+      pattern: a regular expression, found anywhere in the name.
       options: those of `OPTIONS` that they have.
-      dimensions: numbers of a vector that may be asked for; none: they are fixed.
-      input_tokens: most of one text.
+      dimensions: the vector sizes that may be asked for; none: the size is fixed.
+      input_tokens: the most tokens of one text.
       has_jobs: batch inference takes them.
     """
 
-    named: str
+    pattern: str
     options: tuple[str, ...]
     dimensions: tuple[int, ...]
     input_tokens: int
@@ -50,7 +51,7 @@ class Model:
 
     @property
     def is_cohere(self) -> bool:
-        return "cohere" in self.named
+        return "cohere" in self.pattern
 
 
 MODELS = (
@@ -62,12 +63,12 @@ MODELS = (
 
 
 def model_of(settings: Settings) -> Model:
-    """What the model is like. Raises UsageError for one that isn't known to embed texts."""
-    found = (model for model in MODELS if re.search(model.named, settings.model_name))
+    """What is known of the model. Raises UsageError if it isn't known to embed texts."""
+    found = (model for model in MODELS if re.search(model.pattern, settings.model_name))
     known = next(found, None)
     if known is None:
         raise UsageError(
-            f"model is {settings.model!r}: bedrock: embeds by amazon.titan-embed-text-v2:0, "
+            f"model is {settings.model!r}: bedrock: embeds with amazon.titan-embed-text-v2:0, "
             "amazon.titan-embed-text-v1, cohere.embed-v4:0 and cohere.embed-…-v3 here; name one of "
             "them"
         )
@@ -75,7 +76,7 @@ def model_of(settings: Settings) -> Model:
 
 
 def encoder_of(settings: Settings) -> Callable[[Request], bytes]:
-    """Makes a request's body; equal requests give equal bytes, live and in a job."""
+    """A writer of requests' bodies; equal requests give equal bytes, live and in a job."""
     options = settings.provider_options or {}
     body = _cohere_body if model_of(settings).is_cohere else _titan_body
     return functools.partial(_encode_body, functools.partial(body, options))
@@ -94,7 +95,7 @@ def _titan_body(options: Mapping[str, Any], text: str, dimensions: int | None) -
 
 def _cohere_body(options: Mapping[str, Any], text: str, dimensions: int | None) -> dict[str, Any]:
     size = {} if dimensions is None else {"output_dimension": dimensions}
-    # The model demands to be told; and what is too long is to be refused, not cut.
+    # The model demands an input type; and a text that is too long is to be refused, not cut.
     kind = options.get("input_type", INPUT_TYPES[0])
     shared = {"input_type": kind, "truncate": "NONE", "embedding_types": ["float"]}
     return {"texts": [text], **shared, **size}
@@ -107,11 +108,11 @@ def completion_of(
     request_id: str | None = None,
     tokens: Any = None,
 ) -> Completion:
-    """The reply in words; its tokens are 0 where they are not told.
+    """The reply as a Completion; its tokens are 0 if neither the reply nor `tokens` has a count.
 
     Args:
-      model: that was asked; a reply doesn't name it.
-      tokens: as a header tells them.
+      model: the one that was called; a reply doesn't name it.
+      tokens: the count from a header.
 
     Raises:
       Retryable: it holds no vector, or several.
@@ -133,6 +134,6 @@ def completion_of(
 
 
 def _only(embeddings: Any) -> Any:
-    """The vector of Cohere's one text, by type or by itself; None where there are several."""
+    """Cohere's only vector, which stands below its type or by itself; None if there are several."""
     by_type = embeddings.get("float") if isinstance(embeddings, dict) else embeddings
     return by_type[0] if isinstance(by_type, list) and len(by_type) == 1 else None

@@ -17,11 +17,11 @@ class BedrockEmbeddings:
     """Live calls (a CompletionProvider). Created anywhere, used and closed on one event loop.
 
     Args:
-      encode: makes a request's body.
+      encode: writes a request's body.
     """
 
     def __init__(self, place: Place, calls: BedrockCalls, encode: Callable[[Request], bytes]):
-        # As it is signed: a colon of the model's name stays `%3A`.
+        # As it is signed: a colon in the model's name stays `%3A`.
         self._url = yarl.URL(place.invoke_url(place.model), encoded=True)
         self._calls, self._encode = calls, encode
 

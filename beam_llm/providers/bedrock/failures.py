@@ -1,4 +1,4 @@
-"""Bedrock's errors, and botocore's, in our words."""
+"""Translates Bedrock's errors, and botocore's."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _NO_MODEL = re.compile(
     r"data retention mode '\w{1,40}' is not available|operation not allowed",
     re.IGNORECASE,
 )
-"""What a ValidationException begins with where no request of this model will succeed; behind a
-colon or a quotation mark it may be quoting a record, which must not end a pipeline. The last two:
-an account that has not opted in to what the model demands, or is not yet let in at all. Source:
-anomalyco/opencode#31560, kirodotdev/Kiro#11191, read 2026-11.
+"""How a ValidationException begins where no request to this model will succeed. What follows a
+colon or a quotation mark may be quoted from a record, which must not end a pipeline. The last two
+mean an account that has not opted in to what the model demands, or has no access at all yet.
+Source: anomalyco/opencode#31560, kirodotdev/Kiro#11191, read 2026-11.
 """
 
-_OF_THE_CALLER = ("notauthorized", "incompletesignature", "requestexpired")
-"""Codes of a 400 that every request gets, whatever it asks. Source: Bedrock user guide,
+_CALLER_CODES = ("notauthorized", "incompletesignature", "requestexpired")
+"""Codes of a 400 that every request would get, whatever is in it. Source: Bedrock user guide,
 "Troubleshooting Amazon Bedrock API Error Codes", read 2026-11.
 """
 
@@ -78,7 +78,7 @@ def error_by_name(
     if isinstance(found, Rejected):
         if code.lower() == _QUOTA:
             return Retryable(Kind.RATE_LIMITED, found.message, status=status)
-        if code.lower() in _OF_THE_CALLER or _NO_MODEL.match(message):
+        if code.lower() in _CALLER_CODES or _NO_MODEL.match(message):
             return Aborted(Kind.ABORTED, found.message, status=status)
     return found
 

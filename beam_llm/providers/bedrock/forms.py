@@ -1,7 +1,7 @@
-"""How a reply's shape is asked for, model by model, and how that is learned.
+"""How a reply's schema is requested, model by model, and how that is learned.
 
 Source: Bedrock user guide, "Structured outputs", "Tool use" and "Prompt caching" (tables of
-supported models), read 2026-11. A name that is not known is taken for a new model's.
+supported models), read 2026-11. An unknown name is taken for a new model's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from beam_llm.providers.anthropic import models
 SCHEMA, TOOL, WORDS = "outputConfig", "toolConfig", "words"
 
 _IN_WORDS = re.compile(r"titan|meta\.llama|llama[23]|ai21|jamba|j2-|stability|claude-(instant|v2)")
-"""They have no tools, or can't be made to use one."""
+"""Models that have no tools, or can't be made to use one."""
 
 _BY_TOOL = re.compile(
     r"nova|cohere\.command-r|mistral-large-24|mistral\.mi[sx]tral|pixtral"
@@ -29,12 +29,12 @@ _CACHES: tuple[tuple[str, int], ...] = (
     (r"claude-(3-5-sonnet-20241022|3-7|sonnet|opus|haiku|fable|mythos)", 1_024),
     (r"amazon\.nova-(micro|lite|pro|premier|2)", 1_024),
 )
-"""Models with a cache, and how many tokens a prefix has to have for it."""
+"""Models with a cache, and the fewest tokens of a prefix that is cached."""
 
 
 @dataclass(slots=True)
 class Form:
-    """What one model takes.
+    """What one model accepts.
 
     Attributes:
       reply_format: `outputConfig`: replies are held to their schema; `toolConfig`: a tool that has
@@ -52,18 +52,18 @@ class Form:
 
     @classmethod
     def of(cls, model: str, is_live: bool = True) -> Form:
-        """What is known of the model's form."""
+        """The form that the model is known to accept."""
         form = WORDS if _IN_WORDS.search(model) else TOOL if _BY_TOOL.search(model) else SCHEMA
         tokens = next((least for name, least in _CACHES if re.search(name, model)), None)
         return cls(form, models.takes_temperature(model), tokens, is_live)
 
     @property
     def key(self) -> tuple[str, bool, int | None]:
-        """What a request's bytes hang on."""
+        """What a request's bytes depend on."""
         return self.reply_format, self.takes_temperature, self.cached_from_tokens
 
     def learn(self, error: CallError, text: str) -> bool:
-        """Whether the refusal was about the request's form, and another is left to try.
+        """Switches to another form if the refusal was about this one. Returns whether it did.
 
         Args:
           text: the server's own words, where `error` holds them shortened.

@@ -1,5 +1,5 @@
-"""A batch inference job as Bedrock shows it, and why one failed or was refused: read, whatever is
-in it. Pure.
+"""A batch inference job as Bedrock shows it, and why one failed or was refused. Both are read
+whatever their fields hold. Pure.
 
 Source: botocore 1.44, `bedrock` 2023-04-20 (GetModelInvocationJob), read 2026-11.
 """
@@ -47,7 +47,7 @@ _ABORT_WORDS = re.compile(
 
 
 def job_name(name: str) -> str:
-    """The name of an attempt as a job can have it: itself, or its digest where it is too long."""
+    """The name of an attempt's job: the same, or a digest if the name is too long for a job."""
     begin, _, attempt = name.rpartition("-")
     return f"{name_prefix(begin)}-{attempt}"
 
@@ -59,15 +59,15 @@ def name_prefix(name: str) -> str:
 
 
 def token_of(name: str) -> str:
-    """The token by which Bedrock knows an attempt again: it may have no dots."""
+    """The token by which Bedrock recognizes an attempt; it must not have dots."""
     return hashlib.sha256(name.encode()).hexdigest()
 
 
 def remote_job(job: Mapping[str, Any], context: ErrorContext) -> RemoteJob:
-    """A job as Bedrock shows it, whatever it leaves out or has of another type.
+    """A job as Bedrock shows it; its fields may be missing or of other types.
 
     Raises:
-      Retryable: it has no id that can be asked for.
+      Retryable: it has no id by which it can be looked up.
     """
     job_id = identifier_of(job.get("jobArn"), context.secret)
     if job_id is None:
@@ -102,7 +102,7 @@ def _uri(job: Mapping[str, Any], *names: str) -> str:
 
 
 def _seconds(moment: Any) -> float:
-    """boto3 gives a datetime."""
+    """Seconds since the epoch; boto3 gives a datetime."""
     try:
         return seconds_of(moment.timestamp())
     except (AttributeError, TypeError, ValueError, OverflowError, OSError):
@@ -110,7 +110,7 @@ def _seconds(moment: Any) -> float:
 
 
 def _cause(message: str) -> CallError | None:
-    """Why a job failed as a whole, where there is something to be done about it."""
+    """Why a job failed as a whole, as an error with a remedy; None if there is none."""
     reason = f"the provider's validation failed: {message}"
     if _QUOTA_WORDS.search(message):
         return QueueFull(reason)

@@ -23,7 +23,7 @@ ReadOutput = Callable[[Any, str, ErrorContext], Completion]
 
 
 def read_answer(output: Any, model: str, context: ErrorContext) -> Completion:
-    """The output of a model that answers: a message of Claude's, or Converse's."""
+    """Reads a completion: a message of Claude's, or an output of Converse."""
     if is_message(output):
         return read_message(output, model, context)
     return completion_of(output, model, None, context)
@@ -32,15 +32,15 @@ def read_answer(output: Any, model: str, context: ErrorContext) -> Completion:
 def line_reply(
     line: bytes, model: str, context: ErrorContext, read: ReadOutput = read_answer
 ) -> LineReply:
-    """One line.
+    """The reply in one result line.
 
     Args:
-      read: what is made of an output.
+      read: makes a Completion of an output.
 
     Raises:
-      ValueError: it is cut, or no reply at all.
+      ValueError: it is cut, or has no id of a record.
     """
-    # What a message says is read with as much care later.
+    # A completion's text is checked for contradictory fields later; a vector has no later check.
     payload = (loads if read is read_answer else loads_answer)(line)
     record_id = payload.get("recordId") if isinstance(payload, dict) else None
     if not isinstance(record_id, str) or not record_id:

@@ -1,5 +1,5 @@
 """Claude's own form of requests and replies, for jobs of the type InvokeModel: the Messages API of
-Anthropic, with its version in the body and the model outside of it.
+Anthropic, with its version in the body and the model outside it.
 
 Source: Bedrock user guide, "Anthropic Claude Messages API", read 2026-11.
 """
@@ -34,5 +34,5 @@ def is_message(output: Any) -> bool:
 
 
 def read_message(output: Any, model: str, context: ErrorContext) -> Completion:
-    """The reply in words. Raises CallError where it is none."""
+    """The reply as a Completion. Raises CallError if it is not a reply."""
     return completion_of(output, None, None, context)._replace(model=model)

@@ -1,4 +1,4 @@
-"""Where Bedrock is, and by whose credentials: as AWS's own tools find out."""
+"""Where Bedrock is, and whose credentials are used, found as AWS's own tools find them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _S3_URI = re.compile(r"s3://[a-z0-9][-.a-z0-9]{1,61}[a-z0-9](/[-!_*'().a-zA-Z0-9
 
 
 class Place(NamedTuple):
-    """Where Bedrock is, which model is asked, and with whose credentials.
+    """Where Bedrock is, which model is called, and with whose credentials.
 
     Attributes:
       model: its id, the id of an inference profile, or an ARN.
       profile: of AWS's configuration, where the credentials are a profile's.
-      base_url: of all of Bedrock, where it is not Amazon's own.
+      base_url: the address of all of Bedrock, where it is not Amazon's own.
     """
 
     region: str
@@ -35,7 +35,7 @@ class Place(NamedTuple):
 
     @classmethod
     def of(cls, settings: Settings) -> Place:
-        """Raises Aborted where no region is known here."""
+        """The place that the settings name. Raises Aborted if no region is known here."""
         region = known_region(settings)
         if region is None:
             raise Aborted(Kind.ABORTED, NO_REGION)
@@ -48,18 +48,18 @@ class Place(NamedTuple):
         return f"{self._runtime()}/model/{quote(model, safe='')}/converse"
 
     def invoke_url(self, model: str) -> str:
-        """The address of a model's InvokeModel, likewise."""
+        """The address of a model's InvokeModel, percent-encoded as it is signed."""
         return f"{self._runtime()}/model/{quote(model, safe='')}/invoke"
 
     def _runtime(self) -> str:
-        # Live calls are not made by boto3, but have to go where it goes.
+        # Live calls are not made by boto3, but have to go to the same address.
         return self.base_url or address_of(self.client("bedrock-runtime"))
 
     def client(self, service: str, session: Any = None, **options: Any) -> Any:
         """boto3's client of a service.
 
         Args:
-          session: that it is to be of; None: a new one.
+          session: the one to take it from; None: a new one.
 
         Raises:
           Aborted: AWS's configuration can't be used.
@@ -84,8 +84,8 @@ class Place(NamedTuple):
 
 
 def address_of(client: Any) -> str:
-    """Where it goes: by AWS's variables and configuration (an address of one's own, FIPS), else at
-    the region's own domain; without a slash at its end.
+    """The address that boto3's client calls, without a trailing slash: from AWS's variables and
+    configuration (a custom endpoint, FIPS), else at the region's own domain.
     """
     return str(client.meta.endpoint_url).rstrip("/")
 
@@ -121,13 +121,13 @@ def _region_of_profile(profile: str | None) -> str | None:
 
     try:
         region: str | None = boto3.Session(profile_name=profile).region_name
-    except BotoCoreError:  # no such profile: `connect` tells
+    except BotoCoreError:  # no such profile: `connect` reports it
         return None
     return region
 
 
 def bucket_of(settings: Settings) -> str:
-    """`s3://bucket/path` under which a job's files are, without a slash at its end.
+    """`s3://bucket/path` under which a job's files are, without a trailing slash.
 
     Raises:
       UsageError: neither `bucket` nor the staging location is one.

@@ -1,7 +1,7 @@
 """Signatures of live calls (SigV4), and the credentials for them, which boto3 finds and renews.
 
-botocore signs as well, in 55 µs where this takes 5: a live call takes 113 in all. Tests hold these
-signatures to botocore's.
+botocore signs as well, but takes 55 µs where this takes 5, and a live call takes 113 in all. Tests
+compare these signatures with botocore's.
 
 Source: AWS general reference, "Create a signed AWS API request", read 2026-11.
 """
@@ -23,8 +23,8 @@ from beam_llm.providers.bedrock.place import Place, no_credentials
 from beam_llm.redaction import remember
 
 KEPT_SECONDS = 60.0
-"""Frozen credentials are asked for anew after so long: boto3 renews them minutes before their end,
-and that call blocks.
+"""How long frozen credentials are kept before boto3 is asked again, a call that blocks. It renews
+them minutes before they expire.
 """
 
 SERVICE = "bedrock"
@@ -45,17 +45,17 @@ class Signature:
 
     def headers(self, url: yarl.URL, body: bytes, now: float) -> dict[str, str]:
         """The headers that sign the body at a time, in seconds since the epoch."""
-        moment = _moment(int(now))
-        if moment[:8] != self._day:
-            self._begin_day(moment[:8])
+        timestamp = _timestamp(int(now))
+        if timestamp[:8] != self._day:
+            self._begin_day(timestamp[:8])
         token = f"x-amz-security-token:{self._token}\n" if self._token else ""
         digest = hashlib.sha256(body).hexdigest()
-        canonical = f"{_beginning(url)}{moment}\n{token}\n{self._names}\n{digest}"
+        canonical = f"{_canonical_head(url)}{timestamp}\n{token}\n{self._names}\n{digest}"
         signed = hashlib.sha256(canonical.encode()).hexdigest()
-        text = f"AWS4-HMAC-SHA256\n{moment}\n{self._scope}\n{signed}"
+        text = f"AWS4-HMAC-SHA256\n{timestamp}\n{self._scope}\n{signed}"
         signature = hmac.digest(self._signing_key, text.encode(), "sha256").hex()
         named = {
-            "X-Amz-Date": moment,
+            "X-Amz-Date": timestamp,
             "Authorization": (
                 f"AWS4-HMAC-SHA256 Credential={self._key_id}/{self._scope}, "
                 f"SignedHeaders={self._names}, Signature={signature}"
@@ -77,12 +77,12 @@ class Signature:
 
 
 @functools.lru_cache(maxsize=64)
-def _moment(second: int) -> str:
+def _timestamp(second: int) -> str:
     return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(second))
 
 
 @functools.lru_cache(maxsize=64)
-def _beginning(url: yarl.URL) -> str:
+def _canonical_head(url: yarl.URL) -> str:
     """The start of the text to sign: the path encoded once more, no query, the first headers."""
     host = url.raw_host if url.is_default_port() else f"{url.raw_host}:{url.port}"
     # SigV4 wants the path encoded twice, for every service but S3.

@@ -1,7 +1,7 @@
 """Converse as bytes: Request → body, body → Completion. Pure: no I/O, no clock.
 
 Source: botocore 1.44, `bedrock-runtime` 2023-09-30; Bedrock user guide, "Prompt caching" (usage);
-both read 2026-11.
+is_merged read 2026-11.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from beam_llm.redaction import redactor_of
 from beam_llm.values import Completion, Media, Message, Request, Usage
 
 TOOL_NAME = "reply"
-"""Of the tool whose input is the reply, where a model has no structured outputs."""
+"""The tool whose input is the reply, where a model has no structured outputs."""
 
 CACHE_POINT = {"cachePoint": {"type": "default"}}
 TIERS = ("default", "flex", "priority")
@@ -70,12 +70,12 @@ def _body(
     if limits:
         body["inferenceConfig"] = limits
     if request.schema is not None:
-        _ask_for_shape(body, request, form)
+        _add_schema(body, request, form)
     if service_tier in TIERS:
         body["serviceTier"] = {"type": service_tier}
     for name, value in sorted(request.extra.items()):
-        both = name == "inferenceConfig" and isinstance(value, Mapping)
-        body[name] = {**body.get(name, {}), **value} if both else value
+        is_merged = name == "inferenceConfig" and isinstance(value, Mapping)
+        body[name] = {**body.get(name, {}), **value} if is_merged else value
     return body
 
 
@@ -93,7 +93,7 @@ def _mark_shared(body: dict[str, Any], system: str, messages: list[Message], lea
 
 
 def _block(part: str | Media) -> dict[str, Any]:
-    """A text or an image as Converse has it."""
+    """A text or an image in Converse's form."""
     if isinstance(part, str):
         return {"text": part}
     return {
@@ -110,7 +110,7 @@ def _inference_config(request: Request, form: Form) -> dict[str, Any]:
     return found
 
 
-def _ask_for_shape(body: dict[str, Any], request: Request, form: Form) -> None:
+def _add_schema(body: dict[str, Any], request: Request, form: Form) -> None:
     assert request.schema is not None
     closed = closed_schema(request.schema)
     schema = request.schema if closed is None else closed
@@ -135,7 +135,7 @@ def _ask_for_shape(body: dict[str, Any], request: Request, form: Form) -> None:
 def decode_reply(
     body: bytes, model: str, request_id: str | None = None, context: ErrorContext = NO_CONTEXT
 ) -> Completion:
-    """The bytes of a 200 as a Completion. Raises Retryable where it is not a reply."""
+    """The body of a 200 as a Completion. Raises Retryable if it is not a reply."""
     return read_reply(
         body, lambda found: completion_of(found, model, request_id, context), "a message"
     )
@@ -144,11 +144,11 @@ def decode_reply(
 def completion_of(
     payload: Any, model: str, request_id: str | None = None, context: ErrorContext = NO_CONTEXT
 ) -> Completion:
-    """The reply in words. Every field is read as far as it can be; one of another type counts as
-    absent.
+    """The reply as a Completion. Every field is read as far as it can be; one of another type
+    counts as absent.
 
     Args:
-      model: that was asked; a reply doesn't name it.
+      model: the one that was called; a reply doesn't name it.
 
     Raises:
       Retryable: it is not a reply at all.
@@ -177,7 +177,7 @@ def completion_of(
 
 def _text_of(content: Iterable[Any]) -> tuple[str | None, bool]:
     """The reply's text, without thoughts, or the input of the tool that takes it; and whether it
-    was that.
+    came from the tool.
     """
     texts: list[str] = []
     for block in content:
@@ -193,8 +193,8 @@ def _text_of(content: Iterable[Any]) -> tuple[str | None, bool]:
 
 
 def usage_of(usage: Any) -> Usage:
-    """Tokens as billed; 0 where they are not told. `inputTokens` are those that the cache has
-    nothing to do with.
+    """Tokens as billed; 0 where the reply gives no count. `inputTokens` leaves out the tokens that
+    are read from the cache or written to it.
     """
     if not isinstance(usage, dict):
         return Usage()

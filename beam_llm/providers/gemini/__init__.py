@@ -1,12 +1,19 @@
-"""The Gemini API: live calls and batches; Vertex AI speaks the same of generateContent.
+"""The Gemini API: live calls and batch jobs. Vertex AI has the same generateContent.
 
-live.py      live calls                  place.py        addresses, the key
-batches.py   the batch API               job_objects.py  a job as the API shows it
-wire.py      requests and replies        plain.py        the same, quickly, where nothing is unusual
-schema.py    schemas as its grammars take them           lines.py  lines of result files
-files.py     uploads                     job_calls.py    what Vertex AI's jobs have as well
-embed.py     what is asked instead of this where vectors are wanted
-embeddings.py  live calls for embeddings   embed_wire.py  their requests and replies, in jobs too
+live.py        live calls
+batches.py     the batch API
+wire.py        requests and replies
+plain.py       a faster reader of ordinary replies
+schema.py      JSON schemas in the form that Gemini enforces
+lines.py       lines of a job's input and results
+files.py       uploads
+place.py       addresses and the key
+job_calls.py   what batch clients here and for Vertex AI have in common
+job_list.py    pages of the list of jobs
+job_objects.py a job as the API shows it
+embed.py       the module that takes the place of this one where vectors are wanted
+embeddings.py  live calls for embeddings
+embed_wire.py  requests and replies of embeddings, live and in jobs
 """
 
 from __future__ import annotations
@@ -45,16 +52,16 @@ RESERVED_FIELDS = (
 )  # fmt: skip
 """Request fields that `extra_body` may not set."""
 
-OUR_CONFIG = {
+RESERVED_CONFIG = {
     "temperature": "temperature",
     "maxOutputTokens": "max_output_tokens",
     "seed": "seed",
     "responseMimeType": "output",
     "responseSchema": "output",
     "responseJsonSchema": "output",
-    "candidateCount": None,  # only the first would be read, and all of them be paid
+    "candidateCount": None,  # only the first would be read, but all be billed
 }
-"""Fields of `generationConfig` that it may not set either, and the option to use."""
+"""Fields of `generationConfig` that it may not set either, and the option to use instead."""
 
 
 def check(settings: Settings) -> None:
@@ -64,10 +71,10 @@ def check(settings: Settings) -> None:
 
 
 def check_request(settings: Settings) -> None:
-    """The same for what generateContent has, wherever it is."""
+    """Raises UsageError for settings that generateContent can't take, here and at Vertex AI."""
     refuse_api_version(settings)
     check_temperature(settings, MOST_TEMPERATURE)
-    # The field is an int32: Google's front end refuses a larger number in every single call.
+    # The field is an int32: Google's front end refuses every call with a larger number.
     if settings.seed is not None and not -(2**31) <= settings.seed < 2**31:
         raise UsageError(f"seed is {settings.seed}: {settings.provider}: takes 32 bits; try seed=1")
     check_extra_body(settings, RESERVED_FIELDS)
@@ -78,8 +85,8 @@ def check_request(settings: Settings) -> None:
             f"write extra_body={{'{CONFIG}': {{'topP': 0.9}}}}"
         )
     for name in config:
-        if name in OUR_CONFIG:
-            option = OUR_CONFIG[name]
+        if name in RESERVED_CONFIG:
+            option = RESERVED_CONFIG[name]
             advice = f"use the option {option}" if option else "leave it out"
             raise UsageError(
                 f"extra_body sets {name!r} of {CONFIG!r}, which this package decides itself: "
@@ -101,16 +108,16 @@ def connect(settings: Settings) -> GeminiChat:
 
 
 def calls_of(settings: Settings, verb: str) -> GoogleCalls:
-    """Calls of models by a verb of theirs."""
+    """Live calls of models by `verb`, such as `generateContent`."""
     from beam_llm.providers.errors import ErrorContext
     from beam_llm.providers.gemini.live import Access, GoogleCalls
     from beam_llm.providers.http import Bounds
 
     place, key = Place.of(settings), resolve_key(settings.api_key)
-    known = Access(None, ErrorContext(key, place.key_reference, settings.log_data))
+    fixed = Access(None, ErrorContext(key, place.key_reference, settings.log_data))
 
     async def access() -> Access:
-        return known
+        return fixed
 
     return GoogleCalls(
         lambda model: place.url(f"{model_path(model)}:{verb}"),
@@ -128,7 +135,7 @@ def connect_batch(settings: Settings) -> GeminiBatches:
 
 
 def batches_of(settings: Settings, wire: JobWire) -> GeminiBatches:
-    """A client for jobs whose lines ask and are answered by `wire`."""
+    """A client for jobs whose lines are written and read by `wire`."""
     from beam_llm.providers.gemini.batches import GeminiBatches
     from beam_llm.providers.http import Bounds
 

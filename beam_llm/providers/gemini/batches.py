@@ -1,6 +1,6 @@
-"""The batch API of the Gemini API: requests inline or by a file, jobs, results inline or by a file.
+"""Batch jobs of the Gemini API, with requests and results inline or in files.
 
-Nothing is repeated that may have been done: "the creation of a batch job is not idempotent"
+A call that may have created a job is not repeated: "the creation of a batch job is not idempotent"
 (Google's guide), so a repeated create may be a second paid job.
 """
 
@@ -42,13 +42,14 @@ TRAITS = BatchTraits(
     ),
 )
 """Source: Google's guide to the batch API, read 2026-11-22: files of up to 2 GB (kept below by
-5 %), 48 h, `displayName` as the only label. The number of requests is a limit of ours.
+5 %), 48 h, `displayName` as the only label. The limit on requests is this package's own.
 """
 
 INLINE_BYTES = 2_000_000
-"""Smaller jobs are created with their lines, larger ones by a file. Google takes 20 MB inline, but
-each look at such a job, and each list with it, brings all of its answers along, twice; and its
-create takes seconds for a handful of lines (4 s for two, in a recording of 2026-08)."""
+"""Jobs up to this size are created with their lines inline, larger ones from a file. Google takes
+20 MB inline, but each look at such a job, and each list that has it, returns all of its answers,
+twice; and its create takes seconds for a handful of lines (4 s for two, in a recording of
+2026-08)."""
 
 _JOB_ID = re.compile(r"(batches/)?[A-Za-z0-9_-]{1,200}")
 
@@ -57,13 +58,13 @@ class GeminiBatches(GoogleBatches):
     """Remote jobs of the Gemini API (a BatchProvider).
 
     Args:
-      model: of all requests of its jobs.
-      wire: what they ask.
+      model: the model of all requests in its jobs.
+      wire: how requests are written and answers read.
       sleep, clock, wall: see `ControlCalls`.
     """
 
     listed_as = "operations"
-    page_jobs = 25  # which may have all of their answers with them
+    page_jobs = 25  # few: each may come with all of its answers
 
     def __init__(
         self,
@@ -87,8 +88,8 @@ class GeminiBatches(GoogleBatches):
         return self._place.url("batches", **query)
 
     def _job_url(self, job_id: str) -> str:
-        # A 400 from the API would not say whether it is the name or the job that is wrong.
-        if not _JOB_ID.fullmatch(job_id):  # which the API calls an invalid argument
+        # Checked here, since the API's 400 would not say whether the name or the job is wrong.
+        if not _JOB_ID.fullmatch(job_id):
             raise UnknownJob(Kind.REJECTED, f"{job_id[:80]!r} is not a job's name", status=404)
         return self._place.url(f"batches/{in_path(job_id.removeprefix('batches/'))}")
 
@@ -96,8 +97,8 @@ class GeminiBatches(GoogleBatches):
         return remote_job(found, self._control.context)
 
     def stage(self, lines: Path, name: str) -> str | None:
-        """Uploads a job's lines, streamed; returns the file's name, or None where they are few and
-        go along with the create.
+        """Uploads a job's lines, streamed. Returns the file's name, or None if they are few enough
+        to be sent inline with the create.
         """
         if lines.stat().st_size <= INLINE_BYTES and self._reply_bytes(lines) <= INLINE_BYTES:
             return None
@@ -105,7 +106,7 @@ class GeminiBatches(GoogleBatches):
         return upload(self._control, self._place, lines, name, seconds, self._key)
 
     def _reply_bytes(self, lines: Path) -> int:
-        """What the answers come to, where they are much more than the lines are."""
+        """The estimated size of all answers; 0 where they are not much larger than the lines."""
         if not self._wire.reply_bytes:
             return 0
         with open(lines, "rb") as file:
@@ -115,55 +116,55 @@ class GeminiBatches(GoogleBatches):
         """Creates the job, in one try.
 
         Raises:
-          NotCreated: the server has answered, and said no.
+          NotCreated: the server has refused.
           CallError: there may be a job all the same.
         """
         source: Any = {"fileName": staged}
         if staged is None:
             assert lines is not None
             with open(lines, "rb") as file:
-                inline = b",".join(map(_inline, file))
+                inline = b",".join(map(_inline_request, file))
             source = {"requests": {"requests": orjson.Fragment(b"[" + inline + b"]")}}
         batch = {"displayName": name, "inputConfig": source}
         url = self._place.url(f"{model_path(self._model)}:{self._wire.verb}")
         return self._job(self._control.create(url, orjson.dumps({"batch": batch}), reason_of))
 
     def fetch(self, job: RemoteJob, path: Path) -> None:
-        """Streams the file of results, or writes a line for each inline response; an expired job
-        has neither.
+        """Streams the result file, or writes a line for each inline response. An expired job has
+        neither.
 
         Raises:
-          CallError: they can't be read, or not whole; what can be read is at `path`.
+          CallError: the results can't be read completely; what could be read is at `path`.
         """
         if job.result_files:
             files = [(file, self._place.download_url(file_path(file))) for file in job.result_files]
             self._fetch_files(files, path)
             return
-        # Inline answers stand in the job itself, so it is looked at once more.
+        # Inline answers are part of the job itself, so it is fetched once more.
         found = self._get_job(job.job_id)
         batch = object_in(found.get("metadata")) or found
         output = object_in(found.get("response")) or object_in(batch.get("output"))
         inline: Any = object_in(output.get("inlinedResponses")).get("inlinedResponses")
-        # A job may be shown as done before its output is (tidyverse/ellmer#926, read 2026-11).
-        # Without counts its answers would be taken for lost then, and be paid for once more.
+        # A job may be shown as done before its output is there (tidyverse/ellmer#926, read
+        # 2026-11). Without counts, its answers would then be taken for lost and be paid for again.
         if not output and job.state is JobState.COMPLETED and job.completed != 0:
-            raise Retryable(Kind.UNAVAILABLE, "the job is done, and its output is not there (yet)")
+            raise Retryable(Kind.UNAVAILABLE, "the job is done, but its output is not there (yet)")
         with open(path, "wb") as file:
             for response in inline if isinstance(inline, list) else []:
-                file.write(_as_line(response))
+                file.write(_result_line(response))
 
     def _fetch_files(self, files: Sequence[tuple[str, str]], path: Path) -> None:
         try:
             fetch_files(self._control, files, self._bounds.transfer_seconds, path)
         except Aborted as error:
-            # The API's 403 for a lost file reads as a refused key, which would end the whole
+            # The API's 403 for a missing file looks like a refused key, which would end the whole
             # pipeline.
             if is_gone(error):
                 raise Rejected(Kind.REJECTED, error.message, status=error.status) from None
             raise
 
     def forget(self, job: RemoteJob | None, staged: str | None) -> None:
-        """Removes a job with its results, and an input file; harmless where they are gone."""
+        """Deletes a job with its results, and an input file; harmless if they are gone already."""
         # Files first: once the job is gone, nobody knows what its files are called.
         files = [*(job.result_files if job is not None else ()), *([staged] if staged else [])]
         for file in files:
@@ -172,15 +173,15 @@ class GeminiBatches(GoogleBatches):
             delete(self._control, self._job_url(job.job_id))
 
 
-def _inline(line: bytes) -> bytes:
+def _inline_request(line: bytes) -> bytes:
     """A line of a file as an inline request: its key goes into the metadata, which is echoed."""
-    # The line is `encode_line`'s own, whose key has no escapes: it can be cut without parsing.
+    # The line comes from `encode_line`, whose keys have no escapes, so it needs no parsing.
     key, _, request = line.rstrip(b"\n").removeprefix(b'{"key":"').partition(b'","request":')
     return b'{"request":' + request[:-1] + b',"metadata":{"key":"' + key + b'"}}'
 
 
-def _as_line(response: Any) -> bytes:
-    """An inline response as a line; of one that JSON can't hold again, its key."""
+def _result_line(response: Any) -> bytes:
+    """An inline response as a result line; only its key if it can't be written as JSON again."""
     try:
         return orjson.dumps(response) + b"\n"
     except TypeError:  # nested too deeply, or a number beyond 64 bits

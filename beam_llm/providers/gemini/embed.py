@@ -1,4 +1,4 @@
-"""What the Gemini API is asked where vectors are wanted (a `protocols.EmbeddingModule`)."""
+"""The Gemini API's embeddings (a `protocols.EmbeddingModule`)."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ _RESERVED_FIELDS = (
 )
 """Request fields that `extra_body` may not set."""
 
-_TOLD_BY_PROMPT = re.compile(r"(.*/)?gemini-embedding-[1-9]")
-"""Models that are told their task in the text."""
+_TASK_IN_TEXT = re.compile(r"(.*/)?gemini-embedding-[1-9]")
+"""Models that take their task from the text, and not from `task_type`."""
 
-_INPUT_TOKENS = ((_TOLD_BY_PROMPT, 8_192), (re.compile(r"(.*/)?(gemini|text)-embedding"), 2_048))
-"""Most tokens of a text. Source: the models' cards, read 2026-11."""
+_INPUT_TOKENS = ((_TASK_IN_TEXT, 8_192), (re.compile(r"(.*/)?(gemini|text)-embedding"), 2_048))
+"""The most tokens of one text. Source: the models' cards, read 2026-11."""
 
 _DIMENSIONS = (
     (re.compile(r"(.*/)?gemini-embedding"), LARGEST_VECTOR),
     (re.compile(r"(.*/)?text-(multilingual-)?embedding-0"), 768),
 )
-"""Most numbers of a vector. Source: likewise."""
+"""The most numbers of a vector. Source: the models' cards, read 2026-11."""
 
 
 def check(settings: Settings) -> None:
@@ -52,10 +52,10 @@ def check(settings: Settings) -> None:
 
 
 def check_request(settings: Settings) -> None:
-    """The same for what Google's models have, wherever they are."""
+    """Raises UsageError for settings that Google's models can't take, here and at Vertex AI."""
     refuse_api_version(settings)
     check_extra_body(settings, _RESERVED_FIELDS)
-    most = _of_model(_DIMENSIONS, settings.model_name)
+    most = _number_for(_DIMENSIONS, settings.model_name)
     if most is not None and (settings.dimensions or 0) > most:
         raise UsageError(
             f"dimensions is {settings.dimensions:,}: {settings.model_name} has {most:,} at most; "
@@ -67,9 +67,9 @@ def check_request(settings: Settings) -> None:
 def _check_options(settings: Settings) -> None:
     options = settings.provider_options or {}
     kind, title = options.get("task_type"), options.get("title")
-    if kind is not None and _TOLD_BY_PROMPT.match(settings.model_name):
+    if kind is not None and _TASK_IN_TEXT.match(settings.model_name):
         raise UsageError(
-            f"provider_options has 'task_type': {settings.model_name} is told its task in the "
+            f"provider_options has 'task_type': {settings.model_name} takes its task from the "
             "text; write it into the prompt, such as 'task: clustering | query: {{ text }}'"
         )
     if kind is not None and kind not in TASK_TYPES:
@@ -95,20 +95,20 @@ def connect(settings: Settings) -> GoogleEmbeddings:
 
 def connect_batch(settings: Settings) -> GeminiBatches:
     """A client for the batch API; see `providers.connect_batch`."""
-    return batches_of(settings, wire_of(settings).of_jobs(settings))
+    return batches_of(settings, wire_of(settings).for_jobs(settings))
 
 
 def embed_limits(settings: Settings) -> EmbedLimits:
-    """One text a request, of as many tokens as the model takes."""
-    tokens = _of_model(_INPUT_TOKENS, settings.model_name)
+    """One text per request, with as many tokens as the model takes."""
+    tokens = _number_for(_INPUT_TOKENS, settings.model_name)
     return EmbedLimits(
         inputs=1, input_tokens=tokens, number_bytes=NUMBER_BYTES, shaping_options=OPTIONS
     )
 
 
-def _of_model(table: Sequence[tuple[re.Pattern[str], int]], model: str) -> int | None:
-    """The number of the first pattern that a model's name has; None where it has none."""
-    return next((number for named, number in table if named.match(model)), None)
+def _number_for(table: Sequence[tuple[re.Pattern[str], int]], model: str) -> int | None:
+    """The number of the first pattern that matches the model's name; None if none does."""
+    return next((number for pattern, number in table if pattern.match(model)), None)
 
 
 def encode(settings: Settings, request: Request) -> bytes:

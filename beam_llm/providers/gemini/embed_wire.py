@@ -1,13 +1,13 @@
 """Embeddings of Google's models as bytes: Request → body, body → Completion with a vector. Pure.
 
-One text per request, for in a reply to several a vector says nowhere whose it is. Nothing is lost
-by it but connections: quotas count a request to batchEmbedContents as often as it has texts
-(measured by others, garrytan/gbrain#1922, 2026-06). What Vertex AI
-has otherwise is in `vertex/embed_wire.py`.
+One text per request, because nothing in a reply to several says which text a vector belongs to.
+This costs connections only: quotas count a request to batchEmbedContents once for each of its texts
+(measured by others, garrytan/gbrain#1922, 2026-06). What differs at Vertex AI is in
+`vertex/embed_wire.py`.
 
 Vectors are left as the API gives them: those of gemini-embedding-001 with fewer than 3,072 numbers
-are not of length 1. Source: Gemini API reference (embeddings) and guide, google-genai 2.34
-(`models.py`, `batches.py`), read 2026-11.
+are not normalized to length 1. Source: Gemini API reference (embeddings) and guide, google-genai
+2.34 (`models.py`, `batches.py`), read 2026-11.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ from beam_llm.providers.typed import token_count
 from beam_llm.values import Completion, Finish, Request, Usage, Vector
 
 OPTIONS = ("task_type", "title")
-"""Of `provider_options`: what the vectors are for, and the title of the document that the texts are
-of."""
+"""Keys of `provider_options`: what the vectors are for, and the title of the document that the
+texts come from."""
 
 LARGEST_VECTOR = 3_072
 NUMBER_BYTES = 24.0
-"""Of a number that is written out in a reply: `-0.02310485951602459,`."""
+"""Bytes of a number in decimal digits in a reply: `-0.02310485951602459,`."""
 
 
 class EmbedWire(NamedTuple):
     """How a model is asked for a vector, and how its replies are read.
 
     Attributes:
-      verb: of the model, in the address.
-      read: makes a reply in words of the reply's JSON, the model's name and what errors must not
-        show.
+      verb: the model's method, in the address.
+      encode: writes a request's body.
+      read: makes a Completion of a reply's JSON, the model's name, and what errors must not show.
     """
 
     verb: str
     encode: Callable[[Request], bytes]
     read: Callable[[Any, str, ErrorContext], Completion]
 
-    def of_jobs(self, settings: Settings) -> JobWire:
-        """The same for the lines of jobs, which all ask one model."""
+    def for_jobs(self, settings: Settings) -> JobWire:
+        """The same for the lines of jobs, all of which ask one model."""
         model, numbers = settings.model_name, settings.dimensions or LARGEST_VECTOR
         return JobWire(
             self.encode,
@@ -65,7 +65,7 @@ def shared_fields(settings: Settings, *names: str) -> dict[str, str]:
     """The options that are set, under the API's names for them.
 
     Args:
-      names: the API's for each of `OPTIONS`.
+      names: the API's name for each of `OPTIONS`, in their order.
     """
     options = settings.provider_options or {}
     return {
@@ -74,7 +74,7 @@ def shared_fields(settings: Settings, *names: str) -> dict[str, str]:
 
 
 def wire_of(settings: Settings) -> EmbedWire:
-    """How the Gemini API is asked."""
+    """How vectors are requested from the Gemini API."""
     fields = shared_fields(settings, "taskType", "title")
 
     def encode(request: Request) -> bytes:
@@ -87,7 +87,7 @@ def wire_of(settings: Settings) -> EmbedWire:
 
 
 def text_of(request: Request) -> str:
-    """The one text of a request."""
+    """The only text of a request."""
     [text] = request.inputs
     return text
 
@@ -98,7 +98,7 @@ def encode_body(request: Request, fields: Mapping[str, Any]) -> bytes:
 
 
 def read_embedding(payload: Any, model: str, context: ErrorContext) -> Completion:
-    """The reply of embedContent in words; its tokens are 0 where they are not told.
+    """The reply of embedContent as a Completion; its tokens are 0 if the reply has no count.
 
     Raises:
       CallError: it is an error in the guise of a reply, or holds no vector.
@@ -109,17 +109,17 @@ def read_embedding(payload: Any, model: str, context: ErrorContext) -> Completio
         raise_error_in(payload, context)
         raise unreadable("the reply holds no embedding")
     usage = usage_of(found.get("usageMetadata"))
-    # By which the lines of the Gemini API's jobs tell it (google-genai's
+    # Lines of the Gemini API's jobs have the count here (google-genai's
     # SingleEmbedContentResponse).
     tokens = usage.input_tokens or token_count(found.get("tokenCount"))
     return completion_of(values, tokens, model, is_cut=found.get("truncated") is True)
 
 
 def completion_of(values: list[Any], tokens: int, model: str, *, is_cut: bool) -> Completion:
-    """A vector's numbers as a reply to the one text of its request.
+    """A Completion that holds the vector of a request's only text.
 
     Raises:
-      Rejected: they are of the text's beginning alone.
+      Rejected: the vector stands for the beginning of the text only.
     """
     if is_cut:
         raise Rejected(Kind.TOO_LARGE, "the text was cut: it is longer than the model takes")

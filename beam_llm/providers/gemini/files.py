@@ -1,7 +1,7 @@
-"""Files of the Gemini API: uploaded in two calls, of which the second says where it ended.
+"""Files of the Gemini API, uploaded in two calls; the answer to the second names the file.
 
-POST /upload/v1beta/files            X-Goog-Upload-Command: start
-POST {what X-Goog-Upload-URL says}   X-Goog-Upload-Command: upload, finalize
+POST /upload/v1beta/files           X-Goog-Upload-Command: start
+POST {the X-Goog-Upload-URL}        X-Goog-Upload-Command: upload, finalize
 
 Source: Files API reference (resumable uploads), read 2026-11; google-genai 2.34.
 """
@@ -27,16 +27,16 @@ CONTENT_TYPE = "application/jsonl"
 def upload(
     control: ControlCalls, place: Place, path: Path, name: str, seconds: float, key: str | None
 ) -> str:
-    """Uploads a local file, streamed; returns the name that the API gives it (`files/…`), once a
-    job may be made of it.
+    """Uploads a local file, streamed. Returns the name that the API gives it (`files/…`), once a
+    job can be created from it.
     """
     size = path.stat().st_size
-    # Harmless to repeat: a second upload is another file, which costs nothing and is dropped by
+    # Harmless to repeat: a second upload is another file, which costs nothing and is deleted by
     # Google after 48 hours.
 
     def once(seconds: float) -> tuple[str, Any]:
-        # Each try begins anew: to go on with an upload, one would have to ask how far it came.
-        url = _begin(control, place, name, size, seconds)
+        # Each try starts over: to resume an upload, one would have to ask how far it got.
+        url = _start_upload(control, place, name, size, seconds)
         with open(path, "rb") as file:
             answer = control.call(
                 "POST",
@@ -58,8 +58,8 @@ def upload(
     return file
 
 
-def _begin(control: ControlCalls, place: Place, name: str, size: int, seconds: float) -> str:
-    """The address that takes the bytes."""
+def _start_upload(control: ControlCalls, place: Place, name: str, size: int, seconds: float) -> str:
+    """Starts an upload; returns the address that takes the bytes."""
     answer = control.call(
         "POST",
         place.upload_url(),
@@ -73,7 +73,7 @@ def _begin(control: ControlCalls, place: Place, name: str, size: int, seconds: f
             "X-Goog-Upload-Header-Content-Type": CONTENT_TYPE,
         },
     )
-    # The key is sent along with the bytes, so the address may name the path, but not the host.
+    # The key is sent along with the bytes, so the server may choose the path, but not the host.
     url = place.same_origin(answer.headers.get("x-goog-upload-url", ""))
     if url is None:
         raise unreadable("the answer has no usable address for the upload")
@@ -81,7 +81,7 @@ def _begin(control: ControlCalls, place: Place, name: str, size: int, seconds: f
 
 
 def _file_in(body: bytes, key: str | None) -> tuple[str, Any]:
-    """Its name, and how far the API is with it."""
+    """The name of the file in an answer, and its processing state."""
     try:
         found = object_in(object_in(loads(body)).get("file"))
     except ValueError:
@@ -93,10 +93,10 @@ def _file_in(body: bytes, key: str | None) -> tuple[str, Any]:
 
 
 def file_path(name: str) -> str:
-    """`files/1` → `files/1`, quoted: a name can't lead elsewhere."""
+    """The path of a file: `files/1` → `files/1`, quoted so that a name can't lead elsewhere."""
     return f"files/{in_path(name.removeprefix('files/'))}"
 
 
 def delete(control: ControlCalls, url: str) -> None:
-    """Removes a file or a job; harmless where it is gone, which the API calls forbidden too."""
+    """Deletes a file or a job; harmless if it is gone, which the API may call forbidden."""
     control.ensure("DELETE", url, 403, 404)

@@ -1,5 +1,5 @@
-"""Batch jobs as both of Google's APIs have them: listed with a name that we gave, looked at and
-cancelled by their own.
+"""What the batch clients of the Gemini API and Vertex AI have in common: jobs are found by the name
+that this package gave them, and looked up and cancelled by the name that Google gave them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class GoogleBatches(ABC):
     tried once.
 
     Attributes:
-      listed_as: the field of a list that holds its jobs.
-      page_jobs: most on one of its pages.
+      listed_as: the field of a list's page that holds the jobs.
+      page_jobs: the most jobs on a page.
     """
 
     texts_are_json_strings = True
@@ -54,27 +54,27 @@ class GoogleBatches(ABC):
 
     @abstractmethod
     def _job(self, found: Mapping[str, Any]) -> RemoteJob:
-        """A job as the API shows it, in our words."""
+        """Translates a job from the form in which the API shows it."""
 
     def close(self) -> None:  # noqa: B027  # meant for all: not abstract
-        """Nothing is held between calls."""
+        """Does nothing: nothing is held between calls."""
 
     def encode_line(self, custom_id: str, request: Request) -> bytes:
-        """Raises ValueError where `custom_id` is not 1–64 characters of A–Z, a–z, 0–9, `_` and
-        `-`.
+        """A request as a line of a job's input. Raises ValueError if `custom_id` is not 1–64
+        characters of A–Z, a–z, 0–9, `_` and `-`.
         """
         return encode_line(custom_id, request, self._wire.encode)
 
     def decode_line(self, line: bytes) -> LineReply:
-        """A line as `fetch` writes it, by the key that it echoes.
+        """The reply in a line as `fetch` writes it, with the key that it echoes.
 
         Raises:
-          ValueError: the line is cut, or it can't be told whose it is.
+          ValueError: the line is cut, or has no key.
         """
         return line_reply(line, self._control.context, self._wire.read)
 
     def look(self, job_id: str) -> RemoteJob:
-        """Raises UnknownJob where the API does not know the job."""
+        """The job as it is now. Raises UnknownJob if the API does not know it."""
         return self._job(self._get_job(job_id))
 
     def _get_job(self, job_id: str) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class GoogleBatches(ABC):
         )
 
     def find(self, name: str, staged: str | None, since: float) -> list[RemoteJob]:
-        """Jobs with that name before the last `-` of their displayName, or that input.
+        """Jobs with that name before the last `-` of their displayName, or with that input.
 
         Raises:
           CannotTell: jobs can't be listed, or the list doesn't show what is looked for.
@@ -96,14 +96,14 @@ class GoogleBatches(ABC):
             name,
             staged,
             since,
-            # Names are shown, but the list's order is not known: absence is proven at its end only.
+            # Names are shown, but the list's order is not known: only its end proves absence.
             keeps_names=False,
-            # The bound is of pages of the usual size; of smaller ones there may be more.
+            # The bound counts pages of the usual size; there may be more of smaller ones.
             most_pages=self._bounds.list_pages * USUAL_PAGE_JOBS // self.page_jobs,
         )
 
     def pending(self) -> list[RemoteJob]:
-        """Jobs under way among the first thousand of the list."""
+        """Jobs that have not ended, among the first thousand of the list."""
         return pending_in(self._pages(), self.page_jobs)
 
     def _pages(self) -> Iterator[Sequence[RemoteJob]]:

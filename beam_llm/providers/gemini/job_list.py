@@ -19,12 +19,12 @@ def job_pages(
     read: Callable[[Mapping[str, Any]], RemoteJob],
     page_jobs: int,
 ) -> Iterator[Sequence[RemoteJob]]:
-    """All jobs that are listed, page by page; one that can't be read is passed over.
+    """All jobs that are listed, page by page; one that can't be read is skipped.
 
     Args:
-      url_of: the list's address with a query.
-      field: of a page, where its jobs are.
-      page_jobs: most on a page.
+      url_of: gives the list's address with a query.
+      field: the field of a page that holds its jobs.
+      page_jobs: the most jobs on a page.
 
     Raises:
       CannotTell: jobs can't be listed here.
@@ -32,10 +32,10 @@ def job_pages(
     token = ""
     while True:
         query = {"pageSize": str(page_jobs)} | ({"pageToken": token} if token else {})
-        # A job that was given its requests inline is listed with all of its answers.
+        # A job created with inline requests is listed with all of its answers.
         page = list_page(control, url_of(**query), is_large=True)
         yield read_jobs(page.get(field), read)
-        # A list that never moves on is the reader's to notice: it must not be taken for its end.
+        # A list that never moves on is left to the caller to notice: it must not look like the end.
         token = next_token(page, "nextPageToken")
         if not token:
             return

@@ -1,5 +1,5 @@
-"""A batch job as the Gemini API shows it, and why one failed or was refused: read, whatever is in
-it.
+"""A batch job as the Gemini API shows it, and why one failed or was refused. Both are read whatever
+their fields hold.
 
     {"name": "batches/1", "done": true, "metadata": {"displayName": …, "state":
      "BATCH_STATE_SUCCEEDED", "createTime": …, "batchStats": {"requestCount": "2", …},
@@ -32,8 +32,8 @@ _STATES = {
     "EXPIRED": JobState.EXPIRED,
     "CANCELLED": JobState.CANCELLED,
 }
-"""Behind `JOB_STATE_` or `BATCH_STATE_`. Any other (`RUNNING`, `CANCELLING`, `UPDATING`, `PAUSED`,
-which can be resumed) is a job that goes on. Source: google-genai 2.34, types.JobState.
+"""By what follows `JOB_STATE_` or `BATCH_STATE_`. Any other (`RUNNING`, `CANCELLING`, `UPDATING`,
+`PAUSED`, which can be resumed) is a job still running. Source: google-genai 2.34, types.JobState.
 """
 
 _PREFIX = re.compile(r"^(JOB|BATCH)_STATE_")
@@ -45,15 +45,15 @@ _NOT_ACTIVE = re.compile(FILE_NOT_ACTIVE, re.IGNORECASE)
 
 
 def object_in(found: Any) -> dict[str, Any]:
-    """The value itself where it is an object, else an empty one."""
+    """The value itself if it is an object, else an empty one."""
     return found if isinstance(found, dict) else {}
 
 
 def remote_job(found: Mapping[str, Any], context: ErrorContext) -> RemoteJob:
-    """A job as an operation shows it, or by itself.
+    """A job, inside of an operation or by itself.
 
     Raises:
-      Retryable: it has no name that can be asked for.
+      Retryable: it has no name by which it can be looked up.
     """
     batch = object_in(found.get("metadata")) or found
     job_id = identifier_of(found.get("name"), context.secret)
@@ -64,12 +64,12 @@ def remote_job(found: Mapping[str, Any], context: ErrorContext) -> RemoteJob:
     file = identifier_of(output.get("responsesFile"), context.secret)
     name = batch.get("displayName")
     status, state = state_in(batch.get("state"), context.secret)
-    # A state that isn't known counts as running, and would be waited for although all is done.
+    # An unknown state counts as running, and would be waited for although the job is done.
     if found.get("done") is True and not state.has_ended:
         state = JobState.FAILED if found.get("error") else JobState.COMPLETED
     errors, cause = failure_in(found.get("error") or batch.get("error"), context)
     if not output and state in (JobState.EXPIRED, JobState.CANCELLED):
-        stats = {}  # of answers that nobody will get: to wait for them would be in vain
+        stats = {}  # they count answers that never come, and must not be waited for
     return RemoteJob(
         job_id=job_id,
         state=state,
@@ -86,12 +86,12 @@ def remote_job(found: Mapping[str, Any], context: ErrorContext) -> RemoteJob:
 
 
 def _count_of(stats: Mapping[str, Any], name: str) -> int | None:
-    """A count, which comes as text; none is left out like any zero."""
+    """A count, which comes as text; the API leaves out a zero."""
     return count_of(stats.get(name, 0)) if stats else None
 
 
 def state_in(found: Any, key: str | None) -> tuple[str, JobState]:
-    """The provider's word for where a job stands, and ours."""
+    """The provider's word for a job's state, and the state that it stands for."""
     name = redactor_of(key).identifier(word(found)[:100])
     known = _PREFIX.sub("", name.upper()) or "PENDING"
     return name, _STATES.get(known, JobState.RUNNING)
@@ -100,7 +100,7 @@ def state_in(found: Any, key: str | None) -> tuple[str, JobState]:
 def failure_in(
     error: Any, context: ErrorContext
 ) -> tuple[tuple[tuple[str, str, int | None], ...], CallError | None]:
-    """Why a job failed, for people, and as an error that has a remedy where there is one."""
+    """Why a job failed: in words for people, and as an error with a remedy, if there is one."""
     if not error:
         return (), None
     fields = object_in(error)
@@ -117,7 +117,7 @@ def failure_in(
 
 
 def is_gone(error: CallError) -> bool:
-    """Whether it is a file that is not there, which the API calls forbidden: no fault of the key.
+    """Whether a file is missing, which the API calls forbidden although the key is not at fault.
 
     Source: googleapis' answers in google-gemini/deprecated-generative-ai-python#692, read 2026-11.
     """
@@ -126,8 +126,8 @@ def is_gone(error: CallError) -> bool:
 
 def reason_of(error: CallError) -> CallError:
     """Why a job was refused, as an error that has a remedy: a quota of jobs or of their tokens is
-    a full queue; a file that is gone can be staged anew, and one that is looked through is waited
-    for.
+    a full queue; a file that is gone can be staged again, and one that is still being processed is
+    waited for.
     """
     if error.status == 429 and isinstance(error, Retryable):
         return QueueFull(

@@ -1,4 +1,4 @@
-"""Lines of a batch: requests; and results: answers, errors, and lines that hold neither.
+"""Lines of a batch job: requests, and results, which hold an answer, an error, or neither.
 
 {"key": "r-1", "response": {…}}      {"key": "r-2", "error": {"code": 13, "message": "…"}}
 
@@ -32,8 +32,7 @@ _STATUSES = {
     1: 499, 2: 500, 3: 400, 4: 504, 5: 404, 6: 409, 7: 403, 8: 429, 9: 400, 10: 409, 11: 400,
     12: 501, 13: 500, 14: 503, 15: 500, 16: 401,
 }  # fmt: skip
-"""google.rpc.Code → what HTTP says for it."""
-
+"""google.rpc.Code → the HTTP status for it."""
 
 _CUSTOM_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -41,12 +40,15 @@ ReadReply = Callable[[Any, ErrorContext], Completion]
 
 
 class JobWire(NamedTuple):
-    """What a job's lines ask, and how their answers are read; completions unless said otherwise.
+    """How a job's requests are written, and how their answers are read; by default, completions.
 
     Attributes:
-      verb: of the model, by which the Gemini API creates such a job.
-      reply_bytes: of an answer, where that is much more than what is asked.
-      most_records: of one job, where its results would be too many bytes for a file.
+      encode: writes a request as JSON.
+      read: makes a Completion of an answer.
+      verb: the model's method by which the Gemini API creates such a job.
+      reply_bytes: the size of an answer, where it is much larger than its request; 0 elsewhere.
+      most_records: a limit on the records of one job, where the results of more would have too many
+        bytes for a file.
     """
 
     encode: Callable[[Request], bytes] = encode_body
@@ -62,8 +64,8 @@ COMPLETIONS = JobWire()
 def encode_line(
     custom_id: str, request: Request, encode: Callable[[Request], bytes] = encode_body
 ) -> bytes:
-    """One line of a job's input. Raises ValueError where `custom_id` is not 1–64 characters of
-    A–Z, a–z, 0–9, `_` and `-`.
+    """One line of a job's input. Raises ValueError if `custom_id` is not 1–64 characters of A–Z,
+    a–z, 0–9, `_` and `-`.
     """
     if not _CUSTOM_ID.fullmatch(custom_id):
         raise ValueError(f"custom_id {custom_id!r} is not 1–64 characters of [A-Za-z0-9_-]")
@@ -73,18 +75,18 @@ def encode_line(
 def line_reply(
     line: bytes, context: ErrorContext = NO_CONTEXT, read: ReadReply = completion_of
 ) -> LineReply:
-    """One line, by the key that it echoes; never by its place.
+    """The reply in one result line, with the key that it echoes; its position means nothing.
 
     Args:
-      read: what is made of an answer.
+      read: makes a Completion of an answer.
 
     Raises:
-      ValueError: the line is cut, or says nobody's key.
+      ValueError: the line is cut, or has no key.
     """
     plain = plain_line(line, redactor_of(context.secret)) if read is completion_of else None
     if plain is not None:
         return plain
-    # What a message says is read with as much care later.
+    # A completion's text is checked for contradictory fields later; a vector has no later check.
     payload = (loads if read is completion_of else loads_answer)(line)
     key = key_of(payload)
     if key is None:
@@ -104,7 +106,7 @@ def key_of(payload: Any) -> str | None:
 def reply_of(
     key: str, payload: dict[str, Any], context: ErrorContext, read: ReadReply = completion_of
 ) -> LineReply:
-    """What a line says of the request that `key` names."""
+    """The outcome that a line holds for the request that `key` names."""
     try:
         error = payload.get("error") or payload.get("status")
         # Vertex AI has an empty `status` beside a good response.
@@ -119,7 +121,7 @@ def _line_error(error: Any, context: ErrorContext) -> CallError:
     if not error:
         return no_answer()
     if isinstance(error, str):
-        error = _error_in_words(error)
+        error = _error_in_text(error)
     status = status_of_error(error)
     found = error_of(status, {}, {"error": error}, context)
     if status == 499:
@@ -128,8 +130,8 @@ def _line_error(error: Any, context: ErrorContext) -> CallError:
     return leave_for_live_call(found, is_for_its_form=is_for_its_form)
 
 
-def _error_in_words(text: str) -> Any:
-    """Vertex AI's `Bad Request: {"error": {…}}` as the object; another text as it is."""
+def _error_in_text(text: str) -> Any:
+    """The error object in Vertex AI's `Bad Request: {"error": {…}}`; any other text as it is."""
     with contextlib.suppress(ValueError):
         found = loads(text[text.index("{") : 100_000])
         if isinstance(found, dict):
@@ -138,7 +140,7 @@ def _error_in_words(text: str) -> Any:
 
 
 def status_of_error(error: Any) -> int:
-    """What HTTP would say: by google.rpc's number, or by the one that HTTP has itself."""
+    """The HTTP status of an error, whose code is google.rpc's number or an HTTP status itself."""
     code = error.get("code") if isinstance(error, dict) else None
     if type(code) is not int:
         return 500

@@ -25,9 +25,9 @@ class Access(NamedTuple):
     """What a call is authenticated with.
 
     Attributes:
-      headers: of the call.
-      context: what its errors must not hold.
-      forget: to be called where the server says that it has ended; whether another can be had.
+      headers: to be sent with the call.
+      context: what its errors must not show.
+      forget: to be called when the server says that it has expired; whether another can be had.
     """
 
     headers: Mapping[str, str] | None
@@ -37,10 +37,10 @@ class Access(NamedTuple):
 
 @dataclass(slots=True)
 class SchemaForm:
-    """How the schema of one request is asked for.
+    """How the reply's schema is sent with one request.
 
     Attributes:
-      in_words: among the instructions, since the endpoint refuses it.
+      in_words: it is described in the instructions, since the endpoint refuses it as a schema.
     """
 
     has_schema: bool
@@ -52,7 +52,7 @@ class SchemaForm:
         return self.in_words
 
     def learn(self, error: CallError, text: str) -> bool:
-        """Whether the refusal was about the schema, which is put into words from now on."""
+        """Puts the schema into words if the refusal was about it. Returns whether it was."""
         # In words already, or without a schema: nothing is left to change.
         if not self.has_schema or self.in_words or error.status != 400:
             return False
@@ -61,12 +61,12 @@ class SchemaForm:
 
 
 class GoogleCalls:
-    """Calls of models, each with a token that may be another one than the last call's.
+    """Makes live calls to models. Access is renewed as needed, since tokens expire.
 
     Args:
-      url_of: a model's address.
-      access: gives what a call is authenticated with; Vertex AI's tokens are renewed by it.
-      headers: of every call.
+      url_of: gives a model's address.
+      access: gives what a call is authenticated with; it renews Vertex AI's tokens.
+      headers: to be sent with every call.
     """
 
     def __init__(
@@ -83,10 +83,10 @@ class GoogleCalls:
     async def post(
         self, model: str, body: bytes, timeout_seconds: float
     ) -> tuple[Answer, ErrorContext]:
-        """The answer to one call, and what its errors must not show. Raises as `LiveCalls.post`."""
+        """The answer to a call, and what its errors must not show. Raises like `LiveCalls.post`."""
         access, url = await self._access(), self._url_of(model)
         answer = await self._calls.post(url, body, timeout_seconds, access.headers)
-        # A token may end before its time; a second refusal is an answer.
+        # A token may expire before its time; a second refusal is returned.
         if answer.status == 401 and access.forget():
             access = await self._access()
             answer = await self._calls.post(url, body, timeout_seconds, access.headers)
@@ -101,7 +101,7 @@ class GeminiChat:
     """Live calls (a CompletionProvider). Created anywhere, used and closed on one event loop.
 
     Args:
-      service_tier: goes into the body; None where it goes elsewhere.
+      service_tier: is sent in the body; None where it is sent elsewhere.
     """
 
     def __init__(self, calls: GoogleCalls, *, service_tier: str | None = None):
@@ -110,8 +110,8 @@ class GeminiChat:
         self._refused = RefusedSchemas()
 
     async def complete(self, request: Request, timeout_seconds: float) -> Completion:
-        """One call within `timeout_seconds`. Asked again at once only with the schema in words,
-        where the endpoint refuses it as too large; such a schema is remembered.
+        """Makes one call within `timeout_seconds`. It is repeated at once only where the endpoint
+        refuses the schema as too large: then with the schema in words, which is remembered.
 
         Raises:
           CallError: Retryable, Rejected or Aborted.
@@ -135,7 +135,7 @@ class GeminiChat:
 
     def _remember(self, request: Request, error: CallError) -> None:
         _log.warning(
-            "%s refuses the schema of a reply: from now on it is asked for in words", request.model
+            "%s refuses the schema of a reply: from now on it is described in words", request.model
         )
         assert request.schema is not None
         self._refused.add(request.schema)

@@ -1,4 +1,4 @@
-"""Where the Gemini API is: addresses, and the key as it wants it."""
+"""Addresses of the Gemini API, and the header that carries the key."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Place(NamedTuple):
     """Where the API is.
 
     Attributes:
-      base_url: without a version; the paths are put behind it.
+      base_url: without a version; the paths are appended to it.
       key_reference: where the key is kept, for error messages.
     """
 
@@ -26,7 +26,7 @@ class Place(NamedTuple):
 
     @classmethod
     def of(cls, settings: Settings) -> Place:
-        """Where the settings say that Gemini is."""
+        """The place that the settings name."""
         base = re.sub(r"/v1(beta)?$", "", (settings.base_url or "").rstrip("/"))
         return cls(base, settings.api_key)
 
@@ -43,8 +43,8 @@ class Place(NamedTuple):
         return f"{self.base_url}/download/{VERSION}/{file}:download?alt=media"
 
     def same_origin(self, url: str) -> str | None:
-        """A server's own address for an upload, at this origin and no other: the key goes along.
-        None where it is not an address.
+        """The address that the server gave for an upload, moved to this origin, since the key is
+        sent along. None if it is not an address.
         """
         try:
             named = urlsplit(url)
@@ -57,11 +57,11 @@ class Place(NamedTuple):
 
 
 def model_path(model: str) -> str:
-    """`gemini-2.5-flash` → `models/gemini-2.5-flash`; a name that has its collection keeps it."""
+    """`gemini-2.5-flash` → `models/gemini-2.5-flash`; a name with a collection keeps it."""
     collection, _, name = model.rpartition("/")
     return f"{quote(collection or 'models')}/{quote(name, safe='')}"
 
 
 def headers(key: str | None) -> Mapping[str, str]:
-    """The key as the API wants it."""
+    """The header that carries the key."""
     return {} if key is None else {"x-goog-api-key": key}

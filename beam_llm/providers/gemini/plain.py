@@ -1,5 +1,5 @@
-"""Replies that are as Gemini writes them, read into typed structs in half the time; anything
-unusual is left to `wire.py`.
+"""Reads ordinary replies of Gemini into typed structs, in half the time; anything unusual is left
+to `wire.py`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class _Body(msgspec.Struct, gc=False, rename="camel"):
 class _Line(msgspec.Struct, gc=False):
     key: Annotated[str, msgspec.Meta(min_length=1)]
     response: _Body
-    error: None = None  # a line that has one is the full reader's, whatever stands beside it
+    error: None = None  # a line with an error is left to the full reader, whatever else it has
 
 
 _decode_body = msgspec.json.Decoder(_Body).decode
@@ -62,8 +62,8 @@ _PLAIN_FINISHES = {"STOP": Finish.STOP, "MAX_TOKENS": Finish.LENGTH}
 
 
 def plain_reply(data: bytes, redactor: Redactor, tier: str | None = None) -> Completion | None:
-    """What `wire.completion_of` gives for the body, in a third of the time; None for a reply with
-    anything unusual about it.
+    """The Completion that `wire.completion_of` makes of the body, in a third of the time; None for
+    a reply with anything unusual about it.
     """
     try:
         body = _decode_body(data)
@@ -86,14 +86,14 @@ def _plain_completion(body: _Body, redactor: Redactor, tier: str | None) -> Comp
     candidate, tokens = body.candidates[0], body.usage_metadata
     finish = _PLAIN_FINISHES.get(candidate.finish_reason)
     parts = candidate.content.parts
-    # With more than one part there are thoughts, or what isn't text: the full reader's business.
+    # More than one part means thoughts, or something other than text: left to the full reader.
     text = parts[0].text if len(parts) == 1 else ""
     inputs = tokens.prompt_token_count + tokens.tool_use_prompt_token_count
     outputs = tokens.candidates_token_count + tokens.thoughts_token_count
     if finish is None or not text or parts[0].thought or tokens.cached_content_token_count > inputs:
         return None
-    word = tokens.service_tier or tier or tokens.traffic_type
-    if word is not None and not redactor.leaves(word):
+    name = tokens.service_tier or tier or tokens.traffic_type
+    if name is not None and not redactor.leaves(name):
         return None
     response_id = body.response_id
     if response_id is not None and redactor.identifier(response_id) != response_id:
@@ -110,6 +110,6 @@ def _plain_completion(body: _Body, redactor: Redactor, tier: str | None) -> Comp
 
 
 def tier_of(tier: str | None, traffic: str | None) -> str | None:
-    """The service tier, by Gemini's word for it or by Vertex AI's (`ON_DEMAND_FLEX`)."""
-    word = tier or (traffic or "").rpartition("ON_DEMAND_")[2]
-    return word.lower() or None
+    """The service tier, from Gemini's name for it or from Vertex AI's (`ON_DEMAND_FLEX`)."""
+    name = tier or (traffic or "").rpartition("ON_DEMAND_")[2]
+    return name.lower() or None

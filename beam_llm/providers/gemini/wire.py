@@ -1,6 +1,6 @@
-"""generateContent as bytes: Request → body, body → Completion. Pure: no I/O, no clock of its own.
+"""generateContent as bytes: Request → body, body → Completion. Pure: no I/O, no clock.
 
-Spoken by the Gemini API and by Vertex AI. Source: Gemini API reference (generateContent), read
+For the Gemini API and for Vertex AI. Source: Gemini API reference (generateContent), read
 2026-11; google-genai 2.34.
 """
 
@@ -29,13 +29,13 @@ from beam_llm.values import Completion, Finish, Media, Request, Usage
 
 CONFIG = "generationConfig"
 _WITHOUT_JSON_SCHEMA = re.compile(r"(models/)?gemini-(1|2\.0)")
-"""Models that take OpenAPI's schemas only."""
+"""Models that take OpenAPI schemas only."""
 _PLAIN = re.compile(r"(models/)?gemma")
 """Models that take neither schemas nor system instructions: "JSON mode is not enabled for
 models/gemma-3-27b-it", "Developer instruction is not enabled …". Source: public issues, 2026-11."""
 
 TIER_HEADER = "x-gemini-service-tier"
-"""Where a reply says how it was served, as it does in its usage. Source: guide to priority
+"""The header that names the service tier of a reply, as its usage does. Source: guide to priority
 inference, read 2026-11."""
 
 _TIERS = {"auto": None, "default": "standard", "flex": "flex", "priority": "priority"}
@@ -48,8 +48,8 @@ def encode_body(
     in a batch.
 
     Args:
-      service_tier: of live calls of the Gemini API; a batch has a price and a pace of its own.
-      in_words: the schema stands among the instructions, for an endpoint that refuses it.
+      service_tier: for live calls of the Gemini API; a batch has a price and a pace of its own.
+      in_words: the schema is described in the instructions, for an endpoint that refuses it.
     """
     body = _body(request, in_words)
     tier = _TIERS.get(service_tier or "auto")
@@ -88,7 +88,7 @@ def _body(request: Request, in_words: bool) -> dict[str, Any]:
 
 
 def _part(part: str | Media) -> dict[str, Any]:
-    """A text or an image as the API has it."""
+    """A text or an image in the API's form."""
     if isinstance(part, str):
         return {"text": part}
     if part.uri:
@@ -100,7 +100,7 @@ def _config(request: Request, in_words: bool, is_plain: bool) -> dict[str, Any]:
     config: dict[str, Any] = {}
     if request.schema is not None and not is_plain:
         config["responseMimeType"] = "application/json"
-        config.update({} if in_words else _shape(request))
+        config.update({} if in_words else _schema_fields(request))
     if request.temperature is not None:
         config["temperature"] = request.temperature
     if request.max_output_tokens is not None:
@@ -110,7 +110,7 @@ def _config(request: Request, in_words: bool, is_plain: bool) -> dict[str, Any]:
     return config
 
 
-def _shape(request: Request) -> dict[str, Any]:
+def _schema_fields(request: Request) -> dict[str, Any]:
     assert request.schema is not None
     if _WITHOUT_JSON_SCHEMA.match(request.model):
         return {"responseSchema": open_api_schema(request.schema) or request.schema}
@@ -125,8 +125,8 @@ _ABOUT_THE_SCHEMA = re.compile(
 
 
 def refuses_schema(sentence: str) -> bool:
-    """Whether a refusal is about the reply's schema: its size, its depth, a word in it; or may be.
-    The API says no more than that an argument is invalid where a grammar gets too large. Source:
+    """Whether a refusal is, or may be, about the reply's schema: its size, its depth, a keyword in
+    it. Where a grammar gets too large, the API says only that an argument is invalid. Source:
     messages in public issues (vercel/ai#21192, googleapis/python-aiplatform#4301), 2026-11.
     """
     return _ABOUT_THE_SCHEMA.search(sentence) is not None
@@ -139,10 +139,10 @@ def refuses_schema(sentence: str) -> bool:
 def decode_reply(
     body: bytes, context: ErrorContext = NO_CONTEXT, headers: Mapping[str, str] | None = None
 ) -> Completion:
-    """The bytes of a 200 as a Completion. Raises like `completion_of`.
+    """The body of a 200 as a Completion. Raises like `completion_of`.
 
     Args:
-      headers: of the answer, which may tell the service tier.
+      headers: the answer's, which may name the service tier.
     """
     tier = headers.get(TIER_HEADER) if headers else None
     completion = plain_reply(body, redactor_of(context.secret), tier)
@@ -154,15 +154,15 @@ def decode_reply(
 def completion_of(
     payload: Any, context: ErrorContext = NO_CONTEXT, tier: str | None = None
 ) -> Completion:
-    """The reply in words. Every field is read as far as it can be; one of another type counts as
-    absent.
+    """The reply as a Completion. Every field is read as far as it can be; one of another type
+    counts as absent.
 
     Raises:
-      CallError: it is an error in the guise of a reply, or no reply at all.
+      CallError: it is an error in the guise of a reply, or not a reply at all.
     """
     if isinstance(payload, list) and len(payload) == 1:  # as a proxy ends a stream
         payload = payload[0]
-    if not isinstance(payload, dict) or not payload.keys() & _OF_A_REPLY:
+    if not isinstance(payload, dict) or not payload.keys() & _REPLY_FIELDS:
         raise_error_in(payload, context)
         raise unreadable("the reply is not generated content")
     redactor = redactor_of(context.secret)
@@ -186,8 +186,8 @@ def completion_of(
     )
 
 
-_OF_A_REPLY = frozenset({"candidates", "promptFeedback", "usageMetadata", "modelVersion"})
-"""Fields of which any reply has one: lists that are empty are left out."""
+_REPLY_FIELDS = frozenset({"candidates", "promptFeedback", "usageMetadata", "modelVersion"})
+"""Every reply has at least one of these fields; empty lists are left out of it."""
 
 
 def _first(candidates: Any) -> dict[str, Any]:
@@ -203,21 +203,21 @@ def _parts(candidate: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _text(part: Mapping[str, Any]) -> str | None:
-    """A part's text; None of a thought, or of a part that is something else."""
+    """A part's text; None for a thought, or for a part that is something else."""
     text = part.get("text")
     return text if isinstance(text, str) and not part.get("thought") else None
 
 
 def _finish(reason: Any, text: str | None) -> Finish:
-    """How the reply ended; a missing word stands for `STOP`. A reply without text answers nothing,
-    however well it is said to have ended.
+    """How the reply ended; a missing reason stands for `STOP`. A reply without text counts as
+    empty, even where its reason says that all is well.
     """
     finish = Finish.STOP if not reason else finish_of(reason)
     return Finish.EMPTY if not text and finish in (Finish.STOP, Finish.OTHER) else finish
 
 
 def _refusal(feedback: Any, blocked: Any, redactor: Redactor) -> str | None:
-    """The provider's sentence about a prompt that it blocked, or a sentence of ours about it."""
+    """The provider's sentence about a prompt that it blocked, or one written here; else None."""
     sentence = feedback.get("blockReasonMessage") if isinstance(feedback, dict) else None
     if isinstance(sentence, str) and sentence:
         return redactor(clean(sentence))
@@ -226,7 +226,7 @@ def _refusal(feedback: Any, blocked: Any, redactor: Redactor) -> str | None:
 
 
 def raise_error_in(payload: Any, context: ErrorContext) -> None:
-    """Raises the error that stands where a reply should; nothing where there is none."""
+    """Raises the error that came in place of a reply; does nothing if there is none."""
     error = payload.get("error") if isinstance(payload, dict) else None
     if error:
         status = status_in(error)
@@ -234,13 +234,13 @@ def raise_error_in(payload: Any, context: ErrorContext) -> None:
 
 
 def usage_of(usage: Any) -> Usage:
-    """Tokens as billed; 0 where the server does not say."""
+    """Tokens as billed; 0 where the server gives no count."""
     if not isinstance(usage, dict):
         return Usage()
     inputs = token_count(usage.get("promptTokenCount"))
     inputs += token_count(usage.get("toolUsePromptTokenCount"))
     thoughts = token_count(usage.get("thoughtsTokenCount"))
-    # Thoughts stand beside the candidates' tokens here, and are billed as output.
+    # Thoughts are counted apart from the candidates' tokens here, and are billed as output.
     outputs = token_count(usage.get("candidatesTokenCount")) + thoughts
     cached = token_count(usage.get("cachedContentTokenCount"))
     inputs, outputs = token_count(inputs), token_count(outputs)

@@ -6,13 +6,18 @@
         provider_options={"project": "my-project", "region": "global"},
     )
 
-credentials.py  tokens                     place.py   addresses              live.py  live calls
-batches.py      batch prediction jobs      objects.py their input and results in a bucket
-embed.py        what is asked instead of this where vectors are wanted
-embed_wire.py   their requests and replies
+credentials.py  tokens of Google's credentials
+place.py        addresses
+live.py         authentication of live calls
+batches.py      batch prediction jobs
+job_objects.py  a job as Vertex AI shows it
+objects.py      a job's input and results in a bucket
+forms.py        how requests are written there
+embed.py        the module that takes the place of this one where vectors are wanted
+embed_wire.py   requests and replies of embeddings
 
-What is asked and answered is Gemini's: `providers/gemini/`. In place of Google's own credentials
-`api_key` may refer to an access token, or be `none` for an emulator.
+Other requests and replies are Gemini's: see `providers/gemini/`. In place of Google's own
+credentials `api_key` may refer to an access token, or be `none` for an emulator.
 """
 
 from __future__ import annotations
@@ -37,19 +42,19 @@ from beam_llm.values import Request, Schema
 
 if TYPE_CHECKING:
     from beam_llm.providers.gemini.live import GeminiChat, GoogleCalls
-    from beam_llm.providers.vertex.batches import Asking, VertexBatches
-    from beam_llm.providers.vertex.credentials import GivenToken, Tokens
+    from beam_llm.providers.vertex.batches import JobSpec, VertexBatches
+    from beam_llm.providers.vertex.credentials import FixedToken, Tokens
 
 OPTIONS = ("project", "region", "bucket")
 _TIER_HEADER = "X-Vertex-AI-LLM-Shared-Request-Type"
-"""By it a live call asks to be served cheaper and later, or first.
+"""The header by which a live call asks to be served cheaper and later, or first.
 
 Source: Vertex AI, "Flex PayGo" and "Priority PayGo", read 2026-11."""
 
 
 def check(settings: Settings) -> None:
-    """Raises UsageError where the settings ask for what Vertex AI does not have, or do not say
-    where.
+    """Raises UsageError where the settings ask for what Vertex AI does not have, or do not name the
+    project or the bucket.
     """
     check_names(settings, OPTIONS)
     check_request(settings)
@@ -57,14 +62,14 @@ def check(settings: Settings) -> None:
 
 
 def check_place(settings: Settings) -> None:
-    """Raises UsageError where the settings do not say where: project, region, bucket of jobs."""
+    """Raises UsageError where the project, region or bucket for jobs is missing or malformed."""
     options = settings.provider_options or {}
     if not options.get("project"):
         raise UsageError(
-            "provider_options is without 'project': write provider_options={'project': '…'}, or "
+            "provider_options has no 'project': write provider_options={'project': '…'}, or "
             "set GOOGLE_CLOUD_PROJECT"
         )
-    # They become parts of a host and of a path, so no slash and no `@` may be in them.
+    # They become parts of a host and of a path, so they must not contain a slash or an `@`.
     for name in ("project", "region"):
         if not re.fullmatch(r"[a-zA-Z0-9.:-]{1,100}", str(options.get(name, "global"))):
             raise UsageError(
@@ -90,7 +95,7 @@ def bucket_of(settings: Settings) -> str:
     problem = f"provider_options has 'bucket': {named!r}" if named else "there is no bucket"
     raise UsageError(
         f"{problem}: vertex: keeps the input and the results of batch jobs in Cloud Storage; write "
-        "provider_options={'bucket': 'gs://bucket/path'}, or take a staging_location in gs://"
+        "provider_options={'bucket': 'gs://bucket/path'}, or use a staging_location in gs://"
     )
 
 
@@ -102,19 +107,19 @@ def preload() -> None:
 
 @functools.lru_cache(maxsize=1)
 def default_tokens() -> Tokens:
-    """One for all clients of the process: a token lasts an hour."""
+    """The tokens that all clients of the process share, since a token lasts an hour."""
     from beam_llm.providers.vertex.credentials import Tokens
 
     return Tokens()
 
 
-def _tokens_of(settings: Settings) -> Tokens | GivenToken:
-    """What `api_key` refers to; Google's own credentials where it isn't given."""
-    from beam_llm.providers.vertex.credentials import GivenToken
+def _tokens_of(settings: Settings) -> Tokens | FixedToken:
+    """The token that `api_key` refers to; tokens of Google's own credentials if it isn't given."""
+    from beam_llm.providers.vertex.credentials import FixedToken
 
     if settings.api_key is None:
         return default_tokens()
-    return GivenToken(resolve_key(settings.api_key))
+    return FixedToken(resolve_key(settings.api_key))
 
 
 def connect(settings: Settings) -> GeminiChat:
@@ -122,7 +127,7 @@ def connect(settings: Settings) -> GeminiChat:
     # Imported here: its HTTP client takes a fifth of a second. See `preload`.
     from beam_llm.providers.gemini.live import GeminiChat
 
-    # On Vertex AI the tier is a header; the body's field is one that it refuses.
+    # On Vertex AI the tier is a header; it refuses the field of the body.
     tier = settings.service_tier
     headers = {_TIER_HEADER: tier} if tier in ("flex", "priority") else {}
     return GeminiChat(calls_of(settings, "generateContent", headers))
@@ -131,13 +136,13 @@ def connect(settings: Settings) -> GeminiChat:
 def calls_of(
     settings: Settings, verb: str, headers: Mapping[str, str] | None = None
 ) -> GoogleCalls:
-    """Calls of models by a verb of theirs."""
+    """Live calls of models by `verb`, such as `generateContent`."""
     from beam_llm.providers.errors import ErrorContext
     from beam_llm.providers.gemini.live import GoogleCalls
     from beam_llm.providers.http import Bounds
     from beam_llm.providers.vertex.live import TokenAccess
 
-    # Once more beside `check`: no client is made that would send credentials in the clear.
+    # Checked again, after `check`: no client may send credentials in the clear.
     refuse_plain_http(settings)
     place = Place.of(settings)
     context = ErrorContext(None, place.key_reference, settings.log_data)
@@ -149,13 +154,13 @@ def calls_of(
 
 def connect_batch(settings: Settings) -> VertexBatches:
     """A client for batch prediction jobs; see `providers.connect_batch`."""
-    from beam_llm.providers.vertex.batches import COMPLETING
+    from beam_llm.providers.vertex.batches import COMPLETION_JOBS
 
-    return batches_of(settings, COMPLETING)
+    return batches_of(settings, COMPLETION_JOBS)
 
 
-def batches_of(settings: Settings, asking: Asking) -> VertexBatches:
-    """A client for jobs that ask what `asking` says."""
+def batches_of(settings: Settings, spec: JobSpec) -> VertexBatches:
+    """A client for jobs that are written and read as `spec` says."""
     from beam_llm.providers.http import Bounds
     from beam_llm.providers.vertex.batches import VertexBatches
     from beam_llm.stores import store_at
@@ -167,7 +172,7 @@ def batches_of(settings: Settings, asking: Asking) -> VertexBatches:
         settings.model_name,
         store_at(f"{bucket_of(settings)}/vertex"),
         _tokens_of(settings),
-        asking=asking,
+        spec=spec,
         log_data=settings.log_data,
         bounds=Bounds.of(settings),
     )

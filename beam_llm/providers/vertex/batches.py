@@ -1,6 +1,6 @@
 """Batch prediction jobs of Vertex AI: requests and results in Cloud Storage, jobs over HTTP.
 
-Nothing is repeated that may have been done: a repeated create may be a second paid job.
+A call that may have created a job is not repeated: a repeated create may be a second paid job.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from beam_llm.providers.gemini.job_objects import reason_of
 from beam_llm.providers.gemini.lines import COMPLETIONS, JobWire
 from beam_llm.providers.http import DEFAULT_BOUNDS, Answer, Bounds
 from beam_llm.providers.ids import in_path
-from beam_llm.providers.vertex.credentials import GivenToken, Token, Tokens
+from beam_llm.providers.vertex.credentials import FixedToken, Token, Tokens
 from beam_llm.providers.vertex.forms import REQUESTS, Form
 from beam_llm.providers.vertex.job_objects import remote_job
 from beam_llm.providers.vertex.objects import (
@@ -33,7 +33,7 @@ from beam_llm.providers.vertex.objects import (
     fetch_results,
     forget_input,
     forget_results,
-    name_in,
+    job_name_in,
     put_input,
 )
 from beam_llm.providers.vertex.place import Place
@@ -50,18 +50,18 @@ job (kept below by 5 %), up to 72 h in the queue and 24 h at work.
 """
 
 MOST_TEXTS = 30_000
-"""Of a job that embeds. Source: Vertex AI, "Get batch text embeddings predictions", read
-2026-11."""
+"""The most texts of an embedding job. Source: Vertex AI, "Get batch text embeddings predictions",
+read 2026-11."""
 
 
-class Asking(NamedTuple):
-    """What a client's jobs ask; completions unless said otherwise.
+class JobSpec(NamedTuple):
+    """How a client's jobs are written and read; by default, as completions.
 
     Attributes:
-      wire: of lines on this side.
-      form: of lines in the bucket.
-      parameters: of a job, which all of its lines have in common.
-      most_requests: of one job.
+      wire: how lines are written and read on this side.
+      form: how they are written in the bucket.
+      parameters: what all lines of a job have in common.
+      most_requests: the most requests of one job.
     """
 
     wire: JobWire = COMPLETIONS
@@ -70,29 +70,29 @@ class Asking(NamedTuple):
     most_requests: int = TRAITS.max_requests
 
 
-COMPLETING = Asking()
+COMPLETION_JOBS = JobSpec()
 
 
-# Jobs are shown by their full names, in which the project is its number and not its id; what
-# a user types by hand may be the last part alone.
+# Jobs are shown by their full names, in which the project is its number and not its id; a user may
+# type only the last part.
 _JOB = re.compile(r"projects/[^/]+/locations/[^/]+/batchPredictionJobs/([A-Za-z0-9_-]{1,100})")
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
 class _Control(ControlCalls):
-    """Control calls whose token may be another one each time."""
+    """Control calls, each with a token that is valid at the time."""
 
-    def __init__(self, tokens: Tokens | GivenToken, context: ErrorContext, *args: Any, **more: Any):
+    def __init__(self, tokens: Tokens | FixedToken, context: ErrorContext, *args: Any, **more: Any):
         super().__init__(context, *args, **more)
         self._tokens = tokens
 
     def call(self, method: str, url: str, seconds: float, **more: Any) -> Answer:
-        # For each call: a job's transfers and polls outlast a token's hour.
+        # Asked for at each call, since a job's transfers and polls outlast a token's hour.
         token = self._tokens.fresh_blocking()
         try:
             return self._call(token, method, url, seconds, **more)
         except Aborted as error:
-            # A token may end before its time. Also of a create: what is refused so is not done.
+            # A token may expire before its time. A 401 had no effect, so a create is repeated, too.
             if error.status != 401 or not self._tokens.forget(token):
                 raise
         return self._call(self._tokens.fresh_blocking(), method, url, seconds, **more)
@@ -103,14 +103,14 @@ class _Control(ControlCalls):
 
 
 class VertexBatches(GoogleBatches):
-    """Remote jobs of Vertex AI (a BatchProvider). Lines are the Gemini API's on this side; what
-    goes into the bucket is made of them.
+    """Remote jobs of Vertex AI (a BatchProvider). Lines are the Gemini API's on this side, and are
+    converted for the bucket.
 
     Args:
-      model: of all requests of its jobs.
-      store: the part of the bucket that is the package's.
-      tokens: give one that lasts.
-      asking: what its jobs ask.
+      model: the model of all requests in its jobs.
+      store: the part of the bucket that belongs to this package.
+      tokens: give a valid token at any time.
+      spec: how its jobs are written and read.
       sleep, clock, wall: see `ControlCalls`.
     """
 
@@ -121,9 +121,9 @@ class VertexBatches(GoogleBatches):
         place: Place,
         model: str,
         store: Store,
-        tokens: Tokens | GivenToken,
+        tokens: Tokens | FixedToken,
         *,
-        asking: Asking = COMPLETING,
+        spec: JobSpec = COMPLETION_JOBS,
         log_data: bool = False,
         bounds: Bounds = DEFAULT_BOUNDS,
         sleep: Callable[[float], None] = time.sleep,
@@ -132,9 +132,9 @@ class VertexBatches(GoogleBatches):
     ):
         context = ErrorContext(None, place.key_reference, log_data)
         control = _Control(tokens, context, bounds, {}, sleep=sleep, clock=clock, wall=wall)
-        traits = dataclasses.replace(TRAITS, max_requests=asking.most_requests)
-        super().__init__(control, bounds, traits, asking.wire)
-        self._asking = asking
+        traits = dataclasses.replace(TRAITS, max_requests=spec.most_requests)
+        super().__init__(control, bounds, traits, spec.wire)
+        self._spec = spec
         self._place, self._model, self._store = place, model, store
 
     def _jobs_url(self, **query: str) -> str:
@@ -151,29 +151,29 @@ class VertexBatches(GoogleBatches):
 
     def stage(self, lines: Path, name: str) -> str:
         """Writes the job's requests into the bucket; returns their URI."""
-        return put_input(self._store, name, lines, self._asking.form)
+        return put_input(self._store, name, lines, self._spec.form)
 
     def create(self, name: str, staged: str | None, lines: Path | None = None) -> RemoteJob:
         """Creates the job, in one try.
 
         Raises:
-          NotCreated: the server has answered, and said no.
+          NotCreated: the server has refused.
           CallError: there may be a job all the same.
         """
-        # A folder for each attempt: results of a double must not lie among those of the job.
+        # A folder for each attempt: results of a duplicate must not mix with those of the job.
         prefix = f"{self._store.location}/{name}/{OUTPUT}"
         model = self._place.model(self._model)
         body: dict[str, Any] = {
             "displayName": name,
-            "model": model if self._model.startswith("projects/") else _publisher(model),
+            "model": model if self._model.startswith("projects/") else _publisher_path(model),
             "inputConfig": {"instancesFormat": "jsonl", "gcsSource": {"uris": [staged]}},
             "outputConfig": {
                 "predictionsFormat": "jsonl",
                 "gcsDestination": {"outputUriPrefix": prefix},
             },
         }
-        if self._asking.parameters:
-            body["modelParameters"] = self._asking.parameters
+        if self._spec.parameters:
+            body["modelParameters"] = self._spec.parameters
         url = self._place.jobs_url()
         return self._job(self._control.create(url, orjson.dumps(body), reason_of))
 
@@ -181,34 +181,34 @@ class VertexBatches(GoogleBatches):
         """Writes a line for each result in the bucket.
 
         Raises:
-          CallError: they can't be read, or are not of a job of ours.
+          CallError: they can't be read, or the job was not created by this package.
         """
         prefix = job.result_files[0] if job.result_files else None
-        # Somebody else's job may have been attached to: only folders that we name are read.
-        name = name_in(self._store, prefix, OUTPUT)
+        # A user may attach to somebody else's job: only folders that this package names are read.
+        name = job_name_in(self._store, prefix, OUTPUT)
         if name is None:
             raise Rejected(
                 Kind.REJECTED, f"the results of {job.job_id!r} are not in {self._store.location}"
             )
-        staged = name_in(self._store, job.staged, INPUT)
-        most, form = self._bounds.file_bytes, self._asking.form
+        staged = job_name_in(self._store, job.staged, INPUT)
+        most, form = self._bounds.file_bytes, self._spec.form
         fetch_results(self._store, name, staged or name, path, most, form)
 
     def forget(self, job: RemoteJob | None, staged: str | None) -> None:
-        """Removes a job and its results, and an input; harmless where they are gone."""
+        """Deletes a job and its results, and an input; harmless if they are gone already."""
         if job is not None:
             prefix = job.result_files[0] if job.result_files else None
-            name = name_in(self._store, prefix, OUTPUT)
+            name = job_name_in(self._store, prefix, OUTPUT)
             if name is not None:
                 forget_results(self._store, name)
             delete(self._control, self._job_url(job.job_id))
-        name = name_in(self._store, staged, INPUT)
+        name = job_name_in(self._store, staged, INPUT)
         if name is not None:
             forget_input(self._store, name)
 
 
-def _publisher(model: str) -> str:
-    """A model's name as a job takes it: `projects/…/publishers/google/models/m` from
+def _publisher_path(model: str) -> str:
+    """A model's name in the form that a job takes: `projects/…/publishers/google/models/m` from
     `publishers/` on.
     """
     return model[model.index("publishers/") :]

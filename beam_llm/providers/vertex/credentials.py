@@ -2,7 +2,7 @@
 
 tokens = Tokens()                                # gcloud's, a service account's, the machine's
 token = await tokens.fresh()                     # on an event loop, which is never blocked
-tokens.forget(token)                             # the server says that it has ended
+tokens.forget(token)                             # the server says that it has expired
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from beam_llm.errors import Aborted, CallError, Kind, Retryable
 from beam_llm.redaction import remember
 
 SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
-# Longer than any call of the API may take by default, so that no token ends under way.
+# Longer than any call of the API may take by default, so that no token expires during one.
 RENEW_SECONDS = 300.0
-"""How long before its end a token is renewed; Google's tokens live an hour."""
+"""How long before its expiry a token is renewed; Google's tokens live an hour."""
 
 _FIX = (
     "run `gcloud auth application-default login`, set GOOGLE_APPLICATION_CREDENTIALS, "
@@ -34,15 +34,15 @@ class Token(NamedTuple):
 
     Attributes:
       value: the secret; None: calls go without one.
-      headers: of a call.
+      headers: to be sent with a call.
     """
 
     value: str | None
     headers: Mapping[str, str]
 
 
-class GivenToken:
-    """In place of `Tokens`: a token that is given, and never renewed.
+class FixedToken:
+    """Takes the place of `Tokens` for a token that the user gave, which is never renewed.
 
     Args:
       value: None: calls go without one, for an emulator.
@@ -57,11 +57,11 @@ class GivenToken:
         return self._token
 
     def fresh_blocking(self) -> Token:
-        """The token that was given: there is no other."""
+        """The same, blocking."""
         return self._token
 
     def forget(self, token: Token) -> bool:
-        """There is no other."""
+        """Returns False, since no other token can be had."""
         return False
 
 
@@ -75,15 +75,15 @@ def default_credentials() -> Any:
 
     try:
         return google.auth.default(scopes=SCOPES)[0]
-    # Not only google-auth's own: a folder in place of the file, or another JSON, raises as it may.
+    # Not only google-auth's own: a folder in place of the file, or other JSON, may raise any error.
     except Exception as error:
         failed = error_of(error) or _unusable(error)
     raise failed
 
 
 def error_of(error: Exception) -> CallError | None:
-    """google-auth's error in our words, without its own, which may hold what was sent; None for an
-    error of something else.
+    """Translates google-auth's error, without its text, which may hold what was sent. Returns None
+    for an error of something else.
     """
     from google.auth import exceptions as known
 
@@ -92,7 +92,7 @@ def error_of(error: Exception) -> CallError | None:
     name = type(error).__name__
     if isinstance(error, known.TransportError):
         return Retryable(Kind.UNAVAILABLE, f"Google's tokens can't be reached ({name})")
-    # google-auth's word for it: the token server's 5xx, and not a revoked grant.
+    # Retryable for google-auth is the token server's 5xx, and not a revoked grant.
     if isinstance(error, known.RefreshError) and error.retryable:
         return Retryable(Kind.UNAVAILABLE, f"Google gives no token now ({name})")
     return _unusable(error)
@@ -103,8 +103,7 @@ def _unusable(error: Exception) -> Aborted:
     place = f" in {file!r}, as GOOGLE_APPLICATION_CREDENTIALS says" if file else ""
     return Aborted(
         Kind.ABORTED,
-        f"no Google credentials that can be used on this worker{place} ({type(error).__name__}): "
-        f"{_FIX}",
+        f"no usable Google credentials on this worker{place} ({type(error).__name__}): {_FIX}",
     )
 
 
@@ -124,38 +123,39 @@ class Tokens:
         self._load, self._clock = load, clock
         self._lock = threading.Lock()
         self._credentials: Any = None
-        self._known: Token | None = None
+        self._token: Token | None = None
         self._renew_at = 0.0
 
     async def fresh(self) -> Token:
-        """A token that lasts; a new one is fetched in a thread.
+        """A valid token; a new one is fetched in a thread.
 
         Raises:
           CallError: there are no credentials (Aborted), or they can't be renewed now.
         """
-        known = self._lasting()
-        return known if known is not None else await asyncio.to_thread(self.fresh_blocking)
+        token = self._valid_token()
+        return token if token is not None else await asyncio.to_thread(self.fresh_blocking)
 
     def fresh_blocking(self) -> Token:
         """The same, blocking."""
         with self._lock:
-            known: Token | None = self._lasting()  # another thread's, meanwhile
-            return known if known is not None else self._renew()
+            # Another thread may have renewed it while this one waited for the lock.
+            token: Token | None = self._valid_token()
+            return token if token is not None else self._renew()
 
     def forget(self, token: Token) -> bool:
-        """Has another one fetched, since the server says that this one has ended: by its own clock,
-        or because it was withdrawn. Returns whether another can be had.
+        """Has another token fetched, since the server says that this one has expired (by its own
+        clock) or was revoked. Returns whether another can be had.
         """
         with self._lock:
-            # Of many calls with one token, the first has it renewed.
-            if token is self._known:
+            # Among many calls with one token, the first has it renewed.
+            if token is self._token:
                 self._renew_at = 0.0
         return True
 
-    def _lasting(self) -> Token | None:
-        # Read without the lock, too: at worst this is the token before, which lasts for minutes
-        # still.
-        return self._known if self._clock() < self._renew_at else None
+    def _valid_token(self) -> Token | None:
+        # Also read without the lock: at worst this is the previous token, which is still valid for
+        # minutes.
+        return self._token if self._clock() < self._renew_at else None
 
     def _renew(self) -> Token:
         if self._credentials is None:
@@ -163,26 +163,26 @@ class Tokens:
         credentials = self._credentials
         _refresh(credentials)
         value = str(credentials.token)
-        # Before anything can fail with it: from now on no log and no error shows it.
+        # Before anything can fail with it, so that no log and no error ever shows it.
         remember(value)
         headers = {"Authorization": f"Bearer {value}"}
         # A user's own credentials (gcloud's) name the project that pays for their quota.
         project = getattr(credentials, "quota_project_id", None)
         if project:
             headers["x-goog-user-project"] = str(project)
-        expiry = credentials.expiry  # without a zone, in UTC
+        expiry = credentials.expiry  # a naive datetime, in UTC
         self._renew_at = (
             expiry.replace(tzinfo=UTC).timestamp() - RENEW_SECONDS
             if expiry is not None
-            # Credentials that don't say when they end are asked again every five minutes.
+            # Credentials that don't say when they expire are refreshed every five minutes.
             else self._clock() + RENEW_SECONDS
         )
-        self._known = Token(value, headers)
-        return self._known
+        self._token = Token(value, headers)
+        return self._token
 
 
 def _refresh(credentials: Any) -> None:
-    """Raises CallError in place of google-auth's errors."""
+    """Refreshes the credentials. Raises CallError in place of google-auth's errors."""
     from google.auth.exceptions import GoogleAuthError
     from google.auth.transport.requests import Request
 

@@ -1,7 +1,7 @@
-"""Embeddings of Vertex AI as bytes: of models that `predict`, and of newer ones that have
-embedContent, as the Gemini API has it. Pure.
+"""Embeddings of Vertex AI as bytes: for models that are called by `predict`, and for newer ones
+that have embedContent, like the Gemini API. Pure.
 
-Texts that are too long are refused and not cut, which is this API's default. Source: google-genai
+Texts that are too long are refused and not cut, as they would be by default. Source: google-genai
 2.34 (`models.py`, `t_is_vertex_embed_content_model`); Vertex AI, "Text embeddings API" and "Get
 batch text embeddings predictions", read 2026-11.
 """
@@ -31,14 +31,14 @@ from beam_llm.values import Completion, Request
 _PREDICTS = re.compile(r"(?!.*gemini)|(.*/)?gemini-embedding-001")
 
 
-def is_predicting(model: str) -> bool:
-    """Whether a model is asked by `predict`: those alone have batch jobs."""
+def uses_predict(model: str) -> bool:
+    """Whether a model is called by `predict`. Only these models have batch jobs."""
     return bool(_PREDICTS.match(model))
 
 
 def wire_of(settings: Settings) -> EmbedWire:
-    """How the model is asked."""
-    return _predict_wire(settings) if is_predicting(settings.model_name) else _content_wire()
+    """How vectors are requested from the model."""
+    return _predict_wire(settings) if uses_predict(settings.model_name) else _content_wire()
 
 
 def _predict_wire(settings: Settings) -> EmbedWire:
@@ -62,18 +62,18 @@ def _content_wire() -> EmbedWire:
 
 
 def parameters_of(dimensions: int | None) -> dict[str, Any]:
-    """What all texts of a call, or of a job, have in common.
+    """The parameters that all texts of a call, or of a job, have in common.
 
-    That a job's `modelParameters` are those of `predict` is said by the API's reference, and shown
-    for embeddings in no guide: where one were ignored, the vectors of another length, and those of
-    texts that were cut, end as errors of their records.
+    The API's reference says that a job's `modelParameters` are those of `predict`, but no guide
+    shows them for embeddings. If one were ignored, vectors of another length, and those of texts
+    that were cut, would end as errors of their records.
     """
     size = {} if dimensions is None else {"outputDimensionality": dimensions}
     return {"autoTruncate": False, **size}
 
 
 def job_wire_of(settings: Settings) -> JobWire:
-    """What a job's lines ask: instances, whose parameters are the job's."""
+    """How a job's lines are written and read: as instances, whose parameters are the job's."""
     fields = shared_fields(settings, "task_type", "title")
 
     def encode(request: Request) -> bytes:
@@ -86,7 +86,7 @@ def job_wire_of(settings: Settings) -> JobWire:
 
 
 def read_prediction(payload: Any, model: str, context: ErrorContext) -> Completion:
-    """The reply of `predict` in words; its tokens are 0 where they are not told.
+    """The reply of `predict` as a Completion; its tokens are 0 if the reply has no count.
 
     Raises:
       CallError: it is an error in the guise of a reply, or holds no vector, or several.

@@ -1,4 +1,4 @@
-"""How what is asked stands in a bucket, and how a result line tells whose it is.
+"""How requests are written in a bucket, and how a result line is matched to its request.
 
 {"request": {"labels": {"beam_llm": "r-1"}, "contents": […]}}     {"content": "a text"}
 """
@@ -19,8 +19,8 @@ _IS_LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 """What a label's value may be. Source: Google Cloud, "Requirements for labels", read 2026-11."""
 
 
-def _with_label(custom_id: str, request: bytes) -> bytes:
-    """A line of the input; an id that can't be a label goes without."""
+def _labelled_line(custom_id: str, request: bytes) -> bytes:
+    """A line of the input, with its id as a label; without one if the id can't be a label."""
     if not _IS_LABEL.fullmatch(custom_id):
         return b'{"request":' + request + b"}\n"
     label = f'{{"request":{{"labels":{{"{LABEL}":"{custom_id}"}},'.encode()
@@ -28,9 +28,9 @@ def _with_label(custom_id: str, request: bytes) -> bytes:
 
 
 def digest_of(request: Any) -> str:
-    """Of the texts that are asked, whatever else a server adds, drops or reorders."""
+    """The digest of a request's texts, whatever else a server adds, drops or reorders."""
     request = object_in(request)
-    # Only texts: a server adds defaults to the rest, and writes it in another case.
+    # Only texts: a server adds defaults to the rest, and spells its fields in another case.
     system = request.get("systemInstruction") or request.get("system_instruction")
     contents = request.get("contents")
     texts = [_texts(content) for content in (contents if isinstance(contents, list) else [])]
@@ -52,22 +52,22 @@ def _digest_of_text(instance: Any) -> str:
 
 
 def _response_of(line: dict[str, Any]) -> dict[str, Any]:
-    """The predictions as the response that a request to `predict` has."""
+    """The predictions in the form of a response of `predict`."""
     return {"response": {"predictions": line["predictions"]}} if "predictions" in line else {}
 
 
 class Form(NamedTuple):
-    """How what is asked stands in the bucket.
+    """How requests are written in the bucket, and recognized in its results.
 
     Attributes:
-      echo: the field of a result line that repeats it.
-      line_of: a line of the input, of its custom_id and what is asked.
-      digest_of: of what is asked, as it is sent or echoed.
-      response_of: the field `response` of a result line, where that has another one for it.
+      echo: the field of a result line that repeats the request.
+      line_of: makes a line of the input from a custom_id and a request.
+      digest_of: gives the digest of a request, as it is sent or echoed.
+      response_of: gives the field `response` for a result line that has another one for it.
     """
 
     echo: str = "request"
-    line_of: Callable[[str, bytes], bytes] = _with_label
+    line_of: Callable[[str, bytes], bytes] = _labelled_line
     digest_of: Callable[[Any], str] = digest_of
     response_of: Callable[[dict[str, Any]], dict[str, Any]] = lambda line: {}
 

@@ -1,4 +1,4 @@
-"""A batch prediction job as Vertex AI shows it: read, whatever is in it."""
+"""A batch prediction job as Vertex AI shows it, read whatever its fields hold."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def remote_job(found: Mapping[str, Any], context: ErrorContext) -> RemoteJob:
     """A job; its input and the prefix of its results are URIs.
 
     Raises:
-      Retryable: it has no name that can be asked for.
+      Retryable: it has no name by which it can be looked up.
     """
     job_id = identifier_of(found.get("name"), context.secret)
     if job_id is None:
@@ -28,7 +28,7 @@ def remote_job(found: Mapping[str, Any], context: ErrorContext) -> RemoteJob:
     prefix = identifier_of(target.get("outputUriPrefix"), context.secret)
     name = found.get("displayName")
     errors, cause = failure_in(found.get("error"), context)
-    done, failed, left = _counts(object_in(found.get("completionStats")))
+    done, failed, incomplete = _counts(object_in(found.get("completionStats")))
     return RemoteJob(
         job_id=job_id,
         state=state,
@@ -41,16 +41,16 @@ def remote_job(found: Mapping[str, Any], context: ErrorContext) -> RemoteJob:
         else None,
         completed=done,
         failed=failed,
-        total=None if done is None or failed is None else done + failed + (left or 0),
+        total=None if done is None or failed is None else done + failed + (incomplete or 0),
         errors=errors,
         cause=cause if state is JobState.FAILED else None,
     )
 
 
 def _counts(stats: Mapping[str, Any]) -> tuple[int | None, int | None, int | None]:
-    """Successful, failed, incomplete; a zero may be left out, -1 is unknown."""
+    """Counts of successful, failed and incomplete; a zero may be left out, -1 is unknown."""
     if not stats:
         return None, None, None
     names = ("successfulCount", "failedCount", "incompleteCount")
-    done, failed, left = (count_of(stats.get(name, 0)) for name in names)
-    return done, failed, left
+    done, failed, incomplete = (count_of(stats.get(name, 0)) for name in names)
+    return done, failed, incomplete

@@ -1,4 +1,4 @@
-"""How live calls to Vertex AI are authenticated: by a token that may be another one each time."""
+"""How live calls to Vertex AI are authenticated: by tokens that are renewed in time."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from functools import partial
 
 from beam_llm.providers.errors import ErrorContext
 from beam_llm.providers.gemini.live import Access
-from beam_llm.providers.vertex.credentials import GivenToken, Token, Tokens
+from beam_llm.providers.vertex.credentials import FixedToken, Token, Tokens
 
 
 class TokenAccess:
-    """Gives what a call is authenticated with; see `GeminiChat`."""
+    """Gives what a call is authenticated with; see `GoogleCalls`."""
 
-    def __init__(self, tokens: Tokens | GivenToken, context: ErrorContext):
+    def __init__(self, tokens: Tokens | FixedToken, context: ErrorContext):
         self._tokens, self._context = tokens, context
         self._token: Token | None = None
         self._access = Access(None, context)

@@ -1,4 +1,4 @@
-"""Where a project's models and jobs are at Vertex AI."""
+"""Addresses of a project's models and jobs at Vertex AI."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Place(NamedTuple):
 
     @classmethod
     def of(cls, settings: Settings) -> Place:
-        """Where the settings say that Vertex is."""
+        """The place that the settings name."""
         options = settings.provider_options or {}
         region = str(options.get("region") or GLOBAL)
-        usual = _ENDPOINTS.get(region, f"https://{region}-aiplatform.googleapis.com")
-        # With a version where it was copied from Google's pages, without one from the emulator's.
-        base = (settings.base_url or usual).rstrip("/").removesuffix("/v1")
+        default = _ENDPOINTS.get(region, f"https://{region}-aiplatform.googleapis.com")
+        # An address copied from Google's pages has a version, one from the emulator's has none.
+        base = (settings.base_url or default).rstrip("/").removesuffix("/v1")
         project = quote(str(options.get("project", "")), safe=":")
         return cls(base, f"projects/{project}/locations/{quote(region)}", settings.api_key)
 
@@ -51,7 +51,7 @@ class Place(NamedTuple):
         return f"{self.parent}/publishers/google/models/{quote(model, safe='@')}"
 
     def live_url(self, model: str, verb: str) -> str:
-        """Where a model is asked by a verb of its own."""
+        """The address of a model's `verb`, such as `generateContent`."""
         return f"{self.base_url}/v1/{self.model(model)}:{verb}"
 
     def jobs_url(self, **query: str) -> str:
