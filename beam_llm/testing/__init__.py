@@ -1,17 +1,17 @@
-"""Shipped for tests: an emulated provider, a real HTTP server on loopback with scripted faults,
-that counts what it bills.
+"""Tools for tests: an emulated provider (a real HTTP server on loopback, with scripted faults, that
+counts what it bills), fakes, and contract suites.
 
     from beam_llm.testing import Emulator, Fault
 
     with Emulator(faults=[Fault("rate_limit", probability=0.1)]) as emulator:
         ...  # base_url=emulator.base_url, api_key=emulator.api_key
 
-`EmulatorProcess` is the same in its own process; `beam_llm.testing.plugin` has the pytest fixture
-`llm_emulator`.
+`EmulatorProcess` runs the same emulator in a process of its own; `beam_llm.testing.plugin` has the
+pytest fixture `llm_emulator`.
 
-    emulator/               that server: one dialect per provider
+    emulator/               the emulated provider, with one dialect per provider
     fakes, fake_batches     a task and providers in memory, on a clock that is set by hand
-    contracts/              what a store or a provider promises, as tests to inherit
+    contracts/              tests to inherit: what a store or a provider promises
     sample                  2,000 real reviews
 """
 

@@ -1,4 +1,4 @@
-"""`python -m beam_llm.testing`: the emulator alone."""
+"""`python -m beam_llm.testing`: runs the emulator on its own."""
 
 import sys
 

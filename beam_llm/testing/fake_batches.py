@@ -1,5 +1,5 @@
-"""A batch provider in memory, with failure knobs: for tests of jobs that need neither HTTP nor real
-time.
+"""A batch provider in memory, with knobs for failures: for tests of jobs that need neither HTTP nor
+real time.
 
     fake = FakeBatches(clock)
     fake.answers_after = 5.0
@@ -7,8 +7,8 @@ time.
     ...                            # run what is tested
     assert fake.billed[text] == 1
 
-It answers `re: <text>` to every record's text, alone or in a prompt of several, and bills each line
-that it answers.
+It answers `re: <text>` to every record's text, whether alone or in a prompt of several, and bills
+each line that it answers.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class FakeClock:
         return self.now
 
     def sleep(self, seconds: float) -> None:
-        """Lets time pass, at once."""
-        # Never nothing: a loop that waits for some moment would never reach it.
+        """Advances the clock by `seconds`, without waiting."""
+        # Always by a little: otherwise a loop that waits for some moment might never reach it.
         self.now += max(seconds, 0.001)
 
 
@@ -88,41 +88,43 @@ class _Job:
 
 @dataclass
 class FakeBatches:
-    """A BatchProvider. Knobs are plain attributes, changed at will.
+    """A BatchProvider in memory. Its knobs are plain attributes, which may be changed at any time.
 
     Attributes:
-      rung: of the ladder of recovery. TOKEN: a name makes one job, however often it is created, and
-        nothing can be found. CONTAINER, METADATA: jobs are listed with their names. LABEL: so they
-        are, unless `shows_names` is False. NONE: nothing can be found.
-      shows_names, shows_inputs: what jobs are listed with; newest_first: in which order;
-        shows_counts: whether a job says how many of its requests are done.
+      rung: its rung on the ladder of recovery. TOKEN: a name makes one job, however often it is
+        created, and nothing can be found. CONTAINER, METADATA: jobs are listed with their names.
+        LABEL: the same, unless `shows_names` is False. NONE: nothing can be found.
+      shows_names, shows_inputs: whether jobs are listed with their names and inputs; newest_first:
+        whether the newest comes first; shows_counts: whether a job says how many of its requests
+        are done.
       running_word: the provider's word for a running job.
-      stuck: jobs never end by themselves.
+      stuck: whether jobs never end by themselves.
       answers_after: seconds from a job's creation to its end.
-      create_faults: consumed one per create: `lost` (created, answer lost), `late` (so, and made
-        `late_seconds` later), `500` (not created, no clear answer), `429`, `refused`, `queue`
-        (accepted, then failed with token_limit_exceeded), `validation` (failed, line 1 at fault);
-        "" is none.
-      most_jobs: further creates find the queue full.
-      token_limit: enqueued tokens of all jobs under way, as `tokens_of` counts a line's texts; a
-        job beyond it is refused at once (`token_limit_at` is `create`) or fails as soon as it is
-        looked at (`validation`). `token_limit_said`: the message names it.
-      list_lag: seconds until a created job is listed.
-      can_list: False: listing is refused; None: it fails.
-      unknown_until: until then every job is a 404.
-      expire_after, cancel_after: lines answered before the job expires or ends as cancelled; None:
-        all.
-      drop_ids_every: every so many lines one gets neither an answer nor an error.
-      duplicate: each line is answered twice, the second time otherwise; strangers: so many results
-        are of requests that nobody made; shuffle: results are in another order than requests.
-      polls_fail, downloads_fail, uploads_fail: so many of the next ones fail.
-      download_cuts: so many of the next downloads end half-way.
+      create_faults: faults of the next creates, one for each: `lost` (created, answer lost), `late`
+        (the same, but created `late_seconds` later), `500` (not created, no clear answer), `429`,
+        `refused`, `queue` (accepted, then failed with token_limit_exceeded), `validation` (failed,
+        line 1 at fault); "" is no fault.
+      most_jobs: how many jobs may be under way; further creates find the queue full.
+      token_limit: the most enqueued tokens of all jobs under way, as `tokens_of` counts a line's
+        texts. A job beyond it is refused at once (`token_limit_at` is `create`) or fails as soon as
+        it is looked at (`validation`). token_limit_said: whether the error names the limit.
+      list_lag: how many seconds it takes until a created job is listed.
+      can_list: False means that listing is refused, None that it fails.
+      unknown_until: the time until which every job is a 404.
+      expire_after, cancel_after: how many lines are answered before the job expires or ends as
+        cancelled; None means all.
+      drop_ids_every: one line in this many gets neither an answer nor an error; 0 means none.
+      duplicate: whether each line is answered twice, the second time differently; strangers: how
+        many results are for requests that nobody made; shuffle: whether results are in another
+        order than requests.
+      polls_fail, downloads_fail, uploads_fail: how many of the next ones fail.
+      download_cuts: how many of the next downloads end half-way.
       tail: bytes after the last line of an output file.
-      denies_files, hides_files: result files are a 404, or the ended job names none.
-      shows_lines, cuts_bytes: result files hold only their first lines, or lack their last bytes;
-        repeats_lines: each line twice.
-      refuse, garble: texts whose line is refused, or answered by prose (by nothing at all where it
-        is alone).
+      denies_files, hides_files: whether result files are a 404, and whether ended jobs name none.
+      shows_lines: how many of their first lines result files hold, None for all; cuts_bytes: how
+        many of their last bytes they lack; repeats_lines: whether they have each line twice.
+      refuse, garble: texts whose line is refused, or answered with prose (without any text if the
+        record is alone).
     """
 
     clock: Clock
@@ -174,8 +176,8 @@ class FakeBatches:
         self.calls: Counter[str] = Counter()
         self._count = 0
 
-    # BatchProvider. Its lines have a form that no provider has, so that nothing in jobs/ can depend
-    # on their content.
+    # The methods of a BatchProvider. Lines have a form that no provider has, so that nothing in
+    # jobs/ can depend on their content.
 
     def encode_line(self, custom_id: str, request: Request) -> bytes:
         """One line in a form that no provider has."""
@@ -210,10 +212,10 @@ class FakeBatches:
             return self._keep(file.read())
 
     def create(self, name: str, staged: str | None, lines: Path | None = None) -> RemoteJob:
-        """Makes a job, or fails as the next of `create_faults` says."""
+        """Creates a job, or fails as the next of `create_faults` says."""
         self.calls["create"] += 1
         fault = self.create_faults.pop(0) if self.create_faults else ""
-        # A provider checks in this order: its queue, the input, and at last the job.
+        # A provider checks in this order: its queue, the input, and finally the job.
         active = sum(1 for job in self.jobs if not self.moved(job).state.has_ended)
         if fault == "429" or (self.most_jobs is not None and active >= self.most_jobs):
             raise NotCreated(QueueFull("Enqueued token limit reached for fake-model", status=429))
@@ -240,11 +242,11 @@ class FakeBatches:
             job.fail(full)
         if fault == "queue":
             job.fail(QueueFull("Enqueued token limit reached"))
-        # No cause: a faulty line has no remedy for the whole job, only for the line it names.
+        # Without a cause: the remedy for a faulty line concerns only that line, not the whole job.
         if fault == "validation":
             job.state, job.errors = JobState.FAILED, (("invalid_request", "line is bad", 1),)
         self.jobs.append(job)
-        # After the job was created, so that the client's knowledge differs from the truth.
+        # After the job was created, so that the client does not know what happened.
         if fault in ("lost", "late"):
             raise Retryable(Kind.UNAVAILABLE, "connection reset")
         return self.shown(job)
@@ -263,7 +265,7 @@ class FakeBatches:
         )
 
     def look(self, job_id: str) -> RemoteJob:
-        """The job as it is by now."""
+        """The job as it is now."""
         self.calls["retrieve"] += 1
         if self.polls_fail:
             self.polls_fail -= 1
@@ -298,7 +300,7 @@ class FakeBatches:
         return [self._as_listed(self.shown(self.moved(job))) for job in visible]
 
     def _as_listed(self, job: RemoteJob) -> RemoteJob:
-        # Only on the rung LABEL may names be dropped: the others promise that they are listed.
+        # Names may be dropped only on the rung LABEL: the other rungs promise that they are listed.
         keeps_name = self.shows_names or self.rung is not Recovery.LABEL
         return replace(
             job,
@@ -319,7 +321,7 @@ class FakeBatches:
             lines += self._readable_lines(file_id)
         if self.download_cuts:
             self.download_cuts -= 1
-        lines.sort(key=lambda line: not line.endswith(b"\n"))  # what was cut comes last
+        lines.sort(key=lambda line: not line.endswith(b"\n"))  # a line that was cut off comes last
         with open(path, "wb") as file:
             file.writelines(lines)
 
@@ -331,14 +333,14 @@ class FakeBatches:
         return (data[: len(data) // 2] if self.download_cuts else data).splitlines(keepends=True)
 
     def cancel(self, job_id: str) -> None:
-        """Ends a job with what it has done by then."""
+        """Makes a job end as cancelled, with what it has done by then."""
         self.calls["cancel"] += 1
         for job in self.jobs:
             if job.job_id == job_id and not job.state.has_ended:
                 job.cancel_at = self.clock.time()
 
     def forget(self, job: RemoteJob | None, staged: str | None) -> None:
-        """Removes files; harmless where they are gone."""
+        """Removes files; harmless if they are gone already."""
         for file_id in (*(job.result_files if job is not None else ()), staged):
             self.files.pop(file_id or "", None)
 
@@ -349,10 +351,10 @@ class FakeBatches:
     def close(self) -> None:
         """Does nothing."""
 
-    # The other side
+    # For tests: the provider's side
 
     def settle(self) -> None:
-        """Advances every job as far as time allows, also those that nobody asks for, since they are
+        """Advances every job as far as time allows, even those that nobody looks at, since they are
         billed as well.
         """
         for job in self.jobs:
@@ -369,7 +371,7 @@ class FakeBatches:
 
     def shown(self, job: _Job) -> RemoteJob:
         """The job as `look` shows it; a test may override it."""
-        # 0 where the input was forgotten: nobody asks for the count of a job that is cleaned up.
+        # 0 if the input was removed: nobody needs the count of a job that was cleaned up.
         total = self.files.get(job.file_id, b"").count(b"\n")
         return RemoteJob(
             job_id=job.job_id,
@@ -389,7 +391,7 @@ class FakeBatches:
         )
 
     def moved(self, job: _Job) -> _Job:
-        """The job in its present state; a test may override it."""
+        """The job, advanced to its present state; a test may override it."""
         if job.state.has_ended:
             return job
         job.state = JobState.RUNNING
@@ -419,7 +421,7 @@ class FakeBatches:
                         "error": [Kind.REJECTED, "refused by the provider"],
                     }
                 )
-            # Not billed, and in no file: as if the provider had forgotten the line.
+            # Neither billed nor in a file, as if the provider had forgotten the line.
             elif self.drop_ids_every and index % self.drop_ids_every == 0:
                 continue
             else:
@@ -433,8 +435,8 @@ class FakeBatches:
             {"custom_id": f"stranger-{number}", "text": "?", "usage": [1, 1, 0]}
             for number in range(self.strangers)
         ]
-        # By the job's id: another order for each job, the same in each run. Of two answers to one
-        # id the first has to win, so that their order must stay.
+        # Seeded by the job's id: a different order for each job, but the same in each run. Of two
+        # answers to one id the first has to win, so their order must not change.
         if self.shuffle and not self.duplicate:
             random.Random(job.job_id).shuffle(output)
         job.state = state
@@ -445,7 +447,7 @@ class FakeBatches:
 
     def answer(self, request: dict[str, Any], texts: list[str]) -> dict[str, Any]:
         """The answer to a line: its custom id, text and usage; a test may override it."""
-        # Odd numbers, which only add up where each is counted once, and in its own place.
+        # Unusual numbers, which add up only if each is counted once and in its own place.
         usage = [10 + sum(len(text) for text in texts), 3 * len(texts), 2]
         if any(text in self.garble for text in texts):
             return {
@@ -464,12 +466,12 @@ class FakeBatches:
 
 
 def replace_text(line: dict[str, Any]) -> dict[str, Any]:
-    """The same line once more with another answer, which must lose."""
+    """The same line with another answer, which readers must ignore."""
     return {**line, "text": "a second answer to one id"}
 
 
 def _content(message: Message) -> str:
-    """The message as one text, its images as their addresses in it."""
+    """The message as one text, in which images are data URLs."""
     if not message.media:
         return message.content
     parts = message.parts()

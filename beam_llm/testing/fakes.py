@@ -1,5 +1,5 @@
-"""Fakes that behave: a provider with named failure knobs, a task that needs no model, and a loop
-whose hours pass at once.
+"""Fakes with behaviour: a provider with named knobs for failures, a task that needs no model, and
+an event loop on which hours pass at once.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ T = TypeVar("T")
 
 
 def fake_record(text: str, tokens: int = 10) -> Record:
-    """A record of one text, with a number of tokens for limits and batches."""
+    """A record with one text, and a number of tokens for limits and batches."""
     return Record((text,), tokens)
 
 
 @dataclass
 class FakeReading:
-    """What a `Reading` holds, for a FakeTask."""
+    """A FakeTask's `Reading`."""
 
     values: dict[int, Any] = field(default_factory=dict)
     failures: dict[int, Failure] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class FakeTask:
     fingerprint = b"fake"
 
     def render(self, records: Sequence[Record], enforced: bool = True, note: str = "") -> Request:
-        """The records' texts as a JSON list, after the note where there is one."""
+        """A request with the records' texts as a JSON list, after the note if there is one."""
         texts = [record.inputs[0] for record in records]
         notes = (Message("system", note),) if note else ()
         return Request(
@@ -53,7 +53,7 @@ class FakeTask:
         )
 
     def read(self, count: int, completion: Completion) -> FakeReading:
-        """Answers by index; what is not a string is invalid."""
+        """Reads answers by index; those that are not strings are invalid."""
         if completion.refusal:
             return FakeReading(reply_failure=Failure(Kind.REFUSED, completion.refusal))
         try:
@@ -74,28 +74,29 @@ class FakeTask:
 
 @dataclass
 class FakeProvider:
-    """Answers a FakeTask's requests, or does not, as its knobs say.
+    """Answers a FakeTask's requests, or fails, as its knobs say.
 
         provider = FakeProvider(script=[status_error(429, retry_after_seconds=1.0), None])
         engine = borrow_engine(known, FakeTask(), lambda: provider, lambda *usage: 0.0)
         engine.submit([fake_record("a")]).result().outcomes[0].value  # "A", at the second try
 
     Attributes:
-      seconds: how long a call takes; seconds_per_record: and how much longer for each record in it.
+      seconds: how long a call takes; seconds_per_record: how much longer it takes for each record
+        in it.
       poison: what a poisoned record does to its request, by word: `rejected` (400), `unreadable`,
         `refused`, `cut`, `empty` (a readable reply without answers), `missing` and `invalid` (only
         its own answer).
       poisoned: which texts are poisoned.
       script: what the first calls raise or return, in order; None answers normally.
-      always: raised by every call.
-      pace: rate-limit headers of every reply.
-      hang: never answers, whatever the timeout.
-      answers_at_most: records of one request that get an answer.
-      requests: what was asked, with the loop's time; every try counts.
-      sent: the requests themselves.
-      replied: the usage of each reply, to add up what was paid.
-      in_flight, peak: requests under way now, and most at once.
-      closed: how often it was closed.
+      always: returns an error that every call raises.
+      pace: returns the rate limits that every reply reports.
+      hang: whether calls never end, whatever the timeout.
+      answers_at_most: how many records of one request get an answer; None means all.
+      requests: the loop's time and the texts of every request, including retries.
+      sent: the requests themselves, including retries.
+      replied: the usage of each reply, from which tests add up what was paid.
+      in_flight, peak: how many requests are under way now, and the most that were at once.
+      closed: how often `close` was called.
     """
 
     seconds: float = 0.0
@@ -115,13 +116,13 @@ class FakeProvider:
     closed: int = 0
 
     async def complete(self, request: Request, timeout_seconds: float) -> Completion:
-        """The texts in upper case, unless a knob has something else."""
+        """The texts in upper case, unless a knob says otherwise."""
         texts = json.loads(request.messages[-1].content)
         self.requests.append((asyncio.get_running_loop().time(), texts))
         self.sent.append(request)
         self.in_flight += 1
         self.peak = max(self.peak, self.in_flight)
-        # `finally`, for a call may be cancelled while it waits, as the engine does at its end.
+        # In `finally`, since a call may be cancelled while it waits, as by the engine at its end.
         try:
             await self._work(self.seconds + self.seconds_per_record * len(texts), timeout_seconds)
             scripted = self.script.pop(0) if self.script else None
@@ -136,7 +137,7 @@ class FakeProvider:
     async def _work(self, seconds: float, timeout_seconds: float) -> None:
         if self.hang:
             await asyncio.Event().wait()
-        # As long as a real client waits, so that the engine's clock moves by that time.
+        # Sleeps as long as a real client would wait, so that the engine's clock moves by that time.
         if seconds > timeout_seconds:
             await asyncio.sleep(timeout_seconds)
             raise Retryable(Kind.TIMED_OUT, f"no reply within {timeout_seconds:g} s")
@@ -147,7 +148,7 @@ class FakeProvider:
 
     def _reply(self, texts: list[str]) -> Completion:
         bad = {index for index, text in enumerate(texts, 1) if self.poisoned(text)}
-        # Different from reply to reply, so that sums show whether one was counted twice.
+        # Different for each reply, so that sums show whether one was counted twice.
         usage = Usage(10 + sum(len(text) for text in texts), 3 * len(texts) + 1, len(texts) % 7)
         if bad and self.poison == "rejected":
             raise Rejected(Kind.REJECTED, "HTTP 400: poison", status=400)
@@ -177,7 +178,7 @@ class FakeProvider:
         )
 
     async def close(self) -> None:
-        """Counts how often it is called."""
+        """Counts the calls of this method."""
         self.closed += 1
 
 
@@ -204,21 +205,21 @@ def status_error(
 
 
 class StuckError(RuntimeError):
-    """Nothing on the virtual loop will ever happen again: a deadlock, found at once."""
+    """Nothing on the virtual loop will ever happen again: a deadlock, which is detected at once."""
 
 
 class _VirtualSelector(selectors.SelectSelector):
-    """Instead of waiting, moves the clock to the next timer."""
+    """Moves the clock to the next timer instead of waiting."""
 
-    # Not 0.0, to detect code that takes a missing time for zero.
+    # Not 0.0, to expose code that takes a missing time for zero.
     now = 1_000.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        # The self-pipe may be ready: other threads wake the loop by it.
+        # The self-pipe may be ready: other threads use it to wake the loop.
         ready = super().select(0)
         if ready or timeout == 0:
             return ready
-        # None is asyncio's "until something happens", and nothing is left that could.
+        # None means "until something happens" to asyncio, and nothing is left that could.
         if timeout is None:
             raise StuckError("every task waits, and no timer is set")
         self.now += timeout
@@ -244,7 +245,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def run_virtually(main: Coroutine[Any, Any, T]) -> T:
-    """Runs to the end on a VirtualLoop.
+    """Runs a coroutine to its end on a VirtualLoop, and returns its result.
 
     Raises:
       StuckError: every task waits for something that can't happen.
@@ -253,7 +254,7 @@ def run_virtually(main: Coroutine[Any, Any, T]) -> T:
     try:
         return loop.run_until_complete(main)
     finally:
-        # Unlike `asyncio.run` it does not wait for them: a stuck task would be stuck here again.
+        # Unlike `asyncio.run`, this does not wait for the tasks: a stuck one would block here, too.
         for task in asyncio.all_tasks(loop):
             task.cancel()
         loop.run_until_complete(loop.shutdown_asyncgens())

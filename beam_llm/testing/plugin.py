@@ -1,5 +1,5 @@
-"""pytest fixtures, found by pytest once the package is installed. Nothing is imported before a test
-asks for one.
+"""pytest fixtures, which pytest finds once the package is installed. Nothing is imported before a
+test asks for a fixture.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def llm_emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
-    """An emulator without faults; `OPENAI_BASE_URL` and `OPENAI_API_KEY` lead to it."""
+    """An emulator without faults; `OPENAI_BASE_URL` and `OPENAI_API_KEY` point to it."""
     from beam_llm.testing.emulator.server import Emulator
 
     with Emulator() as emulator:
@@ -27,7 +27,9 @@ def llm_emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
 
 @pytest.fixture
 def start_emulator() -> Iterator[Callable[..., Emulator]]:
-    """`start_emulator(faults=[…], latency_ms=…)`: as many as a test needs, closed at its end."""
+    """`start_emulator(faults=[…], latency_ms=…)` starts an emulator. A test may start several; all
+    are closed at its end.
+    """
     from beam_llm.testing.emulator.server import Emulator
 
     with ExitStack() as stack:

@@ -10,8 +10,8 @@ from typing import Any
 
 
 def reviews_path() -> Path:
-    """2,000 reviews as JSON lines: `id`, `text`, `rating` (the mean of about 20 people's, -4 …
-    4).
+    """The path of 2,000 reviews as JSON lines: `id`, `text`, `rating` (the mean of about 20
+    people's ratings, -4 … 4).
     """
     return Path(__file__).with_name("data") / "reviews.jsonl"
 

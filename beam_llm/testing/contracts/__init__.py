@@ -1,4 +1,5 @@
-"""What a store or a provider promises, as tests to inherit: `pytest` runs them on yours.
+"""What a store or a provider promises, as test suites to inherit: `pytest` runs them against your
+own.
 
     from beam_llm.testing.contracts import StoreContract
 
@@ -6,11 +7,11 @@
         def store(self):
             return MyStore(f"my://bucket/{uuid.uuid4().hex}")
 
-Each suite says in its docstring what a subclass has to give. The package's own stores, providers
-and fakes pass them too. Needs pytest, which the rest of `beam_llm.testing` does not.
+Each suite's docstring says what a subclass has to provide. The package's own stores, providers and
+fakes pass the suites, too. They need pytest, which the rest of `beam_llm.testing` does not.
 
-    stores                        a Store
-    completions, embeddings       live providers, of texts and of vectors
+    stores                        stores
+    completions, embeddings       live providers of texts and of vectors
     batches                       providers of batch jobs
 """
 

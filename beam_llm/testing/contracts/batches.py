@@ -1,4 +1,5 @@
-"""What every provider of batch jobs promises: `protocols.BatchProvider`, rung by rung.
+"""What every provider of batch jobs promises (`protocols.BatchProvider`), for each rung of the
+ladder of recovery.
 
     from beam_llm.protocols import Recovery
     from beam_llm.testing.contracts import BatchProviderContract
@@ -25,7 +26,7 @@
         def pass_time(self, seconds):
             self.fake.clock.sleep(seconds)
 
-`emulator_options` has the same mishaps for `beam_llm.testing.Emulator`.
+`emulator_options` gives the same mishaps as options of `beam_llm.testing.Emulator`.
 """
 
 from __future__ import annotations
@@ -66,12 +67,13 @@ from beam_llm.testing.emulator.faults import Fault
 from beam_llm.testing.fake_batches import FakeBatches
 from beam_llm.values import Completion, Finish, JobState, Media, Message, Request, Usage
 
-# Real seconds: a test that hangs fails after them.
-_PATIENCE_SECONDS = 60.0
-# Longer ago than any provider's window, so that jobs of that time can't be the one in question.
+# In real seconds: a test that hangs fails after this time.
+_TIMEOUT_SECONDS = 60.0
+# Longer than any provider's window, so that jobs from before that time can't be the job in
+# question.
 _LONG_AGO_SECONDS = 5 * 86_400.0
 _LAG_SECONDS = 5.0
-"""How late a mishap's job is made or listed, by the server's clock."""
+"""How late a mishap's job is created or listed, by the server's clock."""
 
 _LISTING = (Recovery.CONTAINER, Recovery.METADATA, Recovery.LABEL)
 
@@ -84,9 +86,9 @@ class Mishap(enum.Enum):
     CREATE_LATE = "create late"
     """The next create gets no answer, but makes its job some seconds later."""
     CREATE_REFUSED = "create refused"
-    """The next create is refused as wrong."""
+    """The next create is refused as invalid."""
     CREATE_BROKEN = "create broken"
-    """The next create fails by the server's own fault."""
+    """The next create fails because of an error of the server's own."""
     QUEUE_FULL = "queue full"
     """The next create finds the queue full."""
     LISTED_LATE = "listed late"
@@ -111,7 +113,7 @@ class Mishap(enum.Enum):
     STUCK = "stuck"
     """Jobs don't end by themselves."""
     STRANGE_WORD = "strange word"
-    """A running job has an unknown status."""
+    """A running job has a status that nobody knows."""
     REPEAT_KEY = "repeat key"
     """Every call is refused with the key in the message."""
 
@@ -126,31 +128,33 @@ def _request_with(image: Media) -> Request:
 
 
 class _Input(NamedTuple):
-    """A job's input as it was written and staged."""
+    """A job's input: the file of lines, and the id under which it was staged."""
 
     staged: str | None
     lines: Path
 
 
 class BatchProviderContract:
-    """Subclass it as `Test…`, and override `provider`, `arrange` and `jobs_made`.
+    """Tests of a provider of batch jobs. Subclass it under a name that begins with `Test`, and
+    override `provider`, `arrange` and `jobs_made`.
 
     The provider's rung on the ladder of recovery is read from its traits; the promises of the other
     rungs are skipped.
 
     Attributes:
-      tmp_path: a local folder for the running test alone.
+      tmp_path: a local folder that belongs to the running test.
       key: the key that the provider has to use; no error may show it.
       key_reference: a reference to it, for `api_key`.
-      impossible: what the server can't be made to do, or never does; promises about it are skipped.
-      cancels: jobs can be cancelled.
-      shows_names: jobs are listed with their names, unless a mishap prevents that.
-      forgets_results: results can be removed.
-      takes_images: requests may have images.
+      impossible: mishaps that the server can't be made to have, or never has; tests that need them
+        are skipped.
+      cancels: whether jobs can be cancelled.
+      shows_names: whether jobs are listed with their names, unless a mishap prevents that.
+      forgets_results: whether results can be removed.
+      takes_images: whether requests may have images.
     """
 
     tmp_path: Path
-    # Long and without a word in it: a shorter one might be in an error by chance.
+    # Long, and not made of words: a shorter key might be in an error message by chance.
     key = "sk-contract-0123456789abcdefghij"
     key_reference = "env:CONTRACT_API_KEY"
     impossible: frozenset[Mishap] = frozenset()
@@ -218,7 +222,7 @@ class BatchProviderContract:
             # The caller adds the newlines; one inside would break the line in two.
             assert b"\n" not in line
             assert custom_id.encode() in line
-            # By another client, as on another worker: a job's file is named by its content.
+            # By another client, as on another worker: a job's file is named after its content.
             assert self.provider().encode_line(custom_id, request) == line
             assert self.provider().encode_line("r-1000000", request) != line
 
@@ -240,7 +244,7 @@ class BatchProviderContract:
     )
     def test_what_is_no_reply_is_a_value_error(self, line: bytes) -> None:
         self._arrange()
-        with pytest.raises(ValueError):  # noqa: PT011 - its words are the provider's
+        with pytest.raises(ValueError):  # noqa: PT011 - the message is the provider's own
             self.provider().decode_line(line)
 
     # From create to results
@@ -250,10 +254,10 @@ class BatchProviderContract:
         provider = self.provider()
         job = self._create(provider)
         assert list(self.jobs_made()) == [job.job_id]
-        ended = self._end(provider, job)
+        ended = self._wait_for_end(provider, job)
         assert ended.state is JobState.COMPLETED
         assert ended.cause is None
-        # Counts may be left out, but must not be wrong: waiting and cancelling depend on them.
+        # Counts may be left out but must not be wrong: waiting and cancelling depend on them.
         assert ended.total in (3, None)
         assert (ended.completed, ended.failed) in ((3, 0), (None, None))
         replies = self._replies(provider, ended)
@@ -273,7 +277,9 @@ class BatchProviderContract:
         provider = self.provider()
         if not isinstance(provider, HasLineForms):
             pytest.skip("it knows of no forms")
-        provider.fetch(self._end(provider, self._create(provider)), self.tmp_path / "results")
+        provider.fetch(
+            self._wait_for_end(provider, self._create(provider)), self.tmp_path / "results"
+        )
         found = [
             provider.line_form(line)
             for line in (self.tmp_path / "results").read_bytes().splitlines(keepends=True)
@@ -300,11 +306,11 @@ class BatchProviderContract:
         self._arrange()
         provider, since = self.provider(), self.now()
         created = self._create(provider)
-        for job in (created, provider.look(created.job_id), self._end(provider, created)):
+        for job in (created, provider.look(created.job_id), self._wait_for_end(provider, created)):
             assert type(job) is RemoteJob
             assert job.job_id == created.job_id != ""
             assert type(job.state) is JobState
-            # 0.0 means unknown; two minutes allow for different clocks of one server.
+            # 0.0 means unknown; two minutes allow for a server whose clocks differ.
             assert job.created_at == 0.0 or since - 120.0 <= job.created_at <= self.now() + 120.0
             assert job.name in ("ours-0", None)
             assert all(
@@ -314,19 +320,19 @@ class BatchProviderContract:
 
     def test_another_client_fetches_the_same_lines_over_whatever_is_there(self) -> None:
         self._arrange()
-        ended = self._end(self.provider(), self._create(self.provider()))
+        ended = self._wait_for_end(self.provider(), self._create(self.provider()))
         replies = self._replies(self.provider(), ended)
-        # A file left by a killed worker must be replaced, and neither kept nor continued.
+        # A file left by a killed worker must be replaced, neither kept nor appended to.
         (self.tmp_path / "results").write_bytes(b"older, and longer" * 10_000)
         assert self._replies(self.provider(), ended) == replies
 
     def test_what_was_forgotten_is_gone_and_forgetting_again_is_harmless(self) -> None:
         self._arrange()
-        provider, made = self.provider(), self._stage(self.provider())
-        ended = self._end(provider, provider.create("ours-0", *made))
+        provider, job_input = self.provider(), self._stage(self.provider())
+        ended = self._wait_for_end(provider, provider.create("ours-0", *job_input))
         # Cleaning up is repeated after a kill, and done by two workers at once.
         for _ in range(2):
-            provider.forget(ended, made.staged)
+            provider.forget(ended, job_input.staged)
             provider.forget(None, None)
         if self.forgets_results:
             with pytest.raises(CallError):
@@ -337,7 +343,7 @@ class BatchProviderContract:
         provider = self.provider()
         self._stage(provider)
         job = provider.create("ours-0", *self._stage(provider))
-        assert self._end(provider, job).state is JobState.COMPLETED
+        assert self._wait_for_end(provider, job).state is JobState.COMPLETED
         assert list(self.jobs_made()) == [job.job_id]
 
     @pytest.mark.parametrize(
@@ -355,7 +361,7 @@ class BatchProviderContract:
         provider = self.provider()
         job = self._create(provider)
         self.pass_time(1.0)
-        # An overview for people, which a server without lists need not have.
+        # An overview for people, which a server that can't list jobs need not have.
         try:
             pending = provider.pending()
         except CannotTell:
@@ -388,24 +394,26 @@ class BatchProviderContract:
         provider = self.provider()
         # Some refuse at once, others accept the job and let it fail: the driver treats both alike.
         try:
-            cause: CallError | None = self._end(provider, self._create(provider)).cause
-        except NotCreated as no:
+            cause: CallError | None = self._wait_for_end(provider, self._create(provider)).cause
+        except NotCreated as error:
             assert list(self.jobs_made()) == []
-            cause = no.reason
+            cause = error.reason
         assert isinstance(cause, QueueFull)
         assert cause.limit_tokens is None or cause.limit_tokens > 0
 
     def test_a_staged_input_that_is_gone_is_said_to_be(self) -> None:
         self._arrange()
         provider = self.provider()
-        made = self._stage(provider)
-        if made.staged is None:
+        job_input = self._stage(provider)
+        if job_input.staged is None:
             pytest.skip("this provider's create sends the lines itself")
-        provider.forget(None, made.staged)
+        provider.forget(None, job_input.staged)
         try:
-            cause: CallError | None = self._end(provider, provider.create("ours-0", *made)).cause
-        except NotCreated as no:
-            cause = no.reason
+            cause: CallError | None = self._wait_for_end(
+                provider, provider.create("ours-0", *job_input)
+            ).cause
+        except NotCreated as error:
+            cause = error.reason
         assert isinstance(cause, InputGone)
 
     @pytest.mark.parametrize(
@@ -422,7 +430,7 @@ class BatchProviderContract:
     def test_an_expired_job_gives_what_was_done(self) -> None:
         self._arrange(Mishap.EXPIRE)
         provider = self.provider()
-        ended = self._end(provider, self._create(provider))
+        ended = self._wait_for_end(provider, self._create(provider))
         assert ended.state is JobState.EXPIRED
         replies = self._replies(provider, ended)
         assert set(replies) <= {"r-0", "r-1", "r-2"}
@@ -444,7 +452,7 @@ class BatchProviderContract:
         # Twice while it runs and once afterwards, as two workers and a late one would.
         provider.cancel(job.job_id)
         provider.cancel(job.job_id)
-        ended = self._end(provider, job)
+        ended = self._wait_for_end(provider, job)
         assert ended.state is JobState.CANCELLED
         replies = self._replies(provider, ended)
         assert {reply.end for reply in replies.values() if reply.completion is None} <= {
@@ -455,14 +463,14 @@ class BatchProviderContract:
     def test_cancelling_a_job_that_has_ended_changes_nothing(self) -> None:
         self._arrange()
         provider = self.provider()
-        ended = self._end(provider, self._create(provider))
+        ended = self._wait_for_end(provider, self._create(provider))
         provider.cancel(ended.job_id)
         assert provider.look(ended.job_id).state is JobState.COMPLETED
 
     def test_a_refused_line_ends_by_itself_and_not_the_job(self) -> None:
         self._arrange(Mishap.REFUSE_LINE)
         provider = self.provider()
-        ended = self._end(provider, self._create(provider))
+        ended = self._wait_for_end(provider, self._create(provider))
         assert ended.state is JobState.COMPLETED
         replies = self._replies(provider, ended)
         assert isinstance(replies["r-0"].error, CallError)
@@ -473,13 +481,13 @@ class BatchProviderContract:
     def test_a_line_that_got_no_answer_is_not_made_up(self) -> None:
         self._arrange(Mishap.LOSE_LINE)
         provider = self.provider()
-        ended = self._end(provider, self._create(provider))
+        ended = self._wait_for_end(provider, self._create(provider))
         assert sorted(self._replies(provider, ended)) == ["r-1", "r-2"]
 
     def test_counts_that_are_not_told_are_none(self) -> None:
         self._arrange(Mishap.NO_COUNTS)
         provider = self.provider()
-        ended = self._end(provider, self._create(provider))
+        ended = self._wait_for_end(provider, self._create(provider))
         assert (ended.completed, ended.failed) == (None, None)
         assert len(self._replies(provider, ended)) == 3
 
@@ -487,7 +495,7 @@ class BatchProviderContract:
         self._arrange(Mishap.STRANGE_WORD)
         provider = self.provider()
         job = self._create(provider)
-        # A future word of the provider: taking it for an end would lose a paid job.
+        # A word that the provider may introduce: taking it for an end would lose a paid job.
         states = set()
         for _ in range(200):
             states.add(provider.look(job.job_id).state)
@@ -509,7 +517,7 @@ class BatchProviderContract:
     def test_no_error_shows_the_key_though_the_server_repeats_it(self) -> None:
         self._arrange(Mishap.REPEAT_KEY)
         provider, lines = self.provider(), self._lines(self.provider())
-        # Every verb, since each of them reads the server's words in its own place.
+        # Every method, since each reads the server's messages in its own place.
         job = RemoteJob("batch_1", JobState.COMPLETED, result_files=("file-1",))
         verbs: list[Callable[[], Any]] = [
             lambda: provider.stage(lines, "ours-0"),
@@ -530,26 +538,26 @@ class BatchProviderContract:
     def test_token_a_repeated_create_makes_one_job(self) -> None:
         self._arrange(Mishap.CREATE_LOST)
         provider = self._provider_on(Recovery.TOKEN)
-        made = self._stage(provider)
-        self._lose_create(provider, made)
-        again = provider.create("ours-0", *made)
+        job_input = self._stage(provider)
+        self._lose_create(provider, job_input)
+        again = provider.create("ours-0", *job_input)
         assert [again.job_id] == list(self.jobs_made())
-        assert self.provider().create("ours-0", *made).job_id == again.job_id
-        assert self._end(provider, again).state is JobState.COMPLETED
+        assert self.provider().create("ours-0", *job_input).job_id == again.job_id
+        assert self._wait_for_end(provider, again).state is JobState.COMPLETED
 
     def test_token_a_create_repeated_before_the_slow_one_has_come_makes_one_job(self) -> None:
         self._arrange(Mishap.CREATE_LATE)
         provider = self._provider_on(Recovery.TOKEN)
-        made = self._stage(provider)
-        self._lose_create(provider, made)
-        again = provider.create("ours-0", *made)
+        job_input = self._stage(provider)
+        self._lose_create(provider, job_input)
+        again = provider.create("ours-0", *job_input)
         self.pass_time(_LAG_SECONDS + 1)
         assert [again.job_id] == list(self.jobs_made())
 
     def test_token_another_name_is_another_job(self) -> None:
         self._arrange()
         provider = self._provider_on(Recovery.TOKEN)
-        # Another attempt is another job on purpose: the previous one is known to have failed.
+        # Another attempt is meant to be another job: the previous one is known to have failed.
         jobs = {
             provider.create(name, *self._stage(provider)).job_id
             for name in ("ours-0", "ours-1", "ours2-0")
@@ -566,14 +574,14 @@ class BatchProviderContract:
     ) -> None:
         self._arrange(mishap, listed)
         provider = self._provider_on(*_LISTING)
-        since, made = self.now(), self._stage(provider)
-        self._lose_create(provider, made)
-        # Other input as well as another name: LABEL providers may search by either.
+        since, job_input = self.now(), self._stage(provider)
+        self._lose_create(provider, job_input)
+        # Different inputs as well as different names: LABEL providers may search by either.
         others = {
             provider.create(f"theirs-{number}", *self._stage(provider, number + 1)).job_id
             for number in range(3)
         }
-        found = self._find(provider, made.staged, since)
+        found = self._find(provider, job_input.staged, since)
         assert len(found) == 1
         assert {found[0].job_id} == set(self.jobs_made()) - others
         assert found[0].name in ("ours-0", None)
@@ -582,13 +590,16 @@ class BatchProviderContract:
     def test_it_is_found_behind_jobs_of_long_ago(self, listed: Mishap | None) -> None:
         self._arrange(listed)
         provider = self._provider_on(*_LISTING)
-        # In a list that is oldest first, the search can't end at the first job that is too old.
+        # In a list that starts with the oldest job, the search can't end at the first job that is
+        # too old.
         for number in range(3):
             provider.create(f"theirs-{number}", *self._stage(provider, number + 1))
         self.pass_time(_LONG_AGO_SECONDS)
-        since, made = self.now(), self._stage(provider)
-        job = provider.create("ours-0", *made)
-        assert [found.job_id for found in self._find(provider, made.staged, since)] == [job.job_id]
+        since, job_input = self.now(), self._stage(provider)
+        job = provider.create("ours-0", *job_input)
+        assert [found.job_id for found in self._find(provider, job_input.staged, since)] == [
+            job.job_id
+        ]
 
     def test_every_attempt_is_found_in_any_state_and_no_other_name(self) -> None:
         if not self.shows_names:
@@ -604,7 +615,7 @@ class BatchProviderContract:
         for number, name in enumerate(("ours2-0", "our-0", "theirs-ours-0"), 2):
             provider.create(name, *self._stage(provider, number))
         for job_id in mine:
-            self._end(provider, provider.look(job_id))
+            self._wait_for_end(provider, provider.look(job_id))
         found = self._find(provider, None, since, count=2)
         assert {job.job_id for job in found} == mine
         assert {job.state for job in found} == {JobState.COMPLETED}
@@ -621,12 +632,12 @@ class BatchProviderContract:
     def test_label_without_names_it_is_found_by_its_input(self) -> None:
         self._arrange(Mishap.CREATE_LOST, Mishap.LISTED_WITHOUT_NAME)
         provider = self._provider_on(Recovery.LABEL)
-        since, made = self.now(), self._stage(provider)
-        if made.staged is None:
+        since, job_input = self.now(), self._stage(provider)
+        if job_input.staged is None:
             pytest.skip("this provider's create sends the lines itself")
-        self._lose_create(provider, made)
+        self._lose_create(provider, job_input)
         other = provider.create("theirs-0", *self._stage(provider, 1))
-        found = self._find(provider, made.staged, since)
+        found = self._find(provider, job_input.staged, since)
         assert [job.job_id for job in found] == [
             job_id for job_id in self.jobs_made() if job_id != other.job_id
         ]
@@ -637,34 +648,34 @@ class BatchProviderContract:
         lost = Mishap.CREATE_LOST if is_lost else None
         self._arrange(Mishap.LISTED_WITHOUT_NAME, Mishap.LISTED_WITHOUT_INPUT, lost)
         provider = self._provider_on(Recovery.LABEL)
-        since, made = self.now(), self._stage(provider)
+        since, job_input = self.now(), self._stage(provider)
         if is_lost:
-            self._lose_create(provider, made)
+            self._lose_create(provider, job_input)
         provider.create("theirs-0", *self._stage(provider, 1))
         self.pass_time(_LAG_SECONDS + 1)
         with pytest.raises(CannotTell):
-            provider.find("ours", made.staged, since)
+            provider.find("ours", job_input.staged, since)
 
     def test_jobs_that_cant_be_listed_are_a_doubt_and_not_a_no(self) -> None:
         self._arrange(Mishap.CREATE_LOST, Mishap.LIST_REFUSED)
         provider = self._provider_on(*_LISTING)
-        since, made = self.now(), self._stage(provider)
-        self._lose_create(provider, made)
+        since, job_input = self.now(), self._stage(provider)
+        self._lose_create(provider, job_input)
         with pytest.raises(CallError):
-            provider.find("ours", made.staged, since)
+            provider.find("ours", job_input.staged, since)
 
     @pytest.mark.parametrize("is_lost", [True, False], ids=["lost", "never sent"])
     def test_none_it_can_never_be_told(self, is_lost: bool) -> None:
         self._arrange(Mishap.CREATE_LOST if is_lost else None)
         provider = self._provider_on(Recovery.NONE)
-        since, made = self.now(), self._stage(provider)
+        since, job_input = self.now(), self._stage(provider)
         if is_lost:
-            self._lose_create(provider, made)
+            self._lose_create(provider, job_input)
         self.pass_time(_LAG_SECONDS + 1)
         with pytest.raises(CannotTell):
-            provider.find("ours", made.staged, since)
+            provider.find("ours", job_input.staged, since)
 
-    # Rung NONE, for providers that find out in time (`protocols.FindsUnnamed`)
+    # Rung NONE, for providers that can find a job once it has ended (`protocols.FindsUnnamed`)
 
     @pytest.mark.parametrize("mishap", [Mishap.CREATE_LOST, Mishap.CREATE_LATE], ids=_id_of)
     @pytest.mark.parametrize("listed", [None, Mishap.LISTED_OLDEST_FIRST], ids=_id_of)
@@ -673,8 +684,8 @@ class BatchProviderContract:
     ) -> None:
         self._arrange(mishap, listed)
         provider = self._provider_of_unnamed()
-        since, made = self.now(), self._stage(provider)
-        self._lose_create(provider, made)
+        since, job_input = self.now(), self._stage(provider)
+        self._lose_create(provider, job_input)
         others = {
             provider.create(f"theirs-{number}", *self._stage(provider, number + 1)).job_id
             for number in range(2)
@@ -694,7 +705,7 @@ class BatchProviderContract:
         for number, name in enumerate(("ours2-0", "our-0", "theirs-ours-0"), 2):
             provider.create(name, *self._stage(provider, number))
         for job_id in self.jobs_made():
-            self._end(provider, provider.look(job_id))
+            self._wait_for_end(provider, provider.look(job_id))
         found = provider.find_unnamed("ours", 3, since, lambda job_id: False)
         assert {job.job_id: job.name for job in found} == {
             job_id: f"ours-{attempt}" for job_id, attempt in mine.items()
@@ -706,7 +717,7 @@ class BatchProviderContract:
         since = self.now()
         other = provider.create("theirs-0", *self._stage(provider, 1)).job_id
         self.pass_time(_LAG_SECONDS + 1)
-        # Not CannotTell, which ends the wait: this doubt is resolved when the job has ended.
+        # Not CannotTell, which would end the wait: this doubt is resolved once the job has ended.
         with pytest.raises(CallError) as caught:
             provider.find_unnamed("ours", 3, since, lambda job_id: False)
         assert not isinstance(caught.value, CannotTell)
@@ -721,7 +732,7 @@ class BatchProviderContract:
         since = self.now()
         provider.create("theirs-0", *self._stage(provider))
         for job_id in self.jobs_made():
-            self._end(provider, provider.look(job_id))
+            self._wait_for_end(provider, provider.look(job_id))
         for lines in (1, 3):
             assert list(provider.find_unnamed("ours", lines, since, lambda job_id: False)) == []
 
@@ -739,20 +750,22 @@ class BatchProviderContract:
     def test_unnamed_a_list_that_is_refused_is_a_doubt_and_not_a_no(self) -> None:
         self._arrange(Mishap.CREATE_LOST, Mishap.LIST_REFUSED)
         provider = self._provider_of_unnamed()
-        since, made = self.now(), self._stage(provider)
-        self._lose_create(provider, made)
+        since, job_input = self.now(), self._stage(provider)
+        self._lose_create(provider, job_input)
         with pytest.raises(CallError):
             provider.find_unnamed("ours", 3, since, lambda job_id: False)
 
     def _provider_of_unnamed(self) -> Any:
-        """The provider, where it is a `FindsUnnamed`."""
+        """The provider; skips the test where it is not a `FindsUnnamed`."""
         provider = self.provider()
         if not isinstance(provider, FindsUnnamed):
             pytest.skip("a promise of FindsUnnamed, which this provider doesn't implement")
         return provider
 
     def _find_unnamed(self, provider: Any, since: float) -> Sequence[RemoteJob]:
-        """The jobs that are found once they have ended; before, there is none, or a doubt."""
+        """Waits until jobs are found, which is once they have ended; before that there is none, or
+        a doubt.
+        """
         return self._find_in_time(
             lambda: provider.find_unnamed("ours", 3, since, lambda job_id: False), Retryable
         )
@@ -761,11 +774,11 @@ class BatchProviderContract:
 
     def _arrange(self, *given: Mishap | None) -> None:
         mishaps = [mishap for mishap in given if mishap is not None]
-        # Skipped, not passed, so that a report shows which promises were not tested.
+        # Skipped rather than passed, so that a report shows which promises were not tested.
         impossible = self.impossible.intersection(mishaps)
         if impossible:
             pytest.skip(
-                f"not this provider's server: {', '.join(mishap.value for mishap in impossible)}"
+                f"not on this provider's server: {', '.join(mishap.value for mishap in impossible)}"
             )
         self.arrange(*mishaps)
 
@@ -779,9 +792,9 @@ class BatchProviderContract:
         return provider
 
     def _lines(self, provider: BatchProvider, number: int = 0) -> Path:
-        """A job's input; another `number` has other lines."""
+        """A job's input; each `number` has different lines."""
         path = self.tmp_path / f"input-{number}.jsonl"
-        # Also another number of lines: NONE providers first distinguish jobs by their size.
+        # A different number of lines, too: NONE providers first tell jobs apart by their size.
         requests = self.requests()[number % 2 :] if number else self.requests()
         ids = [
             f"r-{place}" if not number else f"other-{number}-{place}"
@@ -801,16 +814,18 @@ class BatchProviderContract:
     def _create(self, provider: BatchProvider) -> RemoteJob:
         return provider.create("ours-0", *self._stage(provider))
 
-    def _lose_create(self, provider: BatchProvider, made: _Input) -> Exception:
+    def _lose_create(self, provider: BatchProvider, job_input: _Input) -> Exception:
         with pytest.raises(Exception) as caught:  # noqa: PT011 - any but NotCreated may leave a job
-            provider.create("ours-0", *made)
+            provider.create("ours-0", *job_input)
         assert not isinstance(caught.value, NotCreated)
         return caught.value
 
     def _find(
         self, provider: BatchProvider, staged: str | None, since: float, count: int = 1
     ) -> Sequence[RemoteJob]:
-        """The jobs that are found once the server lists them; before, there is none, or a doubt."""
+        """Waits until jobs are found, which is once the server lists them; before that there is
+        none, or a doubt.
+        """
         return self._find_in_time(lambda: provider.find("ours", staged, since), CannotTell, count)
 
     def _find_in_time(
@@ -819,7 +834,7 @@ class BatchProviderContract:
         doubt: type[CallError],
         count: int = 1,
     ) -> Sequence[RemoteJob]:
-        end = time.monotonic() + _PATIENCE_SECONDS
+        end = time.monotonic() + _TIMEOUT_SECONDS
         while True:
             try:
                 found = find()
@@ -830,18 +845,18 @@ class BatchProviderContract:
             assert time.monotonic() < end, "the job is never found"
             self.pass_time(1.0)
 
-    def _end(self, provider: BatchProvider, job: RemoteJob) -> RemoteJob:
-        end = time.monotonic() + _PATIENCE_SECONDS
-        while not (seen := provider.look(job.job_id)).state.has_ended:
-            assert time.monotonic() < end, f"the job does not end: {seen}"
+    def _wait_for_end(self, provider: BatchProvider, job: RemoteJob) -> RemoteJob:
+        end = time.monotonic() + _TIMEOUT_SECONDS
+        while not (current := provider.look(job.job_id)).state.has_ended:
+            assert time.monotonic() < end, f"the job does not end: {current}"
             self.pass_time(1.0)
-        return seen
+        return current
 
     def _replies(self, provider: BatchProvider, job: RemoteJob) -> dict[str, LineReply]:
         path = self.tmp_path / "results"
         provider.fetch(job, path)
         data = path.read_bytes()
-        # A file that was cut would end otherwise; lines are split at newlines and nothing else.
+        # A file that was cut off would end differently; lines are split only at newlines.
         assert data == b"" or data.endswith(b"\n")
         replies = [provider.decode_line(line) for line in data.split(b"\n")[:-1]]
         by_id = {reply.custom_id: reply for reply in replies}
@@ -871,7 +886,7 @@ def _error_of(verb: Callable[[], Any]) -> BaseException | None:
 
 
 def on_fake(fake: FakeBatches, *mishaps: Mishap) -> None:
-    """Sets a `FakeBatches`' knobs."""
+    """Sets a `FakeBatches`' knobs so that these mishaps happen."""
     faults = {
         Mishap.CREATE_LOST: "lost",
         Mishap.CREATE_LATE: "late",
@@ -888,7 +903,7 @@ def on_fake(fake: FakeBatches, *mishaps: Mishap) -> None:
         Mishap.YOUNG_UNKNOWN: ("unknown_until", fake.clock.time() + _LAG_SECONDS),
         Mishap.EXPIRE: ("expire_after", 1),
         Mishap.REFUSE_LINE: ("refuse", frozenset({"Question 0"})),
-        # Only the first line is hit.
+        # So large that only the first line is hit.
         Mishap.LOSE_LINE: ("drop_ids_every", 10**9),
         Mishap.NO_COUNTS: ("shows_counts", False),
         Mishap.STUCK: ("stuck", True),
@@ -917,7 +932,7 @@ def emulator_options(*mishaps: Mishap, key: str = "") -> dict[str, Any]:
 
 def _faults(mishap: Mishap, key: str) -> list[Fault]:
     if mishap is Mishap.REPEAT_KEY:
-        # A refusal, since a retryable error would be tried again for as long as the verb may take.
+        # A refusal, since a retryable error would be tried again for as long as the call may take.
         refused = ("upload", "content", "create", "retrieve", "list", "cancel", "delete")
         return [
             Fault("poison", where=where, message=f"The key {key} is not liked: Bearer {key}")

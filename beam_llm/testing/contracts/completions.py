@@ -1,4 +1,5 @@
-"""What every provider of live calls promises: `protocols.CompletionProvider`, promise by promise.
+"""What every provider of live calls promises (`protocols.CompletionProvider`), one test for each
+promise.
 
     from beam_llm import config, providers
     from beam_llm.testing import Emulator
@@ -18,7 +19,7 @@
         def arrange(self, situation):
             self.emulator.set_faults(*emulator_fault(situation))
 
-The emulator replaces a server of OpenAI's dialect; another dialect's tests bring their own.
+The emulator stands in for a server of OpenAI's dialect; tests of another dialect bring their own.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from beam_llm.protocols import CompletionProvider
 from beam_llm.testing.emulator.faults import Fault
 from beam_llm.values import Completion, Finish, Media, Message, Pace, Request, Usage
 
-# Much longer than a call on loopback takes: where it is reached, something hangs.
+# Much longer than a call on loopback takes: if it is reached, something hangs.
 TIMEOUT_SECONDS = 60.0
 
 
@@ -48,7 +49,7 @@ class Does(enum.Enum):
     """What a provider's server may do with a call."""
 
     ANSWER = "answer"
-    """It answers, and the model finished its reply."""
+    """The server answers, and the model has finished its reply."""
     CUT = "cut"
     """The reply ends at its token limit."""
     REFUSE = "refuse"
@@ -56,13 +57,13 @@ class Does(enum.Enum):
     FILTER = "filter"
     """The provider's filter stops the reply."""
     SAY_NOTHING = "say nothing"
-    """A reply without any text."""
+    """The reply has no text."""
     FAIL = "fail"
-    """An error with `Situation.status` and `Situation.message`."""
+    """The server answers with an error that has `Situation.status` and `Situation.message`."""
     GARBLE = "garble"
-    """A 200 with a body that can't be read."""
+    """The server answers 200 with a body that can't be read."""
     FLOOD = "flood"
-    """A 200 with a body that does not end."""
+    """The server answers 200 with a body that does not end."""
     HANG_UP = "hang up"
     """The connection breaks before there is an answer."""
     BE_SILENT = "be silent"
@@ -73,9 +74,9 @@ class Situation(NamedTuple):
     """What the server does with every call from now on.
 
     Attributes:
-      status: the HTTP status, where it fails; a provider without HTTP raises the closest error.
+      status: the HTTP status of a failure; a provider without HTTP raises the closest error.
       message: the server's message.
-      retry_after_seconds: when to come back, by the server; None where it doesn't say.
+      retry_after_seconds: how long the server asks the client to wait; None where it doesn't say.
     """
 
     does: Does
@@ -100,7 +101,8 @@ REMEDIES = {
     504: Remedy.RETRY,
     529: Remedy.RETRY,
 }
-"""The error for a status, where the message says nothing else. 404: of a model or an address."""
+"""The remedy for each status, unless the message says something else. 404 is for a model or an
+address."""
 
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
@@ -108,16 +110,17 @@ PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/
 
 
 class CompletionProviderContract:
-    """Subclass it under a name that begins with `Test`, and override `provider` and `arrange`.
+    """Tests of a provider of live calls. Subclass it under a name that begins with `Test`, and
+    override `provider` and `arrange`.
 
     Attributes:
       key: the key that the provider has to use; no error may show it.
       key_reference: a reference to it, for `api_key`.
-      impossible: what the server can't be made to do, or never does; those promises are skipped.
-      takes_images: requests may have images.
+      impossible: what the server can't or doesn't do; tests that need it are skipped.
+      takes_images: whether requests may have images.
     """
 
-    # Long and without a word in it: a shorter one might be in an error by chance.
+    # Long, and not made of words: a shorter key might be in an error message by chance.
     key = "sk-contract-0123456789abcdefghij"
     key_reference = "env:CONTRACT_API_KEY"
     impossible: frozenset[Does] = frozenset()
@@ -185,7 +188,8 @@ class CompletionProviderContract:
         assert self._complete(Does.FILTER).finish is Finish.FILTERED
 
     def test_a_refusal_is_no_answer(self) -> None:
-        # Some say so in the finish, others in a field beside the text; both have to be read.
+        # Some providers say so in the finish reason, others in a field beside the text; both have
+        # to be read.
         completion = self._complete(Does.REFUSE)
         assert completion.finish is Finish.REFUSED or completion.refusal
 
@@ -221,13 +225,13 @@ class CompletionProviderContract:
     def test_an_answer_is_paid_for(self) -> None:
         completion = self._complete(Does.ANSWER)
         assert completion.usage.input_tokens > 0
-        # A vector has no tokens.
+        # A vector has no output tokens.
         assert completion.usage.output_tokens > 0 or completion.vectors
 
     def test_asking_leaves_the_request_as_it_was(self) -> None:
         self._arrange(Situation(Does.ANSWER))
         request = self.request()
-        # It is sent again after an error, and in other forms: a change would be sent, too.
+        # The request is sent again after an error, and in other forms: a change would be sent, too.
         before = copy.deepcopy(request)
         asyncio.run(self._ask(request))
         assert request == before
@@ -266,7 +270,7 @@ class CompletionProviderContract:
 
     def test_too_many_calls_are_a_throttle(self) -> None:
         error = self._fail(Situation(Does.FAIL, 429, "slow down"))
-        # The engine slows down after a throttle, and counts it as a wait and not as a try.
+        # The engine slows down after a throttle, and counts it as a wait, not as a try.
         assert error.is_throttle
         assert error.kind == Kind.RATE_LIMITED
 
@@ -286,11 +290,11 @@ class CompletionProviderContract:
     def test_a_broken_connection_is_tried_again(self) -> None:
         error = self._fail(Situation(Does.HANG_UP))
         assert (error.remedy, error.kind) == (Remedy.RETRY, Kind.UNAVAILABLE)
-        # No server said so, unlike a 503: another server may be reachable meanwhile.
+        # Unlike a 503, no server has said this: another server may be reachable meanwhile.
         assert error.is_ours
 
     def test_of_a_reply_without_end_only_so_much_is_read(self) -> None:
-        # Which one depends on whether the bound is met before or after decoding.
+        # Which of the two depends on whether the bound is reached before or after decoding.
         assert self._fail(Situation(Does.FLOOD)).kind in (Kind.UNREADABLE, Kind.TOO_LARGE)
 
     def test_silence_ends_at_the_timeout(self) -> None:
@@ -298,7 +302,7 @@ class CompletionProviderContract:
         error = self._fail(Situation(Does.BE_SILENT), 0.2)
         assert (error.remedy, error.kind) == (Remedy.RETRY, Kind.TIMED_OUT)
         assert error.is_ours
-        # Not a measurement, but a check that it was this timeout, and not another one.
+        # Not a measurement, but a check that it was this timeout and not another.
         assert time.monotonic() - started < TIMEOUT_SECONDS / 2
 
     @pytest.mark.parametrize(
@@ -329,7 +333,8 @@ class CompletionProviderContract:
         async def cancel() -> Completion:
             provider = self.provider()
             try:
-                # Under way when it is cancelled, so that a connection is left with half an answer.
+                # The call is under way when it is cancelled, so that a connection is left with half
+                # an answer.
                 call = asyncio.ensure_future(provider.complete(self.request(), TIMEOUT_SECONDS))
                 await asyncio.wait([call], timeout=0.1)
                 call.cancel()
@@ -382,11 +387,11 @@ class CompletionProviderContract:
 
 
 def emulator_fault(situation: Situation) -> Iterable[Fault]:
-    """The situation as a script of `beam_llm.testing.Emulator`."""
+    """The situation as faults of `beam_llm.testing.Emulator`."""
     if situation.does is Does.ANSWER:
         return ()
     if situation.does is Does.FAIL:
-        # One kind for all statuses, since other kinds have messages of their own.
+        # One kind of fault for all statuses, since other kinds have messages of their own.
         status, message = situation.status, situation.message
         return (
             Fault(
@@ -412,7 +417,7 @@ _FAULTS = {
 
 
 def all_texts(error: BaseException | None) -> list[str]:
-    """Everything that a log may show of an error and of its causes."""
+    """Every text that a log may show of an error and of its causes."""
     # Sentry and similar tools show arguments and attributes, also of causes.
     texts = traceback.format_exception(error) if error is not None else []
     seen: list[BaseException] = []

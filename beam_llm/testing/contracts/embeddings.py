@@ -1,5 +1,5 @@
 """What a provider of embeddings promises in addition: a vector for each text, in the place that the
-reply gives it.
+reply names.
 
     class TestMyEmbeddings(EmbeddingContract, CompletionProviderContract):
         ...     # `provider` and `arrange`, as for any provider of live calls
@@ -18,10 +18,11 @@ from beam_llm.values import Completion, Request
 
 
 class EmbeddingContract:
-    """Put it before `CompletionProviderContract`: it turns the questions into texts to embed.
+    """Turns the questions of `CompletionProviderContract` into texts to embed; name it before that
+    class among the bases.
 
     Attributes:
-      embedding_model: the model.
+      embedding_model: the name of the model.
       dimensions: a number of dimensions that the model offers.
     """
 
@@ -39,7 +40,7 @@ class EmbeddingContract:
         )
 
     def check_answer(self, completion: Completion) -> None:
-        """Asserts that the completion has the vector of a text, in its place."""
+        """Asserts that the completion has the text's vector in its place."""
         assert completion.text is None
         assert completion.vectors is not None
         [(place, numbers)] = completion.vectors
@@ -48,6 +49,6 @@ class EmbeddingContract:
 
 
 class EmbeddingBatchContract(EmbeddingContract):
-    """The same before `BatchProviderContract`."""
+    """The same for `BatchProviderContract`; name it before that class among the bases."""
 
     impossible = frozenset()

@@ -1,4 +1,4 @@
-"""What every staging store promises: `protocols.Store`, promise by promise.
+"""What every staging store promises (`protocols.Store`), one test for each promise.
 
     from beam_llm.stores import open_store
     from beam_llm.testing.contracts import StoreContract
@@ -7,8 +7,8 @@
         def store(self):
             return open_store(str(self.tmp_path / "staging"))
 
-Some promises concern several processes: the store is pickled for them, so its class has to be
-importable there.
+Some tests start other processes: the store is pickled for them, so its class has to be importable
+there.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from beam_llm.errors import LedgerError
 from beam_llm.protocols import Store
 from beam_llm.stores import probe_create
 
-# Not "fork": client libraries have threads, and a fork would copy their locks in use.
+# Not "fork": client libraries have threads, and a fork would copy locks that they hold.
 _SPAWN = multiprocessing.get_context("spawn")
 _CHILD_SECONDS = 120.0
 _BIG_BYTES = 9 * 2**20
-"""Larger than the size at which client libraries change from one request to several."""
+"""Larger than the size from which client libraries send an object in several requests."""
 
-# Repetitions of a short text: enough to be killed while writing.
-_MANY = 2**20
+# Repetitions of a short text: so many that a writer is killed while it writes.
+_REPEATS = 2**20
 
 GOOD_NAMES = (
     "a",
@@ -79,12 +79,13 @@ CONTENTS = {
 
 
 class StoreContract:
-    """Subclass it under a name that begins with `Test`, and override `store`.
+    """Tests of a staging store. Subclass it under a name that begins with `Test`, and override
+    `store`.
 
     Attributes:
-      tmp_path: a local folder for the running test alone.
+      tmp_path: a local folder that belongs to the running test.
       racing_processes: how many processes race for one name.
-      long_list: more names than the store lists with one request.
+      long_list: a number of names that is larger than what the store lists in one request.
     """
 
     tmp_path: Path
@@ -118,8 +119,8 @@ class StoreContract:
     @pytest.mark.parametrize("shared", [True, False], ids=["one client", "a client each"])
     def test_of_many_racing_threads_exactly_one_creates(self, shared: bool) -> None:
         store = self.store()
-        racers = [store if shared else _again(store) for _ in range(8)]
-        # Several races, as one may succeed by luck.
+        racers = [store if shared else _reopen(store) for _ in range(8)]
+        # Several races, since one may succeed by luck.
         for race in range(5):
             barrier, name = threading.Barrier(len(racers)), f"log/{race}"
 
@@ -152,7 +153,7 @@ class StoreContract:
 
     def test_a_created_object_is_seen_complete_or_not_at_all(self) -> None:
         store, data = self.store(), CONTENTS["much"]
-        with _meanwhile(lambda: store.create("jobs/1/done", data)) as is_over:
+        with _running(lambda: store.create("jobs/1/done", data)) as is_over:
             seen = {store.get("jobs/1/done")}
             while not is_over():
                 seen.add(store.get("jobs/1/done"))
@@ -164,7 +165,7 @@ class StoreContract:
         probe_create(store)
         assert list(store.list("")) == []
 
-    # gcp-storage-emulator 2026.7.19 does so: it accepts `if_generation_match=0` and overwrites.
+    # gcp-storage-emulator 2026.7.19 is one: it accepts `if_generation_match=0` and overwrites.
     def test_a_store_that_pretends_to_create_is_found_out(self) -> None:
         with pytest.raises(LedgerError, match="no atomic create"):
             probe_create(_Pretender(self.store()))
@@ -197,7 +198,7 @@ class StoreContract:
 
     def test_a_reader_sees_one_content_or_the_next_and_no_mixture(self) -> None:
         store = self.store()
-        # Different lengths and bytes, so that neither a mixture nor a cut version passes.
+        # Different lengths and bytes, so that neither a mixture nor a truncated version passes.
         versions = [bytes([number]) * (300_000 + 50_000 * number) for number in range(8)]
         store.put("a", versions[0])
 
@@ -205,7 +206,7 @@ class StoreContract:
             for version in versions[1:]:
                 store.put("a", version)
 
-        with _meanwhile(replace) as is_over:
+        with _running(replace) as is_over:
             while not is_over():
                 assert store.get("a") in versions
         assert store.get("a") == versions[-1]
@@ -214,7 +215,7 @@ class StoreContract:
         store = self.store()
         store.put("a", b"before")
         for name in ("a", "b"):
-            with pytest.raises(OSError):  # noqa: PT011 - of whatever kind
+            with pytest.raises(OSError):  # noqa: PT011 - any subclass
                 store.put_file(name, str(self.tmp_path / "no such file"))
         assert store.get("a") == b"before"
         assert list(store.list("")) == ["a"]
@@ -242,7 +243,7 @@ class StoreContract:
     def test_what_is_missing_is_none_or_false_and_leaves_no_file(self) -> None:
         store, copy = self.store(), self.tmp_path / "copy"
         store.put("here/too", b"1")
-        # To a file system "here" is a folder, and "here/too" is one to "here/too/deep".
+        # In a file system "here" is a folder, and "here/too" would be a folder for "here/too/deep".
         for name in ("nothing", "here", "here/to", "here/too/deep"):
             assert store.get(name) is None
             assert store.read(name, 0, 5) is None
@@ -287,7 +288,7 @@ class StoreContract:
     def test_what_was_written_is_listed_at_once_and_what_was_deleted_no_more(self) -> None:
         store = self.store()
         # By another client: workers find each other's intents only by the list.
-        other = _again(store)
+        other = _reopen(store)
         for number in range(20):
             store.create(f"jobs/1/creating-{number:04d}", b"x")
             assert len(list(other.list("jobs/1/"))) == number + 1
@@ -327,7 +328,7 @@ class StoreContract:
             lambda: store.delete(name),
         ]
         for verb in verbs:
-            with pytest.raises(ValueError):  # noqa: PT011 - its words are the store's
+            with pytest.raises(ValueError):  # noqa: PT011 - the message is the store's own
                 verb()
         assert list(store.list("")) == []
 
@@ -336,7 +337,7 @@ class StoreContract:
     def test_it_travels_by_its_location(self) -> None:
         store = self.store()
         store.put("a", b"1")
-        other = _again(store)
+        other = _reopen(store)
         assert type(other) is type(store)
         assert isinstance(store.location, str)
         assert other.location == store.location != ""
@@ -360,15 +361,15 @@ class StoreContract:
         with _processes(_write_for_ever, 1, store) as (child,):
             assert child.recv() == "ready"
             while store.get("big") is None:
-                # A process that has died closes its end, which counts as something to be read.
+                # A process that has died closes its end, which makes the pipe readable.
                 assert not child.poll(), "the writer has ended by itself"
-        contents = (_content_of(0, _MANY), _content_of(1, _MANY))
+        contents = (_content_of(0, _REPEATS), _content_of(1, _REPEATS))
         assert store.get("big") in contents
         assert list(store.list("")) == ["big", "here"]
-        would = list(store.sweep(dry_run=True))
-        assert list(store.sweep()) == would
+        expected = list(store.sweep(dry_run=True))
+        assert list(store.sweep()) == expected
         assert list(store.sweep()) == []
-        assert store.get("big") in contents  # a server may have had the next one already
+        assert store.get("big") in contents  # a server may already have received the next version
         assert store.get("here") == b"1"
 
 
@@ -386,19 +387,19 @@ class _Pretender:
         return getattr(self._store, name)
 
 
-def _again(store: Store) -> Store:
+def _reopen(store: Store) -> Store:
     """The same location through another client, as on a worker."""
     other: Store = pickle.loads(pickle.dumps(store))
     return other
 
 
 def _content_of(number: int, repeats: int) -> bytes:
-    """Bytes that show who wrote them, and whether they are mixed."""
+    """Bytes that show who wrote them, and whether two writers' bytes are mixed."""
     return f"{number}:".encode() * (repeats + 1)
 
 
 @contextlib.contextmanager
-def _meanwhile(work: Callable[[], Any]) -> Iterator[Callable[[], bool]]:
+def _running(work: Callable[[], Any]) -> Iterator[Callable[[], bool]]:
     """Runs `work` in a thread; yields a function that says whether it has ended, and raises its
     error at the end."""
     with ThreadPoolExecutor(1) as pool:
@@ -414,7 +415,9 @@ def _meanwhile(work: Callable[[], Any]) -> Iterator[Callable[[], bool]]:
 def _processes(
     work: Callable[..., None], count: int, *arguments: Any
 ) -> Iterator[list[Connection[Any, Any]]]:
-    """Connections to processes that do `work(number, connection, *arguments)` until the end."""
+    """Yields connections to processes that run `work(number, connection, *arguments)`; kills them
+    at the end.
+    """
     ends: list[Connection[Any, Any]] = []
     children = []
     try:
@@ -455,4 +458,4 @@ def _write_for_ever(number: int, parent: Connection[Any, Any], store: Store) -> 
     parent.send("ready")
     while True:
         for turn in (0, 1):
-            store.put("big", _content_of(turn, _MANY))
+            store.put("big", _content_of(turn, _REPEATS))

@@ -1,4 +1,4 @@
-"""Anthropic's wire: messages, and message batches.
+"""Anthropic's wire format: messages and message batches.
 
 Source: Anthropic API reference, SDK 2.14, and recordings of live traffic (crmne/ruby_llm), read
 2026-11: key sets, order of states, header names.
@@ -39,17 +39,18 @@ VERSIONS = ("2023-01-01", "2023-06-01", "2026-10-21")
 _BATCHES = "/v1/messages/batches"
 _WINDOW_SECONDS = 86_400
 _KEPT_SECONDS = 29 * 86_400
-"""From a batch's creation on; then its results are gone, and `archived_at` says so. Source: SDK
-anthropic 2.14 (MessageBatch.archived_at), guide to batch processing, read 2026-11."""
+"""How long results are kept, from the batch's creation on. After that they are gone, and
+`archived_at` says so. Source: SDK anthropic 2.14 (MessageBatch.archived_at), guide to batch
+processing, read 2026-11."""
 MOST_BODY_BYTES, MOST_BATCH_BYTES = 32 * 2**20, 256 * 2**20
 """Source: Anthropic API, "Errors" ("Request size limits"), read 2026-11."""
 _COUNTS = ("processing", "succeeded", "errored", "canceled", "expired")
 
 
-# A few names of each kind; any other model caches from 1,024 tokens on. Source: Anthropic's guide
+# A few models of each kind; any other model caches from 1,024 tokens on. Source: Anthropic's guide
 # to prompt caching, read 2026-11.
 _CACHED_FROM = ((r"(opus|fable|mythos)-[5-9]", 512), (r"haiku-4-5|opus-4-[56]", 4_096))
-# An alias is answered by its snapshot's name, under which prices are looked up.
+# Replies to an alias name its snapshot, under which prices are looked up.
 _DATED = {"claude-haiku-4-5": "20251001", "claude-sonnet-4-5": "20250929"}
 
 _ENDS = {
@@ -81,14 +82,14 @@ class Wire(Dialect):
 
     def __init__(self, service: Service) -> None:
         super().__init__(service)
-        # They never expire here, as no test takes five minutes.
+        # Cached prefixes never expire here, since no test takes five minutes.
         self._prefixes: set[bytes] = set()
 
     def refuse(self, request: web.BaseRequest) -> WireError | None:
         refused = super().refuse(request)
         if refused is not None:
             return refused._replace(message="invalid x-api-key")
-        # After the key: a stranger is not told which versions there are.
+        # Checked after the key: strangers don't learn which versions there are.
         version = request.headers.get("anthropic-version")
         if version is None:
             return WireError(400, "anthropic-version: header is required")
@@ -97,7 +98,7 @@ class Wire(Dialect):
         return None
 
     def key_of(self, request: web.BaseRequest) -> str:
-        """In `x-api-key`, or as a bearer's, as SDK 2.14 sends it."""
+        """The key in `x-api-key`, or a bearer token, which SDK 2.14 sends."""
         return request.headers.get("x-api-key", "") or super().key_of(request)
 
     async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
@@ -131,7 +132,7 @@ class Wire(Dialect):
     def parse_request(
         self, body: Any, has_sampling: bool, *, is_live: bool
     ) -> ModelRequest | WireError:
-        """A Messages body, checked and translated."""
+        """Checks a Messages body, and translates it for the emulated model."""
         problem = next(body_problems(body, has_sampling, is_live), None)
         if problem is not None:
             return WireError(400, problem)
@@ -159,7 +160,7 @@ class Wire(Dialect):
         return ModelRequest(chat, note)
 
     def _cache_tokens(self, body: Mapping[str, Any]) -> list[int]:
-        """Tokens that are read from the cache, written for five minutes, and for an hour."""
+        """Tokens read from the cache, written to it for five minutes, and written for an hour."""
         prefix, ttl = _marked_prefix(body)
         tokens = tokens_of(prefix)
         least = next((n for name, n in _CACHED_FROM if re.search(name, body["model"])), 1_024)
@@ -196,7 +197,7 @@ class Wire(Dialect):
         }
 
     def error(self, error: WireError) -> web.Response:
-        error = _in_our_words(error)
+        error = _as_anthropic(error)
         named = error.headers.get("request-id") or f"req_{uuid.uuid4().hex[:24]}"
         headers = {**error.headers, "request-id": named}
         return json_response(_error_body(error, named), error.status, headers)
@@ -209,7 +210,7 @@ class Wire(Dialect):
         if seconds is None:
             return named
         now = self.service.options.clock()
-        # Two budgets for four headers: input and output are limited together here.
+        # Two budgets for four headers: here input and output are limited together.
         for what, budget in (
             ("requests", "requests"),
             ("tokens", "tokens"),
@@ -227,7 +228,9 @@ class Wire(Dialect):
     # Message batches.
 
     def _read_job(self, raw: bytes, has_sampling: bool) -> NewJob | WireError:
-        """Lines with faulty params are taken, and end as errors of their own."""
+        """Reads the requests of a new batch. Those with faulty params are accepted, and end as
+        errors of their own.
+        """
         if len(raw) > MOST_BATCH_BYTES:
             return WireError(413, "Request exceeds the maximum size")
         try:
@@ -250,7 +253,7 @@ class Wire(Dialect):
         limit = query.get("limit", "20")
         if not limit.isdecimal() or not 1 <= int(limit) <= 1000:
             return WireError(400, "limit: Input should be between 1 and 1000")
-        # Behind an id that is not there the list begins anew.
+        # After an id that is not in the list, the list starts again from the beginning.
         ids = [job["id"] for job in visible]
         start = ids.index(query["after_id"]) + 1 if query.get("after_id") in ids else 0
         end = start + min(int(limit), options.list_page)
@@ -290,12 +293,12 @@ class Wire(Dialect):
         return end if self.service.options.clock() >= end else None
 
     def _counts(self, job: Job, is_over: bool) -> dict[str, int | None]:
-        """All zero but `processing` until the whole job has ended."""
+        """The counts of a job: all but `processing` are zero until the whole job has ended."""
         if self.service.batches.counts(job)["completed"] is None:
             return dict.fromkeys(_COUNTS)
         if not is_over:
             return {**dict.fromkeys(_COUNTS, 0), "processing": job["own"]["requests"]}
-        # Counted once: a list of a hundred ended jobs would read all of their results.
+        # Counted once: otherwise a list of a hundred ended jobs would read all of their results.
         if "counts" not in job["own"]:
             ends = [_end_of(result) for result in self.service.batches.results_of(job)]
             job["own"]["counts"] = {name: ends.count(name) for name in _COUNTS}
@@ -315,7 +318,7 @@ class Wire(Dialect):
         if result.answer is not None:
             ended["message"] = self.reply(result.answer, result.parsed, result.reply_id)
         elif end == "errored" and result.error is not None:
-            ended["error"] = _error_body(_in_our_words(result.error), f"req_{result.reply_id}")
+            ended["error"] = _error_body(_as_anthropic(result.error), f"req_{result.reply_id}")
         return {"custom_id": result.custom_id, "result": ended}
 
 
@@ -330,7 +333,7 @@ def _rfc3339(seconds: float | None) -> str | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
-# What is written
+# Writing replies
 
 
 def _usage(answer: Answer, note: Mapping[str, Any]) -> dict[str, Any]:
@@ -350,8 +353,8 @@ def _refusal_details(words: str | None) -> dict[str, Any]:
     return {"type": "refusal", "category": "general_harms", "explanation": words}
 
 
-def _in_our_words(error: WireError) -> WireError:
-    """The same error with the status that this API has for it."""
+def _as_anthropic(error: WireError) -> WireError:
+    """The same error with the status or message that Anthropic's API has for it."""
     if error.code == "insufficient_quota":
         return error._replace(status=402)
     if error.code == "token_limit_exceeded":
@@ -366,18 +369,18 @@ def _error_body(error: WireError, request_id: str) -> dict[str, Any]:
     return {"type": "error", "error": named, "request_id": request_id}
 
 
-# What is read
+# Reading requests
 
 
 def _text(content: Any) -> str:
-    """The words of a string or of text blocks."""
+    """The text of a string, or of text blocks."""
     if isinstance(content, str):
         return content
     return "".join(block.get("text", "") for block in content)
 
 
 def _part(block: Mapping[str, Any]) -> str | dict[str, Any]:
-    """A block as OpenAI has it: a text, or an image's part."""
+    """A block in OpenAI's form: a text, or an image part."""
     if block["type"] == "text":
         return str(block["text"])
     source = block["source"]
@@ -391,7 +394,7 @@ def _blocks(content: Any) -> list[dict[str, Any]]:
 
 
 def _marked_prefix(body: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Everything up to the last mark, and for how long it is kept; None where there is no mark."""
+    """Everything up to the last cache mark, and how long to keep it; None without a mark."""
     # Tools, system, messages: the order in which the API puts a prompt together.
     parts: list[str] = [orjson.dumps([body["model"], body.get("tools")]).decode()]
     marked, ttl = "", None

@@ -1,4 +1,5 @@
-"""What Anthropic's API takes, and what it says of the rest, the name of the field in it.
+"""Checks requests as Anthropic's API does: what it accepts, and its error messages for the rest,
+which name the field.
 
 Source: Anthropic API reference and guides (structured outputs, prompt caching, versions), SDK 2.14,
 read 2026-11.
@@ -16,7 +17,7 @@ from msgspec import UNSET, UnsetType
 
 from beam_llm.testing.emulator.options import EmulatorOptions
 from beam_llm.testing.emulator.pictures import decode_base64, picture_of
-from beam_llm.testing.emulator.shapes import SchemaNode, Share, Whole, by_pydantic, misfit
+from beam_llm.testing.emulator.shapes import PositiveInt, SchemaNode, Share, by_pydantic, misfit
 
 MOST_REQUESTS = 100_000
 
@@ -44,7 +45,7 @@ _SCHEMA_WORDS = frozenset(
     )
 )
 
-# Not the package's own tables: that both say the same of a model is what tests find out.
+# Not the package's own tables: tests find out whether the two agree about a model.
 _WITHOUT_SCHEMAS = re.compile(r"claude-(3|(opus|sonnet)-4($|-[01]|-2025))")
 _WITHOUT_SAMPLING = re.compile(r"claude-(opus-(4-[789]|[5-9])|(sonnet|haiku)-[5-9]|fable|mythos)")
 
@@ -55,8 +56,9 @@ _LONGEST = (
     (r"claude-opus-4-[01]|claude-opus-4-2025", 32_000),
     (r"claude-(haiku|sonnet)-4", 64_000),
 )
-"""Of output tokens that a model may be asked for; others are not known here. Source: Anthropic's
-pages on models, and its refusals as public repositories quote them, read 2026-11."""
+"""The most output tokens that a model may be asked for; those of other models are not known here.
+Source: Anthropic's pages on models, and its refusals as public repositories quote them, read
+2026-11."""
 
 
 class _Mark(msgspec.Struct):
@@ -111,22 +113,23 @@ class _Metadata(msgspec.Struct, forbid_unknown_fields=True):
 
 class _Thinking(msgspec.Struct):
     type: Literal["enabled", "disabled", "adaptive"]
-    budget_tokens: Whole | None = None
+    budget_tokens: PositiveInt | None = None
 
 
 class _Body(msgspec.Struct):
-    """Types and bounds; which names may stand where is looked at below, for its own sentences.
+    """Types and bounds. Which names may occur where is checked below, since the API has messages of
+    its own for it.
 
     Source: SDK anthropic 2.14 (MessageCreateParams).
     """
 
     model: str
-    max_tokens: Whole
+    max_tokens: PositiveInt
     messages: list[_Message]
     system: str | list[_Block] | None = None
     temperature: Share | None = None
     top_p: Share | None = None
-    top_k: Whole | None = None
+    top_k: PositiveInt | None = None
     stop_sequences: list[str] | None = None
     stream: bool | None = None
     metadata: _Metadata | None = None
@@ -143,7 +146,7 @@ def forced_tool(body: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def body_problems(body: Any, has_sampling: bool, is_live: bool) -> Iterator[str]:
-    """What the API would say of a body that is not as it should be, worst first."""
+    """The API's messages about a faulty body, worst problem first."""
     if not isinstance(body, dict):
         yield "The request body is not valid JSON"
         return
@@ -158,7 +161,8 @@ def body_problems(body: Any, has_sampling: bool, is_live: bool) -> Iterator[str]
             f"max_tokens: {body['max_tokens']} > {most}, which is the maximum allowed number of "
             f"output tokens for {body['model']}"
         )
-    # A live stream is a fair wish that the emulator can't fulfil: said so, and not ignored.
+    # Asking for a live stream is valid, but the emulator can't do it: it says so rather than
+    # ignoring it.
     if body.get("stream"):
         yield "stream: the emulator does not stream" if is_live else "stream: not in a batch"
     if body.get("service_tier", "auto") not in ("auto", "standard_only"):
@@ -168,7 +172,7 @@ def body_problems(body: Any, has_sampling: bool, is_live: bool) -> Iterator[str]
     yield from _message_problems(body["messages"])
     yield from _tool_problems(body)
     yield from _format_problems(body)
-    # Wherever they stand: the limit is of the whole request.
+    # Counted wherever they stand: the limit applies to the whole request.
     marks = orjson.dumps(body).count(b'"cache_control":{')
     if marks > 4:
         yield f"A maximum of 4 blocks with cache_control may be provided. Found {marks}."
@@ -209,7 +213,9 @@ def _images(content: Any) -> list[dict[str, Any]]:
 
 
 def _image_problems(where: str, block: Mapping[str, Any]) -> Iterator[str]:
-    """Source: its refusals as public repositories quote them, read 2026-11."""
+    """The API's messages about a faulty image block. Source: its refusals as public repositories
+    quote them, read 2026-11.
+    """
     for name in block:
         if name not in _IMAGE_BLOCK:
             yield f"{where}.{name}: Extra inputs are not permitted"
@@ -334,10 +340,11 @@ def _schema_problems(node: Any) -> Iterator[str]:
 
 
 def batch_problem(body: Any, most: int) -> str | None:
-    """What the API refuses of a batch as a whole.
+    """The API's message about a batch that it refuses as a whole; None where it takes the batch.
 
     Args:
-      most: requests; where that is OpenAI's limit, nobody has set it, and it is Anthropic's.
+      most: the most requests in a batch. OpenAI's limit, the option's default, means that nobody
+        has set it; Anthropic's applies then.
     """
     most = MOST_REQUESTS if most == EmulatorOptions.max_batch_requests else most
     if not isinstance(body, dict) or not isinstance(body.get("requests"), list):

@@ -1,5 +1,5 @@
-"""Whether a request carries a good signature of Amazon's (SigV4), reckoned here anew: a client that
-signs another body or path than it sends is found out here, and not in production.
+"""Checks Amazon's request signatures (SigV4) by computing them again: a client that signs another
+body or path than it sends is caught here, not in production.
 
 Source: AWS general reference, "Create a signed AWS API request", read 2026-11.
 """
@@ -26,7 +26,7 @@ def access_key_of(request: web.BaseRequest) -> str:
 
 
 def has_signed(request: web.BaseRequest, body: bytes, secret: str) -> bool:
-    """Whether the secret has signed this request as it came."""
+    """Whether the request, as it came, is signed with this secret."""
     found = _HEADER.fullmatch(request.headers.get("Authorization", ""))
     if found is None:
         return False
@@ -39,7 +39,7 @@ def has_signed(request: web.BaseRequest, body: bytes, secret: str) -> bool:
             hashlib.sha256(_canonical(request, body, names).encode()).hexdigest(),
         )
     )
-    # The secret itself signs nothing: a key of the day, region and service is made of it.
+    # The secret itself signs nothing: a key for the day, region and service is derived from it.
     key = f"AWS4{secret}".encode()
     for part in scope.split("/"):
         key = hmac.new(key, part.encode(), hashlib.sha256).digest()
@@ -48,8 +48,8 @@ def has_signed(request: web.BaseRequest, body: bytes, secret: str) -> bool:
 
 
 def _canonical(request: web.BaseRequest, body: bytes, names: str) -> str:
-    """The request in the one form that is signed: its path is encoded once more."""
-    # Raw, as it came over the wire: aiohttp's `path` has lost which characters were escaped.
+    """The request's canonical form, which is signed: its path is encoded once more."""
+    # The raw path, as it came: aiohttp's `path` no longer shows which characters were escaped.
     path, _, query = request.raw_path.partition("?")
     pairs = sorted(pair.partition("=")[::2] for pair in query.split("&") if pair)
     encoded = "&".join(
@@ -58,6 +58,6 @@ def _canonical(request: web.BaseRequest, body: bytes, names: str) -> str:
     )
     headers = "".join(f"{name}:{request.headers[name].strip()}\n" for name in names.split(";"))
     digest = hashlib.sha256(body).hexdigest()
-    # Every service but S3 escapes the path twice: a model's `:` is `%3A` on the wire, `%253A` here.
+    # Every service but S3 escapes the path twice: `:` is `%3A` on the wire and `%253A` here.
     lines = (request.method, quote(path, safe="/-_.~"), encoded, headers, names, digest)
     return "\n".join(lines)

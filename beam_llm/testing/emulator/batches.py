@@ -1,5 +1,5 @@
-"""Batch jobs as the routes of dialects ask for them: create, look, list, cancel, delete, results,
-each with the faults that the script has for it.
+"""Batch jobs, as the routes of dialects need them: create, look, list, cancel, delete and results,
+each with the faults that are scripted for it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from beam_llm.testing.emulator.work import line_results
 
 
 class Batches:
-    """Batch jobs of one emulator. Lives on its loop.
+    """The batch jobs of one emulator, used on its event loop.
 
     Attributes:
-      clockwork: what moves them.
+      clockwork: moves jobs through their states.
 
     Args:
       dialects: by name; filled by the caller before the first request.
@@ -46,7 +46,7 @@ class Batches:
         self._options = options
         self._time = options.clock
         self._dialects = dialects
-        # Lists are in the order of numbers, which must go on growing over a restart.
+        # Lists are in the order of these numbers, which must keep growing across a restart.
         newest = max((job["number"] for job in self.clockwork.jobs.values()), default=0)
         self._numbers = itertools.count(newest + 1)
 
@@ -64,7 +64,7 @@ class Batches:
         self.clockwork.script = script
 
     def resume(self) -> None:
-        """Sets every unfinished job going again; call it once the fault script is there."""
+        """Starts every unfinished job again; call it once the fault script is set."""
         self.clockwork.resume()
 
     async def close(self) -> None:
@@ -72,14 +72,14 @@ class Batches:
         await self.clockwork.close()
 
     def billed_ids(self) -> list[str]:
-        """The ids of jobs whose bill counts: of those that were worked on to some end."""
-        # A copy of the values: tests ask from their own thread while the loop adds jobs.
+        """The ids of jobs whose bill counts, since they have been worked on to some end."""
+        # A copy of the values: tests call this from their own thread while the loop adds jobs.
         return [
             job["id"] for job in list(self.clockwork.jobs.values()) if job["result"] is not None
         ]
 
     def totals(self) -> dict[str, int]:
-        """Over all jobs that were worked on."""
+        """Sums over all jobs that have been worked on."""
         results = [
             job["result"] for job in list(self.clockwork.jobs.values()) if job["result"] is not None
         ]
@@ -95,10 +95,10 @@ class Batches:
         ]
 
     def part_path(self, job_id: str) -> Path:
-        """Where a dialect writes the lines of a job that it is about to make."""
+        """Where a dialect writes the lines of a job that it is about to create."""
         return self.clockwork.folder / f".{job_id}.part"
 
-    # What dialects' routes are made of.
+    # Building blocks of dialects' routes.
 
     async def serve(
         self,
@@ -108,11 +108,11 @@ class Batches:
         make: Callable[[bytes], Awaitable[NewJob | WireError]],
         page: Callable[[list[Job]], Reply],
     ) -> Reply | None:
-        """The routes of a dialect whose jobs are made and listed at one address, shown below it by
-        their id, and cancelled below that; None for any other route.
+        """Serves the routes of a dialect whose jobs are created and listed at one address, shown
+        below it by their id, and cancelled below that. Returns None for any other route.
 
         Args:
-          path: below the address.
+          path: the path below the address.
           make, page: see `create` and `list_jobs`.
         """
         job_id, _, tail = path.lstrip("/").partition("/")
@@ -133,69 +133,69 @@ class Batches:
         dialect: Dialect,
         make: Callable[[bytes], Awaitable[NewJob | WireError]],
     ) -> Reply:
-        """Makes a job, with the faults that are scripted for creates.
+        """Creates a job, with the faults that are scripted for creates.
 
         Args:
-          make: the job that a body asks for, or what is wrong with the body.
+          make: returns the job that a body asks for, or what is wrong with the body.
         """
         raw = await request.read()
-        # Decoded only where a fault may want to see it: a body can have a quarter of a gigabyte.
+        # Decoded only where a fault may look at it: a body can have a quarter of a gigabyte.
         texts = (raw.decode("utf-8", "replace"),) if self.script.has("create") else ()
         faults = self.script.strike("create", texts)
         refused = await before_work(
             request, [fault for fault in faults if fault.kind not in ("slow", "hang")]
         )
-        # Faults before what is wrong with the body: a server that is down looks at no body.
+        # Faults come before errors in the body: a server that is down doesn't look at the body.
         if refused is not None:
             return refused
-        made = await make(raw)
-        if isinstance(made, WireError):
-            return made
-        if (error := await self._limit_at_create(made)) is not None:
+        new_job = await make(raw)
+        if isinstance(new_job, WireError):
+            return new_job
+        if (error := await self._limit_at_create(new_job)) is not None:
             return error
         late = next((fault.seconds for fault in faults if fault.kind == "create_late"), None)
-        job = self._new_job(dialect, made, late or 0.0)
+        job = self._new_job(dialect, new_job, late or 0.0)
         self.clockwork.start(job)
-        if late is not None:  # the client has long given up when it is made
+        if late is not None:  # the client has long given up when the job is created
             return drop(request)
-        # A slow create has created: what the client's timeout loses is the answer.
+        # A slow create has created its job: what the client's timeout loses is the answer.
         await before_work(request, [fault for fault in faults if fault.kind in ("slow", "hang")])
         return after_work(request, faults) or json_response(dialect.job(job))
 
-    async def _limit_at_create(self, made: NewJob) -> WireError | None:
+    async def _limit_at_create(self, new_job: NewJob) -> WireError | None:
         limit = self._options.enqueued_token_limit
         if limit is None or self._options.enqueued_limit_at != "create":
             return None
-        checked = await self.clockwork.in_worker(self.clockwork.check, _source_of(made))
+        checked = await self.clockwork.run_in_worker(self.clockwork.check, _source_of(new_job))
         if not self.clockwork.is_over_limit(checked.tokens):
             return None
         message = token_limit(checked.model, limit)
         return WireError(429, message, "tokens", "token_limit_exceeded")
 
-    def _new_job(self, dialect: Dialect, made: NewJob, late_seconds: float) -> Job:
-        source = _source_of(made)
-        # Taken over under the job's own name, by which a restart finds them.
-        if made.lines is not None:
-            source["lines"] = f"{made.job_id}.lines"
-            os.replace(made.lines, self.clockwork.folder / source["lines"])
+    def _new_job(self, dialect: Dialect, new_job: NewJob, late_seconds: float) -> Job:
+        source = _source_of(new_job)
+        # The lines are moved to a file named after the job, so that a restart finds them.
+        if new_job.lines is not None:
+            source["lines"] = f"{new_job.job_id}.lines"
+            os.replace(new_job.lines, self.clockwork.folder / source["lines"])
         job: Job = {
-            "id": made.job_id,
+            "id": new_job.job_id,
             "dialect": dialect.name,
             "number": next(self._numbers),
             "created": self._time() + late_seconds,
             "status": "validating",
             **source,
-            "own": made.own,
+            "own": new_job.own,
             "model": None,
             "total": 0,
             "tokens": 0,
-            "errors": list(made.errors) or None,
+            "errors": list(new_job.errors) or None,
             "result": None,
             "output_file_id": None,
             "error_file_id": None,
             "stamps": {},
         }
-        # Of the whole input only the first line is looked at for a text: it may have a million.
+        # Only the first line is searched for a fault's text: there may be a million lines.
         first = _first_line(self.clockwork.source(job))
         job["faults"] = [fault.to_json() for fault in self.script.strike("job", (first,))]
         self.clockwork.jobs[job["id"]] = job
@@ -211,8 +211,8 @@ class Batches:
         """Shows jobs, with the faults that are scripted for lists.
 
         Args:
-          page: the reply's page of all jobs that are to be seen, in the list's order (newest
-            first unless the emulator was told otherwise).
+          page: makes the reply's page from all visible jobs, in the list's order (newest first,
+            unless the emulator's options say otherwise).
         """
         if (refused := await before_work(request, self.script.strike("list"))) is not None:
             return refused
@@ -222,8 +222,8 @@ class Batches:
             for job in reversed(self.clockwork.jobs.values())
             if job["dialect"] == dialect.name
             and not job.get("deleted")
-            and now >= job["created"]  # a late create's job is not there yet
-            and not _hidden(job, "list_lag", now)
+            and now >= job["created"]  # the job of a late create does not exist yet
+            and not _is_hidden(job, "list_lag", now)
         ]
         if self._options.list_order == "oldest":
             visible.reverse()
@@ -237,7 +237,7 @@ class Batches:
         if (refused := await before_work(request, faults)) is not None:
             return refused
         job = self.find(dialect, job_id)
-        if job is None or _hidden(job, "retrieve_missing", self._time()):
+        if job is None or _is_hidden(job, "retrieve_missing", self._time()):
             return dialect.no_job(job_id)
         return after_work(request, faults) or json_response(dialect.job(job))
 
@@ -270,7 +270,7 @@ class Batches:
             return dialect.no_job(job_id)
         if job["status"] not in TERMINAL:
             return WireError(409, f"Cannot delete a batch with status '{job['status']}'.")
-        # Marked, not taken out: its number and its bill are still to be counted.
+        # Marked rather than removed: its number and its bill still count.
         job["deleted"] = True
         self.clockwork.save(job)
         for name in ("output_file_id", "error_file_id"):
@@ -283,10 +283,10 @@ class Batches:
         job: Job,
         encode: Callable[[LineResult], Any],
     ) -> Reply:
-        """Streams an ended job's results as JSON lines, with the faults scripted for that.
+        """Streams an ended job's results as JSON lines, with the faults that are scripted for that.
 
         Args:
-          encode: a result as the dialect's line; JSON.
+          encode: turns a result into the dialect's line, as JSON.
         """
         faults = self.script.strike("content")
         if (refused := await before_work(request, faults)) is not None:
@@ -299,45 +299,45 @@ class Batches:
         )
 
     def results_of(self, job: Job) -> Iterator[LineResult]:
-        """What came of each request of an ended job: answers, then errors."""
-        # Two files whatever the dialect: those that have one show both as one stream.
+        """The result of each request of an ended job: answers first, then errors."""
+        # Two files, whatever the dialect: dialects with a single file show both as one stream.
         for name in ("output_file_id", "error_file_id"):
             if job[name] is not None:
                 yield from line_results(self.files.path(job[name]))
 
     def find(self, dialect: Dialect, job_id: str) -> Job | None:
-        """The dialect's job of that id, None where there is none."""
+        """The dialect's job with that id; None where there is none."""
         job = self.clockwork.jobs.get(job_id)
         return job if job and job["dialect"] == dialect.name and not job.get("deleted") else None
 
-    def under_way(self, dialect: Dialect) -> int:
-        """How many jobs of the dialect have not ended."""
+    def count_pending(self, dialect: Dialect) -> int:
+        """The number of the dialect's jobs that have not ended."""
         jobs = list(self.clockwork.jobs.values())
         return sum(job["dialect"] == dialect.name and job["status"] not in TERMINAL for job in jobs)
 
     def status(self, job: Job) -> str:
-        """The clockwork's word for where a job stands, or the one that its script has for it."""
+        """The clockwork's word for a job's status, or the one that is scripted for it."""
         word = fault_of(job, "status_word")
         if word is not None and job["status"] == "in_progress":
             return word.message or "scheduling"
         return str(job["status"])
 
     def counts(self, job: Job) -> dict[str, int | None]:
-        """`total`, `completed`, `failed` of a job as they are now; None where the script has it."""
+        """`total`, `completed` and `failed` of a job now; None where that is scripted."""
         if fault_of(job, "null_counts") is not None:
             return {"total": job["total"], "completed": None, "failed": None}
-        done, failed = self.clockwork.done_by_now(job), 0
+        done, failed = self.clockwork.lines_done(job), 0
         if job["result"] is not None:
             done, failed = job["result"]["completed"], job["result"]["failed"]
         return {"total": job["total"], "completed": done, "failed": failed}
 
 
-def _source_of(made: NewJob) -> dict[str, Any]:
+def _source_of(new_job: NewJob) -> dict[str, Any]:
     """Where a job's lines are."""
     return {
-        "lines": str(made.lines) if made.lines is not None else None,
-        "input_file_id": made.input_file_id,
-        "endpoint": made.own.get("endpoint", ""),
+        "lines": str(new_job.lines) if new_job.lines is not None else None,
+        "input_file_id": new_job.input_file_id,
+        "endpoint": new_job.own.get("endpoint", ""),
     }
 
 
@@ -346,7 +346,7 @@ def _first_line(path: Path) -> str:
         return file.readline(2**20).decode("utf-8", "replace")
 
 
-def _hidden(job: dict[str, Any], kind: str, now: float) -> bool:
-    """Whether a young job is still kept from view."""
+def _is_hidden(job: dict[str, Any], kind: str, now: float) -> bool:
+    """Whether a young job is still hidden."""
     fault = fault_of(job, kind)
     return fault is not None and now < job["created"] + fault.seconds

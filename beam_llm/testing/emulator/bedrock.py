@@ -1,8 +1,9 @@
-"""Amazon Bedrock's wire: Converse, and batch inference jobs whose files are in S3.
+"""Amazon Bedrock's wire format: Converse, InvokeModel, and batch inference jobs whose files are in
+S3.
 
-A key of the emulator's is both the id and the secret of an access key. Files are read from and
-written to the S3 that the environment names (`AWS_ENDPOINT_URL_S3`), which may be the emulator's
-own (`buckets.py`), when a job is created, and when it is first looked at after its end.
+Each of the emulator's keys is both the id and the secret of an access key. Files are in the S3 that
+the environment names (`AWS_ENDPOINT_URL_S3`), which may be the emulator's own (`buckets.py`): input
+is read when a job is created, and results are written when it is first looked at after its end.
 
 Source: botocore 1.44, `bedrock` and `bedrock-runtime`; Bedrock user guide, "Process multiple
 prompts with batch inference"; AWS general reference, "Signature Version 4"; all read 2026-11.
@@ -43,7 +44,7 @@ _INVOKE = re.compile(r"/model/(.{1,2048})/invoke")
 _JOBS = "/model-invocation-jobs"
 _JOB = "/model-invocation-job"
 _ACCOUNT = "arn:aws:bedrock:us-east-1:123456789012"
-# A job that ran out of time is "PartiallyCompleted"; "Expired" is one that never began.
+# A job that ran out of time is "PartiallyCompleted"; "Expired" is a job that never began.
 _STATES = {
     "validating": "Validating",
     "in_progress": "InProgress",
@@ -66,8 +67,8 @@ _ERRORS = {
     500: "InternalServerException",
     503: "ServiceUnavailableException",
 }
-_ENDED = "ExpiredTokenException"
-_MISSING = "MissingAuthenticationTokenException"
+_TOKEN_EXPIRED = "ExpiredTokenException"
+_TOKEN_MISSING = "MissingAuthenticationTokenException"
 
 
 class _Entry(msgspec.Struct):
@@ -78,8 +79,9 @@ class _Entry(msgspec.Struct):
 
 
 class Wire(Dialect):
-    """`/model/{id}/converse`, `/model/{id}/invoke` of models of embeddings, and
-    `/model-invocation-job…` under `/bedrock`."""
+    """`/model/{id}/converse`, `/model/{id}/invoke` for embedding models, and
+    `/model-invocation-job…`, all under `/bedrock`.
+    """
 
     name = "bedrock"
     variables = ("AWS_ENDPOINT_URL_BEDROCK_RUNTIME", "AWS_ACCESS_KEY_ID")
@@ -95,27 +97,29 @@ class Wire(Dialect):
         }
 
     def refuse(self, request: web.BaseRequest) -> WireError | None:
-        if self.service.has_ended(request.headers.get("X-Amz-Security-Token", "")):
+        if self.service.has_expired(request.headers.get("X-Amz-Security-Token", "")):
             return WireError(
-                403, "The security token included in the request is expired", code=_ENDED
+                403, "The security token included in the request is expired", code=_TOKEN_EXPIRED
             )
         keys = self.service.options.keys
         if keys == ():
             return None
         key = self.key_of(request)
-        # Only the id is looked at here; the signature covers the body, which is read in `handle`.
+        # Only the id is checked here; the signature covers the body, which is read in `handle`.
         if not key:
-            return WireError(403, "Missing Authentication Token", code=_MISSING)
+            return WireError(403, "Missing Authentication Token", code=_TOKEN_MISSING)
         if keys is not None and key not in keys:
             return WireError(403, "The security token included in the request is invalid.")
         return None
 
     def key_of(self, request: web.BaseRequest) -> str:
-        """The id of the access key that has signed it; or a Bedrock API key, as a bearer's."""
+        """The id of the access key that has signed the request, or a Bedrock API key given as a
+        bearer token.
+        """
         return access_key_of(request) or super().key_of(request)
 
     async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
-        # Without keys of its own the emulator knows no secret to reckon a signature with.
+        # Without keys of its own, the emulator has no secret with which to compute a signature.
         if self.service.options.keys and access_key_of(request):
             secret = access_key_of(request)
             if not has_signed(request, await request.read(), secret):
@@ -131,20 +135,20 @@ class Wire(Dialect):
                 request, self, lambda body: self.parse_request(body, model)
             )
         if request.method == "POST" and (found := _INVOKE.fullmatch(path)):
-            ask = self._embedding_of(found[1])
-            return await self.service.live(request, self, ask, self.service.embedder)
+            parse = self._embedding_parser(found[1])
+            return await self.service.live(request, self, parse, self.service.embedder)
         return await self._jobs(request, path)
 
     # Live calls.
 
     def parse_request(self, body: Any, model: str) -> ModelRequest | WireError:
-        """A Converse body, checked and translated."""
+        """Checks a Converse body, and translates it for the emulated model."""
         found = converse.parse_request(body, model)
         if isinstance(found, ModelRequest) and not self.service.chat.knows(model):
             return WireError(400, "The provided model identifier is invalid.")
         return found
 
-    def _embedding_of(self, model: str) -> Callable[[Any], ModelRequest | WireError]:
+    def _embedding_parser(self, model: str) -> Callable[[Any], ModelRequest | WireError]:
         return lambda body: embed_invoke.parse_request(body, model, self.service.embedder)
 
     def reply(self, answer: Answer, parsed: ModelRequest, reply_id: str) -> Any:
@@ -153,13 +157,13 @@ class Wire(Dialect):
         return converse.reply(answer, parsed)
 
     def error(self, error: WireError) -> web.Response:
-        # Bedrock has no 429 for a full queue: a quota of jobs is a 400 with a name of its own.
+        # Bedrock has no 429 for a full queue: an exceeded quota of jobs is a 400 with its own name.
         is_quota = error.code == "token_limit_exceeded"
         status = 400 if is_quota else error.status
         name = "ServiceQuotaExceededException" if is_quota else _ERRORS.get(status)
         if error.code and error.code.endswith("Exception"):
             name = error.code
-        # The header decides, not the body: botocore reads the name up to the colon.
+        # The header names the error, not the body: botocore reads the name up to the colon.
         named = {"x-amzn-errortype": f"{name or 'InternalServerException'}:http://internal/"}
         body = {"message": error.message}
         return json_response(body, status, {**named, **error.headers})
@@ -175,7 +179,7 @@ class Wire(Dialect):
 
     async def _jobs(self, request: web.BaseRequest, path: str) -> Reply | None:
         if (request.method, path) == ("GET", _JOBS):
-            # A list tells of ends as well as a look does.
+            # A list shows ended jobs, too, and their results have to be there by then.
             for job in list(self.service.batches.clockwork.jobs.values()):
                 await self._deliver(job if job["dialect"] == self.name else None)
             return await self.service.batches.list_jobs(
@@ -191,8 +195,8 @@ class Wire(Dialect):
         return await self._look(request, _id_of(name)) if request.method == "GET" else None
 
     async def _create(self, request: web.BaseRequest) -> Reply:
-        """One token makes one job: a repeat is answered with the job that there is."""
-        # At every create, also where the answer to the first was lost: tokens are for that.
+        """Creates a job, at most one for each token: a repeat is answered with the existing job."""
+        # Checked at every create: tokens are for creates whose first answer was lost.
         known = self._job_of_token(await request.read())
         if known is not None:
             return json_response({"jobArn": known})
@@ -239,9 +243,11 @@ class Wire(Dialect):
         return NewJob(job_id, part, own=body, errors=(error,) if lines < least else ())
 
     def _translate(self, source: Path, target: Path, job: dict[str, Any]) -> tuple[int, int | None]:
-        """How many lines there are, and the number of the first that is not one."""
+        """Translates a job's lines. Returns how many there are, and the number of the first faulty
+        one, at which it stops; None where all are good.
+        """
         count, model = 0, job["modelId"]
-        read = self._reader_of(job)
+        read = self._parser_of(job)
         with open(source, "rb") as lines, open(target, "wb") as file:
             for line in lines:
                 count += 1
@@ -250,32 +256,32 @@ class Wire(Dialect):
                 except msgspec.MsgspecError:
                     return count, count
                 parsed = read(entry.modelInput, model)
-                # A record without an id of its client's is given one of eleven characters.
+                # A record whose client gave no id gets one of eleven characters.
                 file.write(Line(entry.recordId or f"CALL{count:07}", parsed).encode())
         return count, None
 
-    def _reader_of(self, job: dict[str, Any]) -> Callable[[Any, str], ModelRequest | WireError]:
+    def _parser_of(self, job: dict[str, Any]) -> Callable[[Any, str], ModelRequest | WireError]:
         if job.get("modelInvocationType") == "Converse":
-            return self._parse_of_job
+            return self._parse_job_converse
         if not embed_invoke.embeds(job["modelId"]):
-            return self._message
+            return self._parse_invoke
         return lambda body, model: embed_invoke.parse_request(body, model, self.service.embedder)
 
-    def _parse_of_job(self, body: Any, model: str) -> ModelRequest | WireError:
-        """A Converse body of a job, which has no tools. Source: Bedrock user guide, "Process
-        multiple prompts with batch inference", read 2026-11.
+    def _parse_job_converse(self, body: Any, model: str) -> ModelRequest | WireError:
+        """Checks and translates a job's Converse body, which must have no tools. Source: Bedrock
+        user guide, "Process multiple prompts with batch inference", read 2026-11.
         """
         if isinstance(body, dict) and "toolConfig" in body:
             return WireError(400, "Batch inference doesn't support tool calling with Converse.")
         return self.parse_request(body, model)
 
-    def _message(self, body: Any, model: str) -> ModelRequest | WireError:
-        """A body of InvokeModel, as Claude takes it: Anthropic's, without a model."""
+    def _parse_invoke(self, body: Any, model: str) -> ModelRequest | WireError:
+        """Checks and translates an InvokeModel body for Claude: Anthropic's, without a model."""
         version = body.get("anthropic_version") if isinstance(body, dict) else None
         if version != "bedrock-2023-05-31":
             return WireError(400, "anthropic_version: Field required")
         own = {name: value for name, value in body.items() if name != "anthropic_version"}
-        # The job names the model, for all of its records.
+        # The job names the model for all of its records.
         if "model" in own:
             return WireError(400, "model: Extra inputs are not permitted")
         parsed: ModelRequest | WireError = self._anthropic.parse_request(
@@ -294,14 +300,16 @@ class Wire(Dialect):
         return await self.service.batches.look(request, self, job_id)
 
     async def _deliver(self, job: Job | None) -> None:
-        """Writes the results of a job that has ended, before anybody is told that it has."""
+        """Writes the results of a job that has ended, before anybody learns that it has."""
         has_results = job is not None and (job["output_file_id"] or job["error_file_id"])
         if job is not None and has_results and not job["own"].get("written"):
             await asyncio.to_thread(self._write, job)
             job["own"]["written"] = True
 
     def _write(self, job: Job) -> None:
-        """The results, and what they come to, beside the input's name in the output's folder."""
+        """Writes the results and their counts into the output folder; the results' file is named
+        after the input.
+        """
         folder = f"{job['own']['outputDataConfig']['s3OutputDataConfig']['s3Uri']}".rstrip("/")
         source = job["own"]["inputDataConfig"]["s3InputDataConfig"]["s3Uri"].rpartition("/")[2]
         with temporary_file() as path:

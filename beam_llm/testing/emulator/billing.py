@@ -1,9 +1,9 @@
-"""Who was billed how often: per record and per request, live and batch apart; on disk, so that a
-killed emulator remembers.
+"""The log of what the emulator bills, for each record and each request, live and batch separately.
+It is on disk, so that a killed emulator remembers.
 
-Live calls are one line each in an append-only log (written at once, not synced: it survives the
-process, not the power). A batch job's bill is one file, written beside its results before the job
-is seen to end, so it counts once or not at all.
+Each live call is a line in an append-only log (written at once but not synced: it survives the end
+of the process, but not a power failure). A batch job's bill is a file, written with its results
+before the job is seen to end, so it counts once or not at all.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from typing import Any
 
 import orjson
 
-# The book is what tests of "paid once" ask: it must not lose an entry that a client has seen.
+# Tests of "paid once" read this log: it must not lose an entry whose answer a client has seen.
 KEEP = ("texts", "digests", "off")
 
 
 class BilledCounter(Counter[str]):
-    """Record text → times billed. Where only digests are kept, a look-up by text still finds its
-    count.
+    """How often each record's text was billed. Where only digests are kept, looking up a text still
+    finds its count.
     """
 
     def __missing__(self, key: str) -> int:
-        # Not through `self[…]`, which would come here again for a digest that is not there.
+        # Not by `self[…]`, which would call this method again for a digest that is not there.
         return self.get(digest_of(key), 0)
 
     def times(self, text: str) -> int:
@@ -40,12 +40,12 @@ def digest_of(text: str) -> str:
 
 
 class Billing:
-    """The emulator's book. Thread-safe.
+    """The emulator's log of bills. Thread-safe.
 
     Args:
-      folder: where the book is; made if missing.
-      keep: `texts`, `digests` (of many records: 35 bytes each on disk, none in memory for batch
-        jobs) or `off`.
+      folder: where the log is; created if missing.
+      keep: how records are written: `texts`, `digests` (for many records: 35 bytes each on disk,
+        and none in memory for batch jobs) or `off`.
     """
 
     def __init__(self, folder: Path, keep: str = "texts") -> None:
@@ -64,7 +64,8 @@ class Billing:
         self._frozen: tuple[BilledCounter, Counter[str]] | None = None
         for line in _lines(folder / "live.log"):
             self._count(line)
-        # Counted first: a torn line was never counted, and its answer never sent.
+        # After the lines are counted: a line that was cut off does not count, since its answer was
+        # never sent.
         _cut_torn_line(folder / "live.log")
         self._log = os.open(folder / "live.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
@@ -76,7 +77,7 @@ class Billing:
         return self._keep != "off"
 
     def names(self, texts: Sequence[str]) -> list[str]:
-        """What stands for the records in the book."""
+        """What the log holds for each record: its text or its digest."""
         return list(texts) if self._keep == "texts" else [digest_of(text) for text in texts]
 
     def live(
@@ -86,8 +87,8 @@ class Billing:
         input_tokens: int,
         output_tokens: int,
     ) -> None:
-        """One live call whose answer was produced, whether or not it arrived."""
-        # Hashed outside the lock, which calls of all threads go through.
+        """Adds one live call whose answer was produced, whether or not it arrived."""
+        # Hashed outside the lock, which calls in all threads have to take.
         entry = self._entry(texts, request, input_tokens, output_tokens)
         with self._lock:
             self._count(entry)
@@ -101,7 +102,7 @@ class Billing:
         input_tokens: int,
         output_tokens: int,
     ) -> bytes:
-        """One line of a batch job's bill; empty where no book is kept."""
+        """One line of a batch job's bill; empty where nothing is logged."""
         return (
             orjson.dumps(self._entry(texts, request, input_tokens, output_tokens)) + b"\n"
             if self.keeps
@@ -117,7 +118,7 @@ class Billing:
     ) -> list[Any]:
         entry: list[Any] = [len(texts), input_tokens, output_tokens]
         if self.keeps:
-            # Sorted: two requests that only differ in the order of their keys are one, asked twice.
+            # Sorted: requests that differ only in the order of their keys are the same request.
             canonical = orjson.dumps(request, option=orjson.OPT_SORT_KEYS)
             entry += [hashlib.blake2b(canonical, digest_size=16).hexdigest(), self.names(texts)]
         return entry
@@ -143,8 +144,8 @@ class Billing:
             return Counter(self._live_requests)
 
     def batch_bills(self, batch_ids: Iterable[str]) -> BilledCounter:
-        """Over the bills of finished jobs. Reads them anew: nothing of a million records stays in
-        memory.
+        """Adds up the bills of finished jobs. They are read from disk each time, so that a million
+        records don't stay in memory.
         """
         if self._frozen is not None:
             return BilledCounter(self._frozen[0])
@@ -154,8 +155,8 @@ class Billing:
         return billed
 
     def freeze(self, batch_ids: Sequence[str]) -> None:
-        """Takes the jobs' bills into memory, before their folder goes."""
-        # Tests ask what was billed after the `with` has ended, and its folder is gone.
+        """Reads the jobs' bills into memory before their folder is removed."""
+        # Tests look at what was billed after the `with` block, when its folder is gone.
         if self._frozen is None:
             self._frozen = self.batch_bills(batch_ids), self.batch_requests(batch_ids)
 
@@ -170,7 +171,9 @@ class Billing:
 
 
 def _cut_torn_line(path: Path) -> None:
-    """Ends the log at its last whole line: what a kill tore must not merge with the next entry."""
+    """Truncates the log after its last complete line: a line that a kill cut off must not merge
+    with the next entry.
+    """
     if not path.exists():
         return
     with open(path, "rb+") as file:
@@ -179,7 +182,7 @@ def _cut_torn_line(path: Path) -> None:
 
 
 def _lines(path: Path) -> Iterator[Sequence[Any]]:
-    """The whole lines of a log; a torn last one is left out."""
+    """Yields the complete lines of a log; a last line that was cut off is left out."""
     if not path.exists():
         return
     with open(path, "rb") as file:

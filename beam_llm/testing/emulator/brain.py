@@ -1,9 +1,9 @@
-"""What the emulated model answers: values that follow the schema and mean something, the same text
-always the same answer.
+"""What the emulated model answers: meaningful values that follow the schema. The same text always
+gets the same answer.
 
 Sentiment is scored by VADER (C. J. Hutto and E. Gilbert, ICWSM 2014), which the extra `demo`
-installs; without it, and for what has nothing to do with sentiment, an answer is a checksum of the
-text.
+installs; without it, and for questions that are not about sentiment, an answer is derived from a
+checksum of the text.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from beam_llm.testing.emulator.faults import Fault
 from beam_llm.testing.emulator.pictures import PICTURE, colour_names
 from beam_llm.testing.emulator.reading import Question, resolve, spoken_choice
 
-# A schema is turned into a function once, and that is called for each record: a job has one schema
-# and a million records.
+# A schema is turned into a function once, and the function is called for each record: a job has one
+# schema and a million records.
 Filler = Callable[[str], Any]
 
 _WORD = re.compile(r"[^\W\d_][\w'-]*")
@@ -34,17 +34,17 @@ _SENTIMENT = re.compile(
 )
 _COUNT = re.compile(r"(?:number_of_|num_)?records|(?:record_)?count", re.IGNORECASE)
 _SCORE = re.compile(r"scor|rating|stars?\b|sentiment|polarity|compound|valence", re.IGNORECASE)
-# Recursive schemas never end by themselves; below this, only what is required is filled in.
+# Recursive schemas never end by themselves; below this depth, only required fields are filled in.
 _MAX_DEPTH = 6
 
 
 class Brain:
-    """Answers records. Stateless but for caches, so any thread may ask.
+    """Answers records. It has no state except caches, so any thread may use it.
 
     Args:
-      fast: labels from a checksum instead of the scorer: constant time, for benchmarks.
-      reads: how many records of a prompt it reads with care; its answers to those after them are
-        valid and wrong, like a weak model's that is asked too much at once.
+      fast: takes labels from a checksum instead of the scorer, in constant time, for benchmarks.
+      reads: how many records of a prompt it reads with care. Its answers to the records after them
+        are valid but wrong, like those of a weak model that is asked too much at once.
     """
 
     def __init__(self, fast: bool = False, reads: int | None = None) -> None:
@@ -53,21 +53,21 @@ class Brain:
         self._fillers: dict[tuple[bytes, bool], Filler] = {}
 
     def values(self, question: Question) -> list[Any]:
-        """One answer per record; an indexed object answer comes without its index."""
+        """One answer per record; an object answer that has an index comes without it."""
         fill = self._filler(question)
         return [fill(text) for text in _texts_to_answer(question)]
 
     def reply(self, question: Question, faults: tuple[Fault, ...] = ()) -> str:
-        """The reply's text, with such faults as concern its answers or its form."""
+        """The reply's text, with the faults that concern its answers or its form."""
         values = self.values(question)
         if any(fault.kind == "line_conflicting" for fault in faults):
-            # Another answer to the same line, which the client must not take for the first.
+            # Another answer to the same line, which the client must not use instead of the first.
             values = [
                 self.other_value(question, text, value)
                 for text, value in zip(_texts_to_answer(question), values, strict=True)
             ]
         if self._reads is not None and question.indexed:
-            values = self._partly_read(question, values, self._reads)
+            values = self._misread_after(question, values, self._reads)
         if question.indexed:
             entries = list(enumerate(values, 1))
             for fault in faults:
@@ -75,18 +75,18 @@ class Brain:
             text = _indexed_text(question, entries)
         else:
             text = _single_text(question, values[0], faults)
-        # Last, for these concern the text and not what it says.
+        # Last, because these faults concern the text, not its answers.
         for fault in faults:
-            text = _spoilt(text, fault)
+            text = _distort(text, fault)
         return text
 
-    def _partly_read(self, question: Question, values: list[Any], reads: int) -> list[Any]:
+    def _misread_after(self, question: Question, values: list[Any], reads: int) -> list[Any]:
         unread = zip(question.texts[reads:], values[reads:], strict=True)
         return values[:reads] + [self.other_value(question, *each) for each in unread]
 
     def other_value(self, question: Question, text: str, value: Any) -> Any:
-        """A valid answer to the record other than `value`, where the schema knows one."""
-        # Words that turn a sentiment, then some that turn a checksum: one of them gives another.
+        """A valid answer to the record other than `value`, where the schema allows one."""
+        # Words that change a sentiment, then some that change a checksum: one of them will do.
         fill = self._filler(question)
         tries = (
             fill(opposite + text)
@@ -138,16 +138,17 @@ class Brain:
             )
         root = schema if question.indexed else (question.root or schema)
         if question.keyed:
-            return self.filler(_spoken(choice, schema), schema, "value", sentiment)
+            return self.filler(_prefer_choice(choice, schema), schema, "value", sentiment)
         if question.indexed and question.root is not None:
             rest = {
                 name: part
                 for name, part in schema["properties"].items()
                 if name != question.index_field
             }
-            # An answer of one field is given bare, and put under its name with the index.
+            # An answer with a single field is filled in as a bare value, and put under the field's
+            # name beside the index later.
             if list(rest) == [question.value_field]:
-                part = _spoken(choice, rest[question.value_field])
+                part = _prefer_choice(choice, rest[question.value_field])
                 return self.filler(part, root, str(question.value_field), sentiment)
             schema = {**schema, "properties": rest}
         return self.filler(schema, root, "value", sentiment)
@@ -168,8 +169,8 @@ class Brain:
         """A function from a record's text to an instance of the schema.
 
         Args:
-          name: the field's name, which says what it means.
-          sentiment: whether the instruction asks for sentiment; counts for unnamed fields.
+          name: the field's name, from which its meaning is taken.
+          sentiment: whether the instruction asks for sentiment; applies to unnamed fields.
         """
         schema = _simplify(schema, root, depth)
         if "const" in schema:
@@ -201,7 +202,7 @@ class Brain:
         return self._string(schema, name, means_sentiment)
 
     def _enum(self, members: list[Any], name: str) -> Filler:
-        # By any case, as enums are written `POSITIVE` or `Positive`, and answered as written.
+        # In any case, since enums are written `POSITIVE` or `Positive`; answered as written.
         by_word = {str(member).lower(): member for member in members}
         if "positive" in by_word and "negative" in by_word:
             return lambda text: self._sentiment_member(text, by_word)
@@ -250,18 +251,20 @@ class Brain:
         if items.get("type") == "string" and not items.get("enum"):
             return lambda text: _pad_words(words_of(text)[:most], least, text)
         fill = self.filler(items, root, name, sentiment, depth + 1)
-        # Several items about one text: each looks at the text under another number.
+        # Several items about one text: each is filled in from the text and another number.
         return lambda text: [
             fill(text if place == 0 else f"{text} {place + 1}")
             for place in range(max(least, min(most, 1 + hash_of(text, name) % 3)))
         ]
 
-    def _number(self, schema: Mapping[str, Any], name: str, whole: bool, sentiment: bool) -> Filler:
-        least, most = _bounds(schema, whole)
-        if whole and _COUNT.fullmatch(name):
+    def _number(
+        self, schema: Mapping[str, Any], name: str, is_integer: bool, sentiment: bool
+    ) -> Filler:
+        least, most = _bounds(schema, is_integer)
+        if is_integer and _COUNT.fullmatch(name):
             return _leading_number
-        # "Rate it" without a range is meant as stars, and a score as -1 … 1.
-        stars = sentiment and whole and least is None and most is None
+        # "Rate it" without a range means stars, and a score means -1 … 1.
+        stars = sentiment and is_integer and least is None and most is None
         if stars:
             least, most = 1, 5
         elif sentiment and least is None and most is None:
@@ -273,7 +276,7 @@ class Brain:
             if sentiment
             else lambda text: hash_of(text, name) % 10_001 / 10_000
         )
-        if whole:
+        if is_integer:
             step = schema.get("multipleOf", 1)
             return lambda text: int(
                 min(high, max(low, round((low + (high - low) * share(text)) / step) * step))
@@ -295,15 +298,15 @@ class Brain:
         return lambda text: _fit_length(extract(text), least, most)
 
     def strongest(self, text: str) -> str:
-        """The word of the text that says most."""
+        """The word of the text with the strongest sentiment."""
         words = words_of(text)
         return max(words, key=lambda word: abs(_valence(word.lower())), default=text.strip()[:20])
 
 
-# Scoring is most of an answer's work, and many benchmarks ask for the same reviews again.
+# Scoring is most of the work of an answer, and many benchmarks ask about the same reviews again.
 @lru_cache(maxsize=1 << 17)
 def compound(text: str) -> float:
-    """VADER's compound score, -1 … 1; a checksum where VADER is not installed."""
+    """VADER's compound score, -1 … 1; derived from a checksum where VADER is not installed."""
     analyzer = _analyzer()
     return (
         _checksum_compound(text)
@@ -313,7 +316,7 @@ def compound(text: str) -> float:
 
 
 def knows_sentiment() -> bool:
-    """Whether labels mean something: VADER is installed."""
+    """Whether labels are meaningful, that is, whether VADER is installed."""
     return _analyzer() is not None
 
 
@@ -336,20 +339,22 @@ def _checksum_compound(text: str) -> float:
     return zlib.crc32(text.encode("utf-8", "surrogatepass")) % 2001 / 1000 - 1
 
 
-def _spoken(choice: Mapping[str, Any] | None, schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The choice that the instruction gives, where the schema asks for any text."""
+def _prefer_choice(
+    choice: Mapping[str, Any] | None, schema: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """The choice that the instruction gives, if the schema asks for any text; else the schema."""
     is_text = schema.get("type") == "string" and "enum" not in schema
     return choice if choice and is_text else schema
 
 
 def _texts_to_answer(question: Question) -> Sequence[str]:
-    """What each answer is drawn from."""
+    """The text that each answer is drawn from."""
     return question.texts if question.covers is None else (_over_all(question),)
 
 
 def _over_all(question: Question) -> str:
-    """What one answer over several records is drawn from: how many they are, the words they have
-    most of, and all they say.
+    """The text that one answer over several records is drawn from: how many they are, their most
+    frequent words, and all of their texts.
     """
     text = "\n".join(question.texts)
     words = Counter(word.lower() for word in _WORD.findall(text) if len(word) > 4)
@@ -364,14 +369,14 @@ def _most_first(counted: tuple[str, int]) -> tuple[int, str]:
 
 
 def _leading_number(text: str) -> int:
-    """The number that a text begins with: of records, where an answer is over several."""
+    """The number that a text begins with: of records, where an answer is about several."""
     found = re.match(r"\d+", text)
     return int(found[0]) if found else hash_of(text, "count") % 101
 
 
 def hash_of(text: str, name: str) -> int:
-    """A number that only depends on a record's text and the field it is for."""
-    # Not `hash()`, which is another one in each process.
+    """A number that depends only on a record's text and on the field it is for."""
+    # Not `hash()`, which differs from process to process.
     digest = hashlib.blake2b(
         f"{name}\0{text}".encode("utf-8", "surrogatepass"), digest_size=6
     ).digest()
@@ -384,12 +389,12 @@ def words_of(text: str) -> list[str]:
 
 
 def _by_picture(text: str, by_word: Mapping[str, Any]) -> Any:
-    """The member that names the colour of a picture, where there is one."""
+    """The enum member that names the colour of a picture in the text; None where none does."""
     return next((by_word[name] for name in colour_names(text) if name in by_word), None)
 
 
 def extract(text: str) -> str:
-    """A short answer drawn from the text: what its pictures show, else its first words."""
+    """A short answer drawn from the text: what its pictures show, or else its first words."""
     pictures = PICTURE.findall(text)
     if pictures:
         return " ".join(pictures)[:80]
@@ -413,8 +418,8 @@ _FORMATS: dict[str, Callable[[int], str]] = {
 
 
 def _simplify(schema: Mapping[str, Any], root: Mapping[str, Any], depth: int) -> Mapping[str, Any]:
-    """Without references and choices: of alternatives the first that isn't null (in a deep
-    recursion: null, if allowed).
+    """The schema without references and choices: of alternatives, the first that isn't null (deep
+    in a recursion: null, if allowed).
     """
     schema = resolve(schema, root)
     for word in ("anyOf", "oneOf", "allOf"):
@@ -433,10 +438,10 @@ def _simplify(schema: Mapping[str, Any], root: Mapping[str, Any], depth: int) ->
     return schema
 
 
-def _bounds(schema: Mapping[str, Any], whole: bool) -> tuple[float | None, float | None]:
+def _bounds(schema: Mapping[str, Any], is_integer: bool) -> tuple[float | None, float | None]:
     """Inclusive bounds; exclusive ones are moved inwards."""
-    # A thousandth, since numbers are rounded to four digits when they are written.
-    inwards = 1 if whole else 1e-3
+    # By a thousandth, since numbers are rounded to four digits when they are written.
+    inwards = 1 if is_integer else 1e-3
     least, most = schema.get("minimum"), schema.get("maximum")
     if schema.get("exclusiveMinimum") is not None:
         least = schema["exclusiveMinimum"] + inwards
@@ -456,8 +461,8 @@ def _fit_length(text: str, least: int, most: int) -> str:
 def _apply_fault(
     entries: list[tuple[Any, Any]], fault: Fault, question: Question, brain: Brain
 ) -> list[tuple[Any, Any]]:
-    """The answers after a fault that concerns answers. A fault that names a text strikes those
-    records, else one of them.
+    """The answers as a fault changes them. A fault that names a text affects the records that
+    match; any other, one of the records.
     """
     kind = fault.kind
     if kind == "shuffled":
@@ -467,7 +472,7 @@ def _apply_fault(
     if kind == "string_index":
         return [(str(index), value) for index, value in entries]
     if kind == "unknown_index":
-        # Far enough behind the last one that no shift of the indices explains it.
+        # Far enough behind the last index that no shift of the indices explains it.
         return [*entries, (len(question.texts) + 7, entries[0][1])] if entries else entries
     if kind not in ("missing", "duplicate", "conflicting", "invalid_value"):
         return entries
@@ -489,7 +494,7 @@ def _apply_fault(
 
 
 def _victims(fault: Fault, question: Question) -> set[int]:
-    # By the texts and not by the draw of a generator: the same prompt loses the same answer again.
+    # Chosen by the texts, not by a random generator: the same prompt loses the same answer again.
     if fault.reads_text:
         return {index for index, text in enumerate(question.texts, 1) if fault.matches(text)}
     return {1 + hash_of("\0".join(question.texts), fault.kind) % len(question.texts)}
@@ -505,7 +510,7 @@ def _indexed_text(question: Question, entries: list[tuple[Any, Any]]) -> str:
         return "<answers>\n" + "\n".join(lines) + "\n</answers>"
     if question.shape == "delimited":
         return "\n".join(f"{index}|{_plain(value)}" for index, value in entries)
-    if question.keyed:  # by hand: a server that enforces nothing may write a key twice
+    if question.keyed:  # written by hand: a server that enforces nothing may write a key twice
         return (
             "{"
             + ",".join(f'"{index}":{orjson.dumps(value).decode()}' for index, value in entries)
@@ -519,7 +524,7 @@ def _indexed_text(question: Question, entries: list[tuple[Any, Any]]) -> str:
 
 
 def _number(question: Question, index: Any) -> Any:
-    """The record's own number; one that a fault has made a text stays as it is."""
+    """The record's own number; an index that a fault has turned into a text stays as it is."""
     return index + question.first - 1 if isinstance(index, int) else index
 
 
@@ -536,7 +541,7 @@ def _entry(question: Question, index: Any, value: Any) -> dict[str, Any]:
 
 
 def _xml(value: Any, hint: str) -> str:
-    """An answer inside its element: fields as elements where the prompt's example has them so, else
+    """An answer inside its element: its fields as elements where the prompt's example does so, else
     text or JSON.
     """
     if isinstance(value, dict) and value and all(f"<{name}>" in hint for name in value):
@@ -551,7 +556,7 @@ def _xml_field(value: Any) -> str:
 
 
 def _plain(value: Any) -> str:
-    """An answer as text on one line; what isn't text is JSON."""
+    """An answer on one line: text as it is, anything else as JSON."""
     return " ".join(value.split()) if isinstance(value, str) else orjson.dumps(value).decode()
 
 
@@ -570,10 +575,10 @@ def _single_text(question: Question, value: Any, faults: tuple[Fault, ...]) -> s
     return orjson.dumps(value).decode()
 
 
-def _spoilt(text: str, fault: Fault) -> str:
-    """The reply's text after a fault that concerns its form."""
+def _distort(text: str, fault: Fault) -> str:
+    """The reply's text as a fault of its form changes it."""
     if fault.kind == "malformed_json":
-        # Broken in two ways, so that no repair by closing brackets makes JSON of it.
+        # Broken in two ways, so that closing its brackets does not turn it into JSON.
         return text[: len(text) * 2 // 3].replace('":', '" ', 1) + " ...]]"
     if fault.kind == "truncated":
         return text[: max(1, len(text) * 3 // 5)]

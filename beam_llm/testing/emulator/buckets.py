@@ -1,11 +1,11 @@
-"""Buckets on the emulator's own server, for jobs whose files are in a cloud's: the small part of
-Cloud Storage's and of S3's APIs that they need, or a staging store. No key is asked for.
+"""Buckets on the emulator's own server, for jobs whose files are in a cloud's buckets: the small
+part of Cloud Storage's and S3's APIs that such jobs, or a staging store, need. No key is required.
 
     os.environ.update(emulator.buckets_environment)   # gs:// and s3:// lead here now
     LLMPredict("vertex:…", mode="batch_api", provider_options={"bucket": "gs://any/path", …}, …)
 
-A bucket needs no making: whatever is named is there. Creates are exclusive where they ask for it
-(`ifGenerationMatch=0`, `If-None-Match: *`).
+Buckets need not be created: any bucket that is named exists. Creates are exclusive where the
+request says so (`ifGenerationMatch=0`, `If-None-Match: *`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from beam_llm.testing.emulator.objects import ObjectFiles
 
 
 class Objects(Protocol):
-    """What a job's files are read and written by; `protocols.Store` has it, and more."""
+    """What reading and writing a job's files needs; a part of `protocols.Store`."""
 
     def get_file(self, name: str, path: str) -> bool: ...
     def put_file(self, name: str, path: str) -> None: ...
@@ -32,10 +32,10 @@ class Objects(Protocol):
 
 
 class Buckets:
-    """What answers requests for objects, and what the emulator's own jobs read and write.
+    """Answers requests for objects, and gives the emulator's own jobs access to them.
 
     Args:
-      url: gives the server's own address.
+      url: returns the server's own address.
     """
 
     def __init__(self, folder: Path, url: Callable[[], str]) -> None:
@@ -43,7 +43,7 @@ class Buckets:
         self._uploads = gcs.Uploads()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse | None:
-        """The answer to a request for objects; None where it is for none."""
+        """The answer to a request for an object or a bucket; None for any other request."""
         path = request.raw_path.partition("?")[0]
         if path.startswith(f"{gcs.PREFIX}/"):
             return await gcs.answer(
@@ -54,8 +54,8 @@ class Buckets:
         return None
 
     def store_at(self, location: str) -> Objects:
-        """`gs://bucket/path` or `s3://bucket/path`, here where the environment leads its clients
-        here, else where it leads them.
+        """The store at `gs://bucket/path` or `s3://bucket/path`: in this emulator if the
+        environment directs clients to it, or else wherever the environment directs them.
         """
         scheme, _, place = location.partition("://")
         here = environment(self._url())
@@ -86,7 +86,7 @@ class _Prefix:
 
 
 def environment(url: str) -> Mapping[str, str]:
-    """Variables that lead clients of `gs://` and `s3://` to the emulator at `url`."""
+    """Environment variables that direct clients of `gs://` and `s3://` to the emulator at `url`."""
     return {
         "STORAGE_EMULATOR_HOST": f"{url}{gcs.PREFIX}",
         "AWS_ENDPOINT_URL_S3": f"{url}{s3.PREFIX}",

@@ -1,5 +1,5 @@
-"""One chat completion: body in, body out. The same code answers live calls and the lines of batch
-jobs.
+"""Chat completions, one at a time: body in, body out. The same code answers live calls and the
+lines of batch jobs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from beam_llm.testing.emulator.brain import Brain
 from beam_llm.testing.emulator.faults import STATUS_KINDS, Fault
 from beam_llm.testing.emulator.pictures import refusal, tokens_of_image, urls_in
 from beam_llm.testing.emulator.reading import Question, read_question
-from beam_llm.testing.emulator.shapes import Misfit, SchemaNode, Share, Whole, misfit
+from beam_llm.testing.emulator.shapes import Misfit, PositiveInt, SchemaNode, Share, misfit
 from beam_llm.testing.emulator.wire import WireError, scripted_error
 
 # Source: OpenAI's guide to prompt caching, read 2026-11.
@@ -27,11 +27,11 @@ _NO_TEXT = frozenset({"empty_choices", "null_content", "refusal", "content_filte
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one request came to. A rejected one was not billed and has no tokens.
+    """The result of one request. A rejected request is not billed, and has no tokens.
 
     Attributes:
-      texts: the records that were in it.
-      body: of the reply, OpenAI's chat completion or error object.
+      texts: the texts of the records in the request.
+      body: the body of the reply: OpenAI's chat completion or error object.
     """
 
     texts: tuple[str, ...]
@@ -49,8 +49,8 @@ class Answer:
 
     @property
     def finish(self) -> str:
-        """How a good answer ended: `stop`, `length`, `content_filter`, `refusal`, or `empty`: no
-        choice, or one without content.
+        """How a good answer ended: `stop`, `length`, `content_filter`, `refusal`, or `empty` (no
+        choice, or one without content).
         """
         message = self._message
         if message is None:
@@ -74,7 +74,7 @@ class Chat:
     """The emulated model behind `/chat/completions`.
 
     Args:
-      models: names it knows; None knows all.
+      models: the names of models that it knows; None means any.
     """
 
     most_job_texts: ClassVar[int | None] = None
@@ -86,10 +86,10 @@ class Chat:
         self._good_forms: set[bytes] = set()
 
     def check(self, body: Any) -> WireError | None:
-        """What OpenAI rejects before any work."""
+        """The error for a body that OpenAI rejects before any work; None for any other."""
         if not isinstance(body, dict):
             return WireError(400, "We could not parse the JSON body of your request.")
-        # Before types: these three sentences are OpenAI's own, and clients look for them.
+        # Checked before types: these messages are OpenAI's own, and clients look for them.
         if not isinstance(body.get("model"), str) or not body["model"]:
             return WireError(400, "you must provide a model parameter")
         if not isinstance(body.get("messages"), list) or not body["messages"]:
@@ -99,7 +99,7 @@ class Chat:
                 code="missing_required_parameter",
                 param="messages",
             )
-        # A trap for batches: in a file each line would end so, hours later.
+        # A trap for batches: in a file, every line would end with this error, hours later.
         if body.get("metadata") is not None and not body.get("store"):
             return WireError(
                 400,
@@ -116,12 +116,12 @@ class Chat:
         return self._check_form(form) if form is not None else None
 
     def _check_form(self, form: Any) -> WireError | None:
-        """Looks at each form once: a job has the same one on every line."""
+        """Checks each format once: a job has the same one on every line."""
         key = orjson.dumps(form)
         if key in self._good_forms:
             return None
         error = _check_format(form)
-        # Only good ones are kept: a bad one is to be refused with its sentence each time.
+        # Only good formats are kept: a bad one has to be refused with its message each time.
         if error is None and len(self._good_forms) < 10_000:
             self._good_forms.add(key)
         return error
@@ -133,7 +133,7 @@ class Chat:
         return read_question(body)
 
     def tokens(self, body: Mapping[str, Any]) -> int:
-        """Input tokens of a request."""
+        """The number of input tokens of a request."""
         return prompt_tokens(body)
 
     def answer(
@@ -146,9 +146,10 @@ class Chat:
         """Answers a checked request.
 
         Args:
-          reply_id: makes the reply's id; equal ids and bodies give equal replies, but for the time.
+          reply_id: becomes part of the reply's id. Equal ids and bodies give equal replies, except
+            for the time.
         """
-        # The first such fault is the whole answer, as one refusal is.
+        # The first such fault alone makes the answer, since a call is refused once.
         for fault in faults:
             if fault.kind in STATUS_KINDS:
                 error = scripted_error(fault, body["model"])
@@ -158,11 +159,11 @@ class Chat:
         most = body.get("max_completion_tokens") or body.get("max_tokens")
         finish = "length" if "truncated" in kinds else "stop"
         if most is not None and tokens_of(words) > most:
-            # As `tokens_of` counts, backwards; characters beyond ASCII make it a little longer.
+            # The inverse of `tokens_of`; characters beyond ASCII make the text a little longer.
             words, finish = words[: 4 * most], "length"
         choice = _choice(words, finish, kinds)
         prompt = prompt_tokens(body)
-        # Replies without a text are paid for, too: a filter strikes after the model has written.
+        # Replies without a text are paid for, too: a filter acts after the model has written.
         output = tokens_of(words) if not kinds & _NO_TEXT else 3
         body_out = {
             "id": f"chatcmpl-{reply_id}",
@@ -180,7 +181,7 @@ class Chat:
         """Prompts of 1,024 tokens and more are cached by their first 1,024, in steps of 128."""
         if tokens < _CACHE_FROM_TOKENS:
             return 0
-        # The schema is part of the prefix: another one makes the whole prompt another.
+        # The schema is part of the prefix: with another schema, the whole prompt is another one.
         words = orjson.dumps([body["model"], body.get("response_format"), body["messages"]])
         prefix = hashlib.blake2b(words[: 4 * _CACHE_FROM_TOKENS], digest_size=12).digest()
         if prefix in self._prefixes:
@@ -210,8 +211,8 @@ class _Message(msgspec.Struct):
 
 
 class _Body(msgspec.Struct):
-    """What OpenAI's own reference says of a body, as far as servers of its dialect agree. Other
-    fields are free here: many of those servers have some of their own.
+    """The body as OpenAI's reference describes it, as far as servers of its dialect agree. Other
+    fields are not checked here: many of those servers have some of their own.
 
     Source: OpenAI API reference ("Create chat completion"), read 2026-11.
     """
@@ -220,8 +221,8 @@ class _Body(msgspec.Struct):
     messages: Annotated[list[_Message], msgspec.Meta(min_length=1)]
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
     top_p: Share | None = None
-    max_tokens: Whole | None = None
-    max_completion_tokens: Whole | None = None
+    max_tokens: PositiveInt | None = None
+    max_completion_tokens: PositiveInt | None = None
     n: Annotated[int, msgspec.Meta(ge=1, le=128)] | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
@@ -253,7 +254,7 @@ _NOUNS = {
 
 
 def misfit_error(wrong: Misfit) -> WireError:
-    """The misfit in OpenAI's words.
+    """The misfit as OpenAI's error.
 
     Source: its messages as public repositories quote them ("Invalid 'temperature': decimal above
     maximum value. Expected a value <= 2", code `decimal_above_max_value`), read 2026-11.
@@ -323,8 +324,8 @@ def _check_format(form: Any) -> WireError | None:
 
 
 def strict_problem(schema: Any, place: tuple[str, ...]) -> str | None:
-    """Why OpenAI would refuse a strict schema: an object that is open or has optional properties,
-    at any depth.
+    """Why OpenAI would refuse a strict schema: some object in it is open, or has optional
+    properties. None where it would accept it.
     """
     if isinstance(schema, list):
         return next((problem for part in schema if (problem := strict_problem(part, place))), None)
@@ -356,8 +357,8 @@ def strict_problem(schema: Any, place: tuple[str, ...]) -> str | None:
 
 
 def _size_problem(schema: Mapping[str, Any]) -> str | None:
-    """The limits of strict schemas: 5,000 properties, 120,000 characters of names and values, 1,000
-    enum values.
+    """Which limit of strict schemas is exceeded: 5,000 properties, 120,000 characters of names and
+    values, 1,000 enum values. None where none is.
     """
     # Source: OpenAI's guide to structured outputs ("Limitations"), read 2026-11.
     properties, characters, members = _sizes(schema)
@@ -376,7 +377,7 @@ def _size_problem(schema: Mapping[str, Any]) -> str | None:
 
 
 def _sizes(node: Any) -> tuple[int, int, int]:
-    """Properties, characters of names and values, and enum values in a schema."""
+    """Counts a schema's properties, its characters of names and values, and its enum values."""
     if isinstance(node, list):
         sizes = [_sizes(part) for part in node]
     elif isinstance(node, dict):
@@ -423,12 +424,12 @@ def _usage(prompt: int, output: int, cached: int) -> dict[str, Any]:
 
 
 def tokens_of(text: str) -> int:
-    """About four bytes a token, as in English."""
+    """The number of tokens, at four bytes a token, as about in English."""
     return (len(text.encode("utf-8", "surrogatepass")) + 3) // 4
 
 
 def prompt_tokens(body: Mapping[str, Any]) -> int:
-    """Messages, their frames and the schema."""
+    """The number of input tokens: of the messages, their framing and the schema."""
     total = 3
     for message in body["messages"]:
         content = message.get("content")

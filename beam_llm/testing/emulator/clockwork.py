@@ -1,10 +1,10 @@
-"""The clockwork that moves batch jobs through their states, whatever dialect made them.
+"""The clockwork that moves batch jobs through their states, whichever dialect created them.
 
     validating ─► in_progress ─► finalizing ─► completed | expired
         └─► failed      └────────────┴─► cancelling ─► cancelled
 
-A job is one JSON file, rewritten at every step; result files and bill are in place before the step
-that shows them. A killed emulator picks every job up where its file says.
+A job is one JSON file, rewritten at every step. Result files and the bill are in place before the
+step that shows them. An emulator that was killed resumes every job where its file says.
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ from beam_llm.testing.emulator.work import (
     CANCELLED,
     EXPIRED,
     Assignment,
-    Checked,
+    FileCheck,
     Result,
     Stopped,
     answer_file,
-    bare,
     check_file,
     survey_file,
+    without_version,
 )
 
 T = TypeVar("T")
 TERMINAL = frozenset({"completed", "failed", "expired", "cancelled"})
-# Thirty years: a number, for it is added to times that are kept as JSON.
+# Thirty years. Not infinity, because it is added to times that are stored as JSON.
 _FOR_EVER_SECONDS = 10.0**9
 
 
 class Clockwork:
-    """All jobs of one emulator, and what moves them. Lives on its loop; the work on lines is done
-    in one thread.
+    """Holds all jobs of one emulator, and moves them through their states. It is used on the
+    emulator's event loop; the work on lines is done in one thread.
 
     Attributes:
       jobs: by id, in the order of their creation.
-      files: what clients have uploaded, and jobs have written.
-      script: of faults.
+      files: the files that clients have uploaded and jobs have written.
+      script: the script of faults.
 
     Args:
-      folder: where files, jobs and bills are.
-      models: by their routes; that of chat is also for jobs which name none.
+      folder: the folder for files, jobs and bills.
+      models: by their routes; the chat model also answers jobs that name no route.
       dialects: by name; filled by the caller before the first request.
     """
 
@@ -79,7 +79,7 @@ class Clockwork:
         self._billing = billing
         self._dialects = dialects
         self._closing = False
-        # One thread: two jobs at once would take their faults in an order that no run repeats.
+        # One thread: two jobs at once would take their faults in another order in each run.
         self._worker = ThreadPoolExecutor(1, "llm-emulator-work")
         self._cancels: dict[str, asyncio.Event] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -90,7 +90,7 @@ class Clockwork:
         }
 
     def resume(self) -> None:
-        """Sets every unfinished job going again; call it once the fault script is there."""
+        """Starts every unfinished job again; call it once the fault script is set."""
         for job in self.jobs.values():
             if job["status"] not in TERMINAL:
                 self.start(job)
@@ -98,7 +98,7 @@ class Clockwork:
     async def close(self) -> None:
         """Stops all jobs where they are."""
         self._closing = True
-        # The flag stops the thread between lines; cancelling a task does not reach into it.
+        # The flag stops the thread between lines; cancelling a task does not affect the thread.
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -106,18 +106,18 @@ class Clockwork:
         self._worker.shutdown(wait=True)
 
     def is_settled(self) -> bool:
-        """Whether every unfinished job waits for more time to pass; from any thread. A test's clock
-        runs ahead of the work else.
+        """Whether every unfinished job waits for more time to pass. A test that doesn't check this
+        may advance its clock ahead of the work. May be called from any thread.
         """
         now = self._time()
         unfinished = [job for job in list(self.jobs.values()) if job["status"] not in TERMINAL]
         return all(self._waits.get(job["id"], now) > now for job in unfinished)
 
     def cancel(self, job: Job) -> None:
-        """Sets an unfinished job to cancelling; harmless where it is."""
+        """Sets an unfinished job to cancelling; harmless if it is cancelling already."""
         if job["status"] not in ("cancelling", "cancelled"):
-            # Kept now: how much was done depends on when it was asked, not on when it is written.
-            job["done_at_cancel"] = self.done_by_now(job)
+            # Recorded now: how much was done depends on when it was asked, not when it is written.
+            job["done_at_cancel"] = self.lines_done(job)
             self.move(job, "cancelling")
             self._cancels[job["id"]].set()
 
@@ -137,7 +137,8 @@ class Clockwork:
             "cancelling": self._end_as_cancelled,
         }
         try:
-            # The status is the only memory, so that a restart goes on wherever a kill came.
+            # The status alone says what comes next, so that a restart resumes wherever the emulator
+            # was killed.
             while job["status"] not in TERMINAL:
                 await steps[job["status"]](job)
         except Stopped:
@@ -146,13 +147,13 @@ class Clockwork:
     async def _validate(self, job: dict[str, Any]) -> None:
         if await self._sleep_until_cancelled(job, job["created"] + self._options.stages[0]):
             return
-        checked = await self.in_worker(self.check, job)
-        # Cancelled while the thread looked at the file: the loop goes on with that.
+        checked = await self.run_in_worker(self.check, job)
+        # The job was cancelled while the thread checked the file: the loop continues from there.
         if job["status"] != "validating":
             return
         job["total"], job["model"], job["tokens"] = checked.lines, checked.model, checked.tokens
-        # What the dialect found at the create comes first; a full queue is looked at last, for
-        # only a good file would take room in it.
+        # What the dialect found at the create comes first. A full queue is checked last, because
+        # only a good file would take up room in it.
         errors = (
             job["errors"]
             or checked.errors
@@ -172,13 +173,13 @@ class Clockwork:
             end += word.seconds or _FOR_EVER_SECONDS
         if await self._sleep_until_cancelled(job, end):
             return
-        # An expired job ends at once here, not after a day: what counts is how much was done.
+        # Here an expired job ends at once, not after a day: what matters is how much was done.
         expire = fault_of(job, "expire")
         done = job["total"] if expire is None else _share(expire.done, job["total"])
-        undone = EXPIRED if expire is not None else None
-        result = await self.in_worker(self._answer, job, done, undone)
-        self._take_in(job, result)
-        # A cancel that came meanwhile came too late: all was done.
+        unprocessed = EXPIRED if expire is not None else None
+        result = await self.run_in_worker(self._answer, job, done, unprocessed)
+        self._place_results(job, result)
+        # A cancel that came in the meantime was too late: all lines were done.
         self.move(job, "finalizing" if job["status"] == "in_progress" else job["status"])
 
     async def _finalize(self, job: dict[str, Any]) -> None:
@@ -191,11 +192,11 @@ class Clockwork:
         self.move(job, "completed" if fault_of(job, "expire") is None else "expired")
 
     async def _end_as_cancelled(self, job: dict[str, Any]) -> None:
-        # Cancelled while it was finalizing: all was done, and stays.
+        # A job that was cancelled while finalizing has done all its lines, and keeps them.
         if job["result"] is None:
             shown = self._dialects[job["dialect"]].shows_cancelled
-            done, undone = job["done_at_cancel"], CANCELLED if shown else None
-            self._take_in(job, await self.in_worker(self._answer, job, done, undone))
+            done, unprocessed = job["done_at_cancel"], CANCELLED if shown else None
+            self._place_results(job, await self.run_in_worker(self._answer, job, done, unprocessed))
             self.save(job)
         await asyncio.sleep(
             max(0.0, job["stamps"]["cancelling_at"] + self._options.cancel_seconds - self._time())
@@ -203,12 +204,12 @@ class Clockwork:
         self.move(job, "cancelled")
 
     async def _sleep_until_cancelled(self, job: dict[str, Any], end: float) -> bool:
-        """Sleeps until `end`; True at once where the job is cancelled before."""
+        """Sleeps until `end`, then returns False; True at once if the job is cancelled before."""
         event = self._cancels[job["id"]]
         self._waits[job["id"]] = end
         while not event.is_set():
             left = end - self._time()
-            # A test's clock jumps without waking anybody, so it is looked at every 10 ms.
+            # A test's clock jumps without waking anything, so it is checked every 10 ms.
             try:
                 await asyncio.wait_for(
                     event.wait(), max(0.0, left if self._time is time.time else min(left, 0.01))
@@ -218,15 +219,15 @@ class Clockwork:
                     return False
         return True
 
-    async def in_worker(self, function: Callable[..., T], *arguments: Any) -> T:
+    async def run_in_worker(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)
 
-    def check(self, job: Mapping[str, Any]) -> Checked:
+    def check(self, job: Mapping[str, Any]) -> FileCheck:
         path = self.source(job)
         counts_tokens = self._options.enqueued_token_limit is not None
         if not path.exists():
-            checked = Checked()
-            checked.complain(
+            checked = FileCheck()
+            checked.add_error(
                 "invalid_request", "The input file was deleted.", "input_file_id", None
             )
             return checked
@@ -236,39 +237,39 @@ class Clockwork:
         return check_file(path, job["endpoint"], self._model_of(job), most, counts_tokens)
 
     def _model_of(self, job: Mapping[str, Any]) -> Model:
-        return self._models.get(bare(job["endpoint"]), self._models[CHAT])
+        return self._models.get(without_version(job["endpoint"]), self._models[CHAT])
 
     def source(self, job: Mapping[str, Any]) -> Path:
-        """The job's lines, in OpenAI's form."""
+        """The file of the job's lines, in OpenAI's form."""
         if job["lines"] is None:
             return self.files.path(job["input_file_id"])
         return self.folder / str(job["lines"])
 
-    def _answer(self, job: Job, done: int, undone: Mapping[str, str] | None) -> Result:
+    def _answer(self, job: Job, done: int, unprocessed: Mapping[str, str] | None) -> Result:
         job_id = job["id"]
         task = Assignment(
-            batch_id=job_id.removeprefix("batch_"),  # a part of its replies' ids
+            batch_id=job_id.removeprefix("batch_"),  # becomes part of the replies' ids
             source=self.source(job),
             output=self.files.part_path(f"{job_id}-output"),
             errors=self.files.part_path(f"{job_id}-errors"),
             bill=self.files.part_path(f"{job_id}-bill"),
             done=done,
-            undone=undone,
+            unprocessed=unprocessed,
             in_order=fault_of(job, "input_order") is not None,
-            # Other dialects cut what they send: their lines are written anew from these.
-            cut=job["lines"] is None and fault_of(job, "cut_last_line") is not None,
+            # Other dialects cut the lines that they send, which they write from these.
+            cuts_last_line=job["lines"] is None and fault_of(job, "cut_last_line") is not None,
             seed=self._options.seed,
             place=list(self.jobs).index(job_id),
         )
         model = self._model_of(job)
         return answer_file(task, model, self._billing, self.script, lambda: self._closing)
 
-    def _take_in(self, job: dict[str, Any], result: Result) -> None:
-        """Puts files and bill in place; the caller's next `move` or `save` makes them count, all
-        at once.
+    def _place_results(self, job: dict[str, Any], result: Result) -> None:
+        """Puts the result files and the bill in place; the caller's next `move` or `save` makes
+        them all count at once.
         """
         job_id = job["id"]
-        # An empty file is none, as with OpenAI; Azure shows an empty error file (a fault here).
+        # An empty file is left out, as by OpenAI; Azure shows an empty error file (a fault here).
         for kind, name in (("output", "output_file_id"), ("errors", "error_file_id")):
             part = self.files.part_path(f"{job_id}-{kind}")
             wanted = part.stat().st_size > 0 or (
@@ -286,13 +287,13 @@ class Clockwork:
         job["result"] = {name: getattr(result, name) for name in Result.__slots__}
         self.script.keep()
 
-    def _limit_errors(self, job: dict[str, Any], checked: Checked) -> list[dict[str, Any]]:
+    def _limit_errors(self, job: dict[str, Any], checked: FileCheck) -> list[dict[str, Any]]:
         if not self.is_over_limit(checked.tokens, besides=job["id"]):
             return []
         return [_token_limit_error(checked.model, self._options.enqueued_token_limit)]
 
     def is_over_limit(self, tokens: int, besides: str = "") -> bool:
-        """Whether `tokens` more would exceed what may wait at once."""
+        """Whether `tokens` more would exceed the limit of tokens that may be enqueued."""
         limit = self._options.enqueued_token_limit
         waiting = sum(
             job["tokens"]
@@ -301,8 +302,8 @@ class Clockwork:
         )
         return limit is not None and waiting + tokens > limit
 
-    def done_by_now(self, job: dict[str, Any]) -> int:
-        """Lines that a running job has answered, by the clock."""
+    def lines_done(self, job: dict[str, Any]) -> int:
+        """The number of lines that a running job has answered, by the clock."""
         if job["result"] is not None:
             return int(job["result"]["completed"] + job["result"]["failed"])
         if "in_progress_at" not in job["stamps"]:
@@ -322,7 +323,7 @@ class Clockwork:
 
 
 def fault_of(job: Job, kind: str) -> Fault | None:
-    """The fault of that kind that was scripted for a job; None where there is none."""
+    """The fault of this kind that was scripted for a job; None where there is none."""
     return next((Fault.from_json(entry) for entry in job["faults"] if entry["kind"] == kind), None)
 
 
@@ -330,7 +331,7 @@ def _share(done: float, total: int) -> int:
     return min(total, int(total * done) if done < 1 else int(done))
 
 
-def _scripted_errors(job: dict[str, Any], checked: Checked) -> list[dict[str, Any]]:
+def _scripted_errors(job: dict[str, Any], checked: FileCheck) -> list[dict[str, Any]]:
     fault = fault_of(job, "validation")
     if fault is not None:
         code = fault.code or "invalid_request"

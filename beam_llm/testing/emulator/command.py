@@ -1,4 +1,4 @@
-"""`beam-llm emulator`, the same as `python -m beam_llm.testing`."""
+"""The command `beam-llm emulator`, which is the same as `python -m beam_llm.testing`."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def _parser() -> argparse.ArgumentParser:
             "no key, no cost."
         ),
         epilog=(
-            f"kinds of faults: {', '.join(KINDS)}. When one strikes is said by probability, nth, "
-            "after, times, text and pattern; see beam_llm.testing.Fault."
+            f"kinds of faults: {', '.join(KINDS)}. Their attributes probability, nth, after, "
+            "times, text and pattern say when they strike; see beam_llm.testing.Fault."
         ),
     )
     for flag, facts in _OPTIONS.items():
@@ -66,20 +66,20 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--state-dir": {
         "metavar": "DIR",
-        "help": "keep files, jobs and the book of bills here (default: a temporary folder)",
+        "help": "keep files, jobs and the log of bills here (default: a temporary folder)",
     },
     "--key": {
         "action": "append",
         "dest": "keys",
         "metavar": "KEY",
-        "help": "an API key to take; may be repeated (default: any)",
+        "help": "an API key to accept; may be repeated (default: any)",
     },
-    "--any-client": {"action": "store_true", "help": "ask for no key at all"},
+    "--any-client": {"action": "store_true", "help": "require no key at all"},
     "--model": {
         "action": "append",
         "dest": "models",
         "metavar": "MODEL",
-        "help": "a model to know; may be repeated (default: all)",
+        "help": "a known model; may be repeated (default: any)",
     },
     "--latency-ms": {
         "type": float,
@@ -98,7 +98,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--max-concurrency": {
         "type": int,
         "metavar": "N",
-        "help": "answer 429 beyond so many calls at once",
+        "help": "answer 429 beyond this many calls at once",
     },
     "--batch-seconds": {
         "type": _stages,
@@ -150,13 +150,13 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--billing": {
         "choices": ("texts", "digests", "off"),
         "default": "texts",
-        "help": "how the book of what was billed keeps records (default: texts)",
+        "help": "how records are written into the log of bills (default: texts)",
     },
     "--seed": {
         "type": int,
         "default": 0,
         "metavar": "N",
-        "help": "of faults and of the order of result files (default: 0)",
+        "help": "seed of faults and of the order of results (default: 0)",
     },
     "--parent": {"type": int, "help": argparse.SUPPRESS},
 }
@@ -164,7 +164,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 def _options(given: argparse.Namespace) -> dict[str, Any]:
     values = {name: getattr(given, name) for name in (*FLAGS, *VALUES, "batch_seconds")}
-    # Nobody can ask this process for its last requests, so none are kept.
+    # Nobody can read this process's last requests, so none are kept.
     values["keys"] = () if given.any_client else tuple(given.keys) if given.keys else None
     return {**values, "models": tuple(given.models) if given.models else None, "keep_requests": 0}
 
@@ -193,7 +193,7 @@ def serve(argv: Sequence[str] | None = None) -> int:
     try:
         emulator.start()
     except OSError as error:
-        # 1, and not 2: the arguments are good, the machine is busy.
+        # 1 rather than 2: the arguments are good, but the port can't be used.
         why = os.strerror(error.errno) if error.errno else str(error)
         print(
             f"beam-llm emulator: port {given.port} can't be used: {why}: give another --port, or "
@@ -201,8 +201,8 @@ def serve(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    # Its own process: what it reads and writes for jobs is in its own buckets, unless the
-    # environment names others.
+    # In a process of its own, what the emulator reads and writes for jobs is in its own buckets,
+    # unless the environment names others.
     for name, value in emulator.buckets_environment.items():
         os.environ.setdefault(name, value)
     buckets = {name: os.environ[name] for name in emulator.buckets_environment}
@@ -212,10 +212,10 @@ def serve(argv: Sequence[str] | None = None) -> int:
 
 
 def _announce(environments: Sequence[Mapping[str, str]]) -> None:
-    """One line for each provider, OpenAI's first, and one for buckets; two dialects of one provider
-    have the same.
+    """Prints a line of variables for each provider, OpenAI's first, and one for buckets. Two
+    dialects of one provider share a line.
     """
-    # On stdout, to be pasted or read by `EmulatorProcess`; what is for people goes to stderr.
+    # On stdout, to be pasted, or read by `EmulatorProcess`; messages for people go to stderr.
     pairs = [" ".join(f"{name}={value}" for name, value in each.items()) for each in environments]
     for line in dict.fromkeys(pairs):
         print(f"export {line}", flush=True)
@@ -227,7 +227,7 @@ def _wait_until_stopped(emulator: Emulator, parent: int | None) -> None:
     before = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     try:
         while not stopped.wait(0.5):
-            # A parent that was killed can't stop it; its child is handed to another process then.
+            # A parent that was killed can't stop this process, which then gets another parent.
             if parent is not None and os.getppid() != parent:
                 break
     except KeyboardInterrupt:

@@ -1,5 +1,5 @@
-"""Faults that any route may meet: an error status, a dropped or hanging connection, a body that is
-no JSON.
+"""Faults that may affect any route: an error status, a dropped or hanging connection, a body that
+is not JSON.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from aiohttp import web
 from beam_llm.testing.emulator.faults import STATUS_KINDS, Fault
 from beam_llm.testing.emulator.wire import JSON, WireError, scripted_error, server_error
 
-# Longer than any client waits, short enough that a forgotten one ends.
+# Longer than any client waits, and short enough that a forgotten call ends.
 _FOR_EVER_SECONDS = 3600.0
 _CHUNK_BYTES = 2**18
 
 
 def drop(request: web.BaseRequest) -> web.Response:
-    """Closes the connection without an answer; what is returned goes nowhere."""
-    # Not `close`, which would first send what is still to be sent.
+    """Closes the connection without an answer; the response that it returns is not sent."""
+    # Not `close`, which would first send what is still buffered.
     if request.transport is not None:
         request.transport.abort()
     return server_error(500).response()
@@ -31,19 +31,21 @@ def drop(request: web.BaseRequest) -> web.Response:
 async def before_work(
     request: web.BaseRequest, faults: Sequence[Fault]
 ) -> web.Response | WireError | None:
-    """The reply where a fault strikes before anything is done; waits where one is slow."""
+    """The reply if a fault strikes before any work is done, else None. Waits if a fault makes the
+    call slow.
+    """
     for fault in faults:
         if fault.kind in STATUS_KINDS or fault.kind == "token_limit_at_create":
             return scripted_error(fault)
         if fault.kind == "drop_before":
             return drop(request)
-    # Slow only where it is not refused: a refusal is quick.
+    # Slow only if the call is not refused: a refusal is quick.
     await pause(faults)
     return None
 
 
 def after_work(request: web.BaseRequest, faults: Sequence[Fault]) -> web.Response | None:
-    """The answer where a fault spoils it after the work was done."""
+    """The answer if a fault replaces it after the work is done, else None."""
     kinds = {fault.kind for fault in faults}
     if kinds & {"drop_after", "create_lost"}:
         return drop(request)
@@ -53,22 +55,23 @@ def after_work(request: web.BaseRequest, faults: Sequence[Fault]) -> web.Respons
 
 
 def garbage() -> web.Response:
-    """200, and no JSON in it."""
-    # As a gateway fails: what it had of the answer, within a page of its own, called JSON.
+    """A 200 whose body is not JSON."""
+    # As when a gateway fails: the part of the answer that it had, inside a page of its own,
+    # labelled as JSON.
     return web.Response(body=b'<html><body>upstream says {"id": "chatcmpl', content_type=JSON)
 
 
 async def flood(request: web.BaseRequest) -> web.StreamResponse:
-    """200, and a JSON string without an end, for as long as somebody reads it."""
+    """Sends a 200 and an endless JSON string, for as long as somebody reads it."""
     response = web.StreamResponse(headers={"content-type": JSON})
     await response.prepare(request)
     await response.write(b'{"id": "chatcmpl-')
-    while True:  # writing fails where the reader has gone
+    while True:  # until writing fails because the reader has gone
         await response.write(b"0" * 65_536)
 
 
 async def pause(faults: Sequence[Fault], seconds: float = 0.0) -> None:
-    """Sleeps as long as the faults say, after the usual `seconds`."""
+    """Sleeps for the usual `seconds` and for as long as the faults say."""
     for fault in faults:
         if fault.kind == "hang":
             seconds = fault.seconds or _FOR_EVER_SECONDS
@@ -81,9 +84,11 @@ async def pause(faults: Sequence[Fault], seconds: float = 0.0) -> None:
 async def send_file(
     request: web.BaseRequest, path: Path, size: int, *, cut_off: bool = False
 ) -> web.StreamResponse:
-    """Streams a file's body; one that is to be cut breaks off half-way, all its length promised."""
+    """Streams a file's body. With `cut_off` it breaks off half-way, though its full length was
+    promised.
+    """
     response = web.StreamResponse(headers={"content-type": "application/octet-stream"})
-    # Promised in full, so that a client can notice that half of it is missing.
+    # The full length, so that a client can notice that half of it is missing.
     response.content_length = size
     await response.prepare(request)
     left = size // 2 if cut_off else size
@@ -102,11 +107,11 @@ async def send_lines(
     cut_off: bool = False,
     cut_last: bool = False,
 ) -> web.StreamResponse:
-    """Streams JSON lines, whose length is not told.
+    """Streams JSON lines, without giving their length in advance.
 
     Args:
-      cut_off: the connection breaks in the middle of the first chunk that is sent.
-      cut_last: the stream ends well, in the middle of its last line.
+      cut_off: whether the connection breaks in the middle of the first chunk that is sent.
+      cut_last: whether the stream ends in the middle of its last line, over a good connection.
     """
     response = web.StreamResponse(headers={"content-type": content_type})
     await response.prepare(request)
@@ -117,7 +122,7 @@ async def send_lines(
             pending = b""
             if cut_off:
                 break
-        # One line stays behind in the buffer, as the last one may have to be cut.
+        # One line stays in the buffer, since the last one may have to be cut.
         last, pending = len(pending), pending + orjson.dumps(line) + b"\n"
     if pending:
         end = len(pending) // 2 if cut_off else (last + len(pending)) // 2

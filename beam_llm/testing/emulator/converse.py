@@ -1,4 +1,5 @@
-"""Converse bodies, and those of batch inference jobs: checked, translated, answered. Pure.
+"""Checks, translates and answers Converse bodies, and checks those of batch inference jobs. Pure
+functions.
 
 Source: botocore 1.44, `bedrock-runtime` and `bedrock`, read 2026-11.
 """
@@ -15,7 +16,7 @@ from msgspec import UNSET, UnsetType
 from beam_llm.testing.emulator.chat import Answer, strict_problem
 from beam_llm.testing.emulator.dialects import ModelRequest
 from beam_llm.testing.emulator.pictures import decode_base64, image_part, join_parts, picture_of
-from beam_llm.testing.emulator.shapes import SchemaNode, Share, Whole, misfit
+from beam_llm.testing.emulator.shapes import PositiveInt, SchemaNode, Share, misfit
 from beam_llm.testing.emulator.wire import WireError
 
 _FIELDS = frozenset(
@@ -32,7 +33,7 @@ _ENDS = {
     "refusal": "refusal",
     "empty": "end_turn",
 }
-# By names that stand for many: what the package does with such a model is what is tested.
+# A few names stand for many models: tests are about what the package does with such a model.
 _WITHOUT_SCHEMAS = re.compile(r"claude-3|nova|titan|llama")
 _WITHOUT_TOOLS = re.compile(r"titan")
 
@@ -55,7 +56,7 @@ class _CachePoint(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _SystemBlock(msgspec.Struct, forbid_unknown_fields=True):
-    """A text, or a point of the cache."""
+    """A text, or a cache point."""
 
     text: Annotated[str, msgspec.Meta(min_length=1)] | UnsetType = UNSET
     cachePoint: _CachePoint | UnsetType = UNSET
@@ -71,13 +72,14 @@ class _Image(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _Block(_SystemBlock, forbid_unknown_fields=True):
-    """Of a block only what the emulated model reads: no documents, no videos."""
+    """A content block, with only what the emulated model reads: no documents, no videos."""
 
     image: _Image | UnsetType = UNSET
 
 
 _MOST_IMAGES, _MOST_IMAGE_BYTES = 20, 3_932_160
-"""3.75 MB each. Source: Bedrock API reference (ImageBlock), read 2026-11."""
+"""The most images of a message, and 3.75 MB for each. Source: Bedrock API reference (ImageBlock),
+read 2026-11."""
 
 
 class _Message(msgspec.Struct, forbid_unknown_fields=True):
@@ -86,7 +88,7 @@ class _Message(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _Limits(msgspec.Struct, forbid_unknown_fields=True):
-    maxTokens: Whole | None = None
+    maxTokens: PositiveInt | None = None
     temperature: Share | None = None
     topP: Share | None = None
     stopSequences: list[str] | None = None
@@ -159,7 +161,7 @@ class _Body(msgspec.Struct):
 
 
 def parse_request(body: Any, model: str) -> ModelRequest | WireError:
-    """A Converse body, checked and translated."""
+    """Checks a Converse body, and translates it for the emulated model."""
     problem = _problem(body, model)
     if problem is not None:
         return WireError(400, problem)
@@ -178,14 +180,14 @@ def parse_request(body: Any, model: str) -> ModelRequest | WireError:
     if schema is not None:
         named = {"name": "reply", "strict": False, "schema": schema}
         chat["response_format"] = {"type": "json_schema", "json_schema": named}
-    # Whether anything is cached is the model's to say; without a mark it must not be told.
+    # Whether anything was cached is for the model to say, but only if there is a cache point.
     is_cached = b'"cachePoint"' in orjson.dumps(body)
     note = {"tool": tool and tool["name"], "cached": is_cached, "tier": body.get("serviceTier")}
     return ModelRequest(chat, note)
 
 
 def reply(answer: Answer, request: ModelRequest) -> dict[str, Any]:
-    """A good answer as Converse gives it."""
+    """A good answer in Converse's form."""
     note, words = request.note or {}, answer.words
     end = _ENDS[answer.finish]
     content: list[dict[str, Any]] = [] if words is None else [{"text": words}]
@@ -207,7 +209,7 @@ def _usage(answer: Answer, is_cached: bool) -> dict[str, int]:
     details = answer.body["usage"].get("prompt_tokens_details") or {}
     cached = details.get("cached_tokens", 0) if is_cached else 0
     return {
-        "inputTokens": answer.input_tokens - cached,  # those beside the cache, as Bedrock counts
+        "inputTokens": answer.input_tokens - cached,  # without the cached ones, as Bedrock counts
         "outputTokens": answer.output_tokens,
         "totalTokens": answer.input_tokens + answer.output_tokens,
         "cacheReadInputTokens": cached,
@@ -223,7 +225,7 @@ def _parse_json(words: str) -> Any:
 
 
 def _part(block: dict[str, Any]) -> str | dict[str, Any]:
-    """A block as OpenAI has it."""
+    """A content block in OpenAI's form."""
     image = block.get("image")
     if image is None:
         return str(block.get("text", ""))
@@ -247,7 +249,7 @@ def _schema(body: Any) -> Any:
     return None if text is None else orjson.loads(text)
 
 
-# What the API refuses
+# Bodies that the API refuses
 # --------------------------------------------------------------------------------------------------
 
 
@@ -297,8 +299,8 @@ def _images_problem(message: dict[str, Any]) -> str | None:
 
 
 def _are_blocks(blocks: list[dict[str, Any]]) -> bool:
-    """Texts, images, and points of a cache: each block is one of them, and not all are points."""
-    # Blocks are unions in the API's model, which a struct of optional fields does not say.
+    """Whether each block is a text, an image or a cache point, and not all are cache points."""
+    # Blocks are unions in the API's model, which a struct of optional fields does not express.
     has_content = any("text" in block or "image" in block for block in blocks)
     return has_content and all(len(block) == 1 for block in blocks)
 
@@ -345,7 +347,7 @@ class _Job(msgspec.Struct):
 
 
 def job_problem(body: Any) -> str | None:
-    """What CreateModelInvocationJob refuses of a body."""
+    """Why CreateModelInvocationJob refuses a body; None where it takes it."""
     if not isinstance(body, dict):
         return "The request body is not valid JSON."
     for name in body:

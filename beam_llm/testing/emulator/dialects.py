@@ -1,6 +1,7 @@
-"""A provider's wire format: how a dialect is mounted on the emulator, and what it has to implement.
+"""Dialects, the providers' wire formats: what a dialect has to implement, and how it is mounted on
+the emulator.
 
-A dialect is one file here, named in `NAMES`, with a class `Wire`:
+A dialect is a file in this folder, named in `NAMES`, with a class `Wire`:
 
     class Wire(Dialect):  # testing/emulator/acme.py, mounted at http://127.0.0.1:PORT/acme
         name = "acme"
@@ -23,9 +24,9 @@ A dialect is one file here, named in `NAMES`, with a class `Wire`:
         def error(self, error: WireError) -> web.Response:
             return json_response({"oops": error.message}, error.status, error.headers)
 
-The service handles faults, limits, latency, bills and the kept requests (`Service.live`), and the
-states of jobs (`Batches`): a dialect's routes for jobs call `create`, `look`, `list_jobs`,
-`cancel`, `delete` and `results`, which ask the dialect only for the wire format.
+The service handles faults, limits, latency, bills and recorded requests (`Service.live`), and the
+states of jobs (`Batches`). A dialect's routes for jobs call `create`, `look`, `list_jobs`,
+`cancel`, `delete` and `results`, which leave only the wire format to the dialect.
 
         async def _new_job(self, raw: bytes) -> NewJob | WireError:  # for `batches.create`
             job_id = f"job-{uuid.uuid4().hex}"
@@ -45,8 +46,8 @@ states of jobs (`Batches`): a dialect's routes for jobs call `create`, `look`, `
                 return {"name": result.custom_id, "is": reply}
             return {"name": result.custom_id, "went_wrong": result.code or result.error.message}
 
-Files of a dialect's own clients can be kept in `service.files` (`part_path`, `add`, `get`, `path`,
-`remove`); `NewJob.own` may name them.
+Files that a dialect's clients upload can be kept in `service.files` (`part_path`, `add`, `get`,
+`path`, `remove`); `NewJob.own` may name them.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ if TYPE_CHECKING:
     from beam_llm.testing.emulator.chat import Answer
     from beam_llm.testing.emulator.service import Service
 
-# Each differs from OpenAI's dialect by a few words, so they share a module.
+# Each of these differs only a little from OpenAI's dialect, so they share a module.
 _FAMILY = ("groq", "together", "deepinfra")
 
 NAMES = (
@@ -81,24 +82,24 @@ NAMES = (
     "xai",
     "responses",
 )
-"""Dialects, each in a module of this folder, or with others of its family in one. The first one
-gets the routes that no other has.
+"""The dialects, each in a module of this folder or in one with others of its family. The first
+dialect gets the routes that no other has.
 """
 
 Reply = web.StreamResponse | WireError
-"""What a route returns: a response, or an error that the dialect translates at the end."""
+"""What a route returns: a response, or an error that the dialect then translates."""
 
 Job = dict[str, Any]
-"""A job as `Batches` keeps it. A dict, as it is one JSON file that is rewritten at every step."""
+"""A job as `Batches` keeps it. It is a dict because it is written to a JSON file at every step."""
 
 
 class ModelRequest(NamedTuple):
-    """A request, translated for the emulated model.
+    """A request that is translated for the emulated model.
 
     Attributes:
-      body: OpenAI's chat completion body, as the emulated model reads it. Give a `response_format`
-        `strict: False`, or OpenAI's rules will be enforced.
-      note: what the dialect needs for writing the reply; JSON.
+      body: OpenAI's chat completion body, which the emulated model reads. Set `strict: False` in a
+        `response_format`, or OpenAI's rules will be enforced.
+      note: what the dialect needs to write the reply; JSON.
     """
 
     body: dict[str, Any]
@@ -106,18 +107,19 @@ class ModelRequest(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One request of a job, as the dialect read it; a refused one ends as an error of its own.
+    """One request of a job, as the dialect has read it. A request that it refused ends as an error
+    of its own.
 
     Attributes:
-      custom_id: None where a client gave none, and the API doesn't ask for one.
+      custom_id: None where the client gave none and the API doesn't require one.
     """
 
     custom_id: str | None
     parsed: ModelRequest | WireError
 
     def encode(self) -> bytes:
-        """The line in OpenAI's form, which `Batches` works on, with a newline."""
-        # With a method and a URL, so that one reader of lines serves all dialects.
+        """The line, with a newline, in OpenAI's form, which `Batches` works on."""
+        # With a method and a URL, so that all dialects' lines can be read in the same way.
         line: dict[str, Any] = {
             "custom_id": self.custom_id,
             "method": "POST",
@@ -134,9 +136,10 @@ class LineResult(NamedTuple):
     """How one request of a job ended.
 
     Attributes:
-      answer: where the model answered it, else None.
-      error: where it was refused or failed, else None.
-      code: where it was never processed: `batch_expired`, `batch_cancelled`; or of a failure.
+      answer: the model's answer; None where there is none.
+      error: the error of a request that was refused or failed, else None.
+      code: `batch_expired` or `batch_cancelled` where the request was never processed, or the code
+        of its failure.
       parsed: the request, without its body.
     """
 
@@ -150,14 +153,14 @@ class LineResult(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """What a dialect makes of a create.
+    """A job that a dialect's client asks for in a create.
 
     Attributes:
-      job_id: as the provider's own look.
-      lines: a file of encoded `Line`s, which the job takes over; None: the job works on the file
-        `input_file_id` of `service.files`, which holds OpenAI's lines.
-      own: what the dialect needs later for the job (a label, metadata, a model); JSON.
-      errors: validation errors, for which the job fails; in OpenAI's form.
+      job_id: an id that looks like the provider's own.
+      lines: a file of encoded `Line`s, which the job takes over. None means that the job works on
+        the file `input_file_id` of `service.files`, which holds lines in OpenAI's form.
+      own: what the dialect needs for the job later (a label, metadata, a model); JSON.
+      errors: validation errors, in OpenAI's form, with which the job fails.
     """
 
     job_id: str
@@ -168,14 +171,14 @@ class NewJob:
 
 
 class Dialect:
-    """One provider's wire. See the module's docstring.
+    """One provider's wire format. See the module's docstring for how to write one.
 
     Attributes:
-      name: of the provider, and of the prefix that it is mounted under.
-      variables: of the environment: the base URL's, the key's.
-      path: what a base URL has after the prefix.
-      shows_cancelled: lines that a cancelled job did not process have results, too.
-      service: the service that it is mounted on, with options, limits, faults and jobs.
+      name: the name of the provider, and of the path prefix under which the dialect is mounted.
+      variables: the environment variables of the base URL and of the key.
+      path: the path that a base URL has after the prefix.
+      shows_cancelled: whether lines that a cancelled job did not process have results, too.
+      service: the service on which it is mounted, with options, limits, faults and jobs.
     """
 
     name: ClassVar[str]
@@ -188,19 +191,21 @@ class Dialect:
 
     @classmethod
     def environment(cls, url: str, key: str) -> dict[str, str]:
-        """Variables that lead this provider's clients to the emulator at `url`."""
+        """Environment variables that direct this provider's clients to the emulator at `url`."""
         base_url, api_key = cls.variables
         return {base_url: f"{url}/{cls.name}{cls.path}", api_key: key}
 
     def local_path(self, path: str) -> str | None:
         """The path below the prefix; None for a path of another dialect."""
-        # With the slash: `/xai2` is not a path below `/xai`.
+        # Compared with a slash at its end: `/xai2` is not a path below `/xai`.
         prefix = f"/{self.name}"
         return path[len(prefix) :] if path.startswith(f"{prefix}/") else None
 
     def refuse(self, request: web.BaseRequest) -> WireError | None:
-        """What is wrong with a request, whatever its route: its key, its version."""
-        # None accepts any key, an empty tuple needs none: both are common in tests.
+        """The error for a request that is wrong whatever its route is, such as a wrong key or
+        version; else None.
+        """
+        # None accepts any key, and an empty tuple requires no key: both are common in tests.
         keys = self.service.options.keys
         if keys == ():
             return None
@@ -210,7 +215,7 @@ class Dialect:
         return wrong_key() if keys is not None and key not in keys else None
 
     def key_of(self, request: web.BaseRequest) -> str:
-        """The key that the request came with; empty where there is none."""
+        """The API key of the request; empty where it has none."""
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         return token.strip() if scheme.lower() == "bearer" else ""
 
@@ -219,31 +224,31 @@ class Dialect:
         raise NotImplementedError
 
     def recorded_body(self, body: Any, parsed: ModelRequest) -> Any:
-        """What `Emulator.requests` keeps of a live call."""
+        """The body of a live call that `Emulator.requests` keeps."""
         return body
 
     def reply(self, answer: Answer, parsed: ModelRequest, reply_id: str) -> Any:
-        """A good answer as this provider writes it; JSON."""
+        """A good answer in this provider's form; JSON."""
         raise NotImplementedError
 
     def error(self, error: WireError) -> web.Response:
-        """An error as this provider writes it. `error.code` tells scripted ones apart."""
+        """An error in this provider's form. `error.code` tells scripted errors apart."""
         return error.response()
 
     def headers(self, number: int, seconds: float | None = None) -> dict[str, str]:
-        """Headers of the reply to the call of that number.
+        """The headers of the reply to the call with this number.
 
         Args:
-          seconds: the time of the call so far; None where it was refused before any work.
+          seconds: how long the call has taken so far; None where it was refused before any work.
         """
         return {}
 
     def answer_headers(self, answer: Answer) -> dict[str, str]:
-        """Headers of a good answer, beside `headers`."""
+        """The headers of a good answer, in addition to `headers`."""
         return {}
 
     def job(self, job: Job) -> Any:
-        """A job as this provider shows it; JSON."""
+        """A job in this provider's form; JSON."""
         raise NotImplementedError
 
     def no_job(self, job_id: str) -> WireError:
@@ -252,10 +257,10 @@ class Dialect:
 
 
 def dialect_class(name: str) -> type[Dialect]:
-    """The `Wire` of a name in `NAMES`. Raises ValueError for another one."""
+    """The dialect of a name in `NAMES`. Raises ValueError for any other name."""
     if name not in NAMES:
         raise ValueError(f"the emulator has no dialect {name!r}; it has {', '.join(NAMES)}")
-    # Loaded when first asked for, as a client's environment needs one dialect alone.
+    # Loaded on first use, since a client's environment needs only one dialect.
     module = "family" if name in _FAMILY else name
     loaded = importlib.import_module(f"beam_llm.testing.emulator.{module}")
     found: type[Dialect] = loaded.WIRES[name] if name in _FAMILY else loaded.Wire

@@ -1,9 +1,9 @@
-"""Embeddings as Google has them: embedContent and batchEmbedContents of the Gemini API, `predict`
-and embedContent of Vertex AI, checked and translated; replies in Google's words.
+"""Google's embeddings: checks and translates embedContent and batchEmbedContents of the Gemini API,
+and `predict` and embedContent of Vertex AI; writes replies in Google's form.
 
-What is too long is cut by the Gemini API without a word, and by Vertex AI unless it is told not to.
-Source: Gemini API reference (embeddings), google-genai 2.34, aiplatform_v1's EmbedContentRequest,
-Vertex AI's "Text embeddings API", read 2026-11.
+A text that is too long is silently truncated by the Gemini API, and by Vertex AI unless the request
+forbids it. Source: Gemini API reference (embeddings), google-genai 2.34, aiplatform_v1's
+EmbedContentRequest, Vertex AI's "Text embeddings API", read 2026-11.
 """
 
 from __future__ import annotations
@@ -18,12 +18,17 @@ from msgspec import UNSET, UnsetType
 from beam_llm.testing.emulator.chat import Answer, tokens_of
 from beam_llm.testing.emulator.dialects import ModelRequest
 from beam_llm.testing.emulator.embedder import Embedder, most_dimensions
-from beam_llm.testing.emulator.generate_content import camel, content_problem, describe_misfit
+from beam_llm.testing.emulator.generate_content import (
+    content_problem,
+    describe_misfit,
+    to_camel_keys,
+)
 from beam_llm.testing.emulator.shapes import misfit
 from beam_llm.testing.emulator.wire import WireError
 
 MOST_REQUESTS = 100
-"""Of one batchEmbedContents. Source: others' reports of its refusal, read 2026-11."""
+"""The most requests in one batchEmbedContents. Source: others' reports of its refusal, read
+2026-11."""
 MOST_INSTANCES = 250
 
 _Task = Literal[
@@ -41,7 +46,7 @@ _PREDICTS = re.compile(r"(?!.*gemini)|gemini-embedding-001$")
 
 
 class _Options(msgspec.Struct):
-    """What a vector depends on beside its text."""
+    """What a vector depends on besides its text."""
 
     taskType: _Task | UnsetType = UNSET
     title: str | UnsetType = UNSET
@@ -66,33 +71,35 @@ class _Parameters(msgspec.Struct):
 
 
 def parse_request(body: Any, model: str, embedder: Embedder) -> ModelRequest | WireError:
-    """An embedContent body of the Gemini API."""
+    """Checks and translates an embedContent body of the Gemini API."""
     found = _parse_content(body, model)
     return found if isinstance(found, WireError) else _model_request([found], model, embedder)
 
 
 def parse_batch_request(body: Any, model: str, embedder: Embedder) -> ModelRequest | WireError:
-    """A batchEmbedContents body."""
+    """Checks and translates a batchEmbedContents body."""
     requests = body.get("requests") if isinstance(body, dict) else None
     if not isinstance(requests, list) or not requests or set(body) != {"requests"}:
         return WireError(400, "* BatchEmbedContentsRequest.requests: requests must not be empty\n")
     if len(requests) > MOST_REQUESTS:
         message = f"at most {MOST_REQUESTS} requests can be in one batch"
         return WireError(400, f"* BatchEmbedContentsRequest.requests: {message}\n")
-    read = [_parse_content(request, model) for request in requests]
-    texts = [each for each in read if not isinstance(each, WireError)]
-    wrong = next((each for each in read if isinstance(each, WireError)), None)
+    parsed = [_parse_content(request, model) for request in requests]
+    texts = [each for each in parsed if not isinstance(each, WireError)]
+    wrong = next((each for each in parsed if isinstance(each, WireError)), None)
     return wrong or _model_request(texts, model, embedder, {"many": True})
 
 
 def _parse_content(body: Any, model: str) -> tuple[str, dict[str, Any]] | WireError:
     """The text and the options of one embedContent body."""
-    body, problem = camel(body, "", _FIELDS | {"embedContentConfig"})
+    body, problem = to_camel_keys(body, "", _FIELDS | {"embedContentConfig"})
     if problem is not None:
         return WireError(400, problem)
     if body.get("model", f"models/{model}") != f"models/{model}":
         return WireError(400, f"Model in the body must be models/{model}, as in the address.")
-    config, problem = camel(body.get("embedContentConfig", {}), "embed_content_config", _CONFIG)
+    config, problem = to_camel_keys(
+        body.get("embedContentConfig", {}), "embed_content_config", _CONFIG
+    )
     if problem is not None:
         return WireError(400, problem)
     if "content" not in body:
@@ -109,7 +116,7 @@ def _parse_content(body: Any, model: str) -> tuple[str, dict[str, Any]] | WireEr
 
 
 def reply(answer: Answer, parsed: ModelRequest) -> dict[str, Any]:
-    """A good answer of the Gemini API."""
+    """A good answer in the Gemini API's form."""
     tokens = answer.input_tokens
     details = [{"modality": "TEXT", "tokenCount": tokens}]
     usage = {"usageMetadata": {"promptTokenCount": tokens, "promptTokenDetails": details}}
@@ -120,7 +127,7 @@ def reply(answer: Answer, parsed: ModelRequest) -> dict[str, Any]:
 
 
 def inline_reply(answer: Answer, parsed: ModelRequest) -> dict[str, Any]:
-    """The same among the inline responses of a job."""
+    """A good answer among the inline responses of a job."""
     return {"embedding": reply(answer, parsed)["embedding"], "tokenCount": answer.input_tokens}
 
 
@@ -131,15 +138,15 @@ def inline_reply(answer: Answer, parsed: ModelRequest) -> dict[str, Any]:
 def parse_vertex_request(
     body: Any, model: str, verb: str, embedder: Embedder
 ) -> ModelRequest | WireError:
-    """A body of Vertex AI: each model has one of the verbs alone."""
+    """Checks and translates a body of Vertex AI. Each model has only one of the verbs."""
     if _PREDICTS.match(model) is None or verb != "predict":
         if _PREDICTS.match(model) is not None or verb == "predict":
             return WireError(400, "Precondition check failed.", code="FAILED_PRECONDITION")
         found = _parse_content(body, model)
         if isinstance(found, WireError):
             return found
-        cuts = found[1].get("autoTruncate", True)
-        return _model_request([found], model, embedder, {"verb": verb}, cuts=cuts)
+        truncates = found[1].get("autoTruncate", True)
+        return _model_request([found], model, embedder, {"verb": verb}, truncates=truncates)
     return _parse_predict(body, model, embedder)
 
 
@@ -154,22 +161,22 @@ def _parse_predict(body: Any, model: str, embedder: Embedder) -> ModelRequest | 
     if len(instances) > (1 if model.startswith("gemini") else MOST_INSTANCES):
         return WireError(400, f"{len(instances)} instance(s) is over the limit of the model.")
     parameters = body.get("parameters", {})
-    read = [_instance(each, parameters) for each in instances]
-    texts = [each for each in read if not isinstance(each, WireError)]
-    wrong = next((each for each in read if isinstance(each, WireError)), None)
-    cuts = parameters.get("autoTruncate", True) if isinstance(parameters, dict) else True
-    return wrong or _model_request(texts, model, embedder, {"verb": "predict"}, cuts=cuts)
+    parsed = [_instance(each, parameters) for each in instances]
+    texts = [each for each in parsed if not isinstance(each, WireError)]
+    wrong = next((each for each in parsed if isinstance(each, WireError)), None)
+    truncates = parameters.get("autoTruncate", True) if isinstance(parameters, dict) else True
+    return wrong or _model_request(texts, model, embedder, {"verb": "predict"}, truncates=truncates)
 
 
 def parse_instance(
     instance: Any, parameters: Any, model: str, embedder: Embedder
 ) -> ModelRequest | WireError:
-    """A line of a batch prediction job, whose parameters are the job's."""
+    """Checks and translates a line of a batch prediction job, whose parameters are the job's."""
     found = _instance(instance, parameters)
     if isinstance(found, WireError):
         return found
-    cuts = parameters.get("autoTruncate", True)
-    return _model_request([found], model, embedder, {"verb": "predict"}, cuts=cuts)
+    truncates = parameters.get("autoTruncate", True)
+    return _model_request([found], model, embedder, {"verb": "predict"}, truncates=truncates)
 
 
 def _instance(instance: Any, parameters: Any) -> tuple[str, dict[str, Any]] | WireError:
@@ -190,7 +197,7 @@ def _instance(instance: Any, parameters: Any) -> tuple[str, dict[str, Any]] | Wi
 
 
 def vertex_reply(answer: Answer, parsed: ModelRequest) -> dict[str, Any]:
-    """A good answer of Vertex AI."""
+    """A good answer in Vertex AI's form."""
     note, tokens = parsed.note or {}, answer.input_tokens
     vectors = [_values(entry) for entry in answer.body["data"]]
     if note.get("verb") == "embedContent":
@@ -209,7 +216,7 @@ def vertex_reply(answer: Answer, parsed: ModelRequest) -> dict[str, Any]:
 
 
 def _values(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """A vector; one without numbers is an empty message: proto3 leaves out what is empty."""
+    """A vector. One without numbers is an empty message, since proto3 leaves out what is empty."""
     return {"values": entry["embedding"]} if entry["embedding"] is not None else {}
 
 
@@ -219,32 +226,35 @@ def _model_request(
     embedder: Embedder,
     note: dict[str, Any] | None = None,
     *,
-    cuts: bool = True,
+    truncates: bool = True,
 ) -> ModelRequest | WireError:
-    """What the emulated model is asked.
+    """The request for the emulated model.
 
     Args:
       found: texts and their options.
-      cuts: what is too long is cut, and not refused.
+      truncates: whether texts that are too long are truncated rather than refused.
     """
     if not embedder.knows(model):
         message = "is not found for API version v1beta, or is not supported for embedContent"
         return WireError(404, f"models/{model} {message}.")
     most = 2_048 if _PREDICTS.match(model) else 8_192
     longest = max(tokens_of(text) for text, _ in found)
-    if longest > most and not cuts:
+    if longest > most and not truncates:
         message = f"the input token count is {longest} but the model supports up to {most}"
         return WireError(400, f"Unable to submit request because {message}.")
-    made: dict[str, Any] = {"model": model, "input": [_truncate(text, most) for text, _ in found]}
+    request_body: dict[str, Any] = {
+        "model": model,
+        "input": [_truncate(text, most) for text, _ in found],
+    }
     size = found[0][1].get("outputDimensionality")
     if size is not None:
         if size > most_dimensions(model):
             message = f"must be in the range [1, {most_dimensions(model)}]"
             return WireError(400, f"* EmbedContentRequest.output_dimensionality: {message}\n")
-        made["dimensions"] = size
-    return ModelRequest(made, {**(note or {}), "cut": longest > most})
+        request_body["dimensions"] = size
+    return ModelRequest(request_body, {**(note or {}), "cut": longest > most})
 
 
 def _truncate(text: str, most: int) -> str:
-    """The beginning of a text that has more tokens than that."""
+    """The text, or its beginning if it has more than `most` tokens."""
     return text if tokens_of(text) <= most else text.encode()[: 4 * most].decode("utf-8", "ignore")

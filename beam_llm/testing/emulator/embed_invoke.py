@@ -1,5 +1,5 @@
-"""Embeddings as Bedrock's models have them under InvokeModel: Titan's and Cohere's own bodies,
-checked and translated; replies in their words.
+"""Embeddings of Bedrock's models under InvokeModel: checks and translates Titan's and Cohere's own
+bodies, and writes replies in their forms.
 
 Source: Bedrock user guide, "Amazon Titan Embeddings Text", "Cohere Embed v3" and "… v4"; others'
 reports of its refusals ("Malformed input request: …"), read 2026-11.
@@ -55,7 +55,7 @@ _FORMS: dict[str, type[msgspec.Struct]] = {
 
 
 def embeds(model: str) -> bool:
-    """Whether it is a model of embeddings."""
+    """Whether this is an embedding model."""
     return _form_of(model) is not None
 
 
@@ -64,7 +64,7 @@ def _form_of(model: str) -> type[msgspec.Struct] | None:
 
 
 def parse_request(body: Any, model: str, embedder: Embedder) -> ModelRequest | WireError:
-    """A body of InvokeModel, checked and translated."""
+    """Checks an InvokeModel body, and translates it for the emulated model."""
     form = _form_of(model)
     if form is None or not embedder.knows(model):
         return WireError(400, "The provided model identifier is invalid.")
@@ -78,10 +78,12 @@ def parse_request(body: Any, model: str, embedder: Embedder) -> ModelRequest | W
         size, texts = body.get("dimensions"), [body["inputText"]]
     else:
         size, texts = body.get("output_dimension"), body["texts"]
-    made: dict[str, Any] = {"model": model, "input": texts}
+    request_body: dict[str, Any] = {"model": model, "input": texts}
     usual = 1_024 if form is _Cohere else 1_536
-    made["dimensions"] = size or (1_024 if form is _Titan else usual)
-    return ModelRequest(made, {"by_type": "embedding_types" in body, "cohere": "texts" in body})
+    request_body["dimensions"] = size or (1_024 if form is _Titan else usual)
+    return ModelRequest(
+        request_body, {"by_type": "embedding_types" in body, "cohere": "texts" in body}
+    )
 
 
 def _problem(body: Any, form: type[msgspec.Struct]) -> str | None:
@@ -106,7 +108,7 @@ def _malformed_input(problem: str) -> WireError:
 
 
 def reply(answer: Answer, note: Any) -> dict[str, Any]:
-    """A good answer as the model writes it."""
+    """A good answer in the model's own form."""
     vectors = [entry["embedding"] for entry in answer.body["data"]]
     if not note["cohere"]:
         vector = vectors[0] if vectors else []

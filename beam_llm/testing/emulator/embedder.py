@@ -1,8 +1,8 @@
 """The emulated model behind `/embeddings`: body in, body out, live and for the lines of jobs.
 
-Its vectors mean something: words and their pieces, hashed into dimensions and normalised, so that
-texts with common words are near to one another, and equal texts have equal vectors in every
-process.
+Its vectors are meaningful: words and their pieces are hashed into dimensions and normalised, so
+that texts with words in common are close to one another, and equal texts have equal vectors in
+every process.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _WORD = re.compile(r"\w+")
 
 
 class Texts(NamedTuple):
-    """What a request asks about; as `reading.Question` has it for chat."""
+    """The texts of a request; what `reading.Question` is for chat."""
 
     texts: tuple[str, ...]
 
@@ -48,7 +48,7 @@ class Embedder:
     """The emulated model behind `/embeddings`.
 
     Args:
-      models: names it knows; None knows all.
+      models: the names of models that it knows; None means any.
     """
 
     most_job_texts: ClassVar[int | None] = 50_000
@@ -60,7 +60,7 @@ class Embedder:
         return self._models is None or model in self._models
 
     def check(self, body: Any) -> WireError | None:
-        """What OpenAI rejects before any work."""
+        """The error for a body that OpenAI rejects before any work; None for any other."""
         if not isinstance(body, dict):
             return WireError(400, "We could not parse the JSON body of your request.")
         if not isinstance(body.get("model"), str) or not body["model"]:
@@ -107,12 +107,12 @@ class Embedder:
 
 
 def most_dimensions(model: str) -> int:
-    """Numbers of a model's vector, if nobody wants fewer."""
+    """How many numbers a model's vector has, unless fewer are requested."""
     return _DIMENSIONS.get(model, _USUAL_DIMENSIONS)
 
 
 def _texts(given: Any) -> list[str]:
-    """The texts of an `input`; one of tokens is spelled by their numbers."""
+    """The texts of an `input`. A text given as tokens is written as the numbers of its tokens."""
     if isinstance(given, str):
         return [given]
     if given and all(type(token) is int for token in given):
@@ -165,20 +165,20 @@ def _check_form(body: Mapping[str, Any]) -> WireError | None:
 
 
 def vector_of(text: str, dimensions: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """The text's vector: its words, and with less weight their pieces, hashed; of length 1."""
+    """The text's vector, of length 1: its words and, with less weight, their pieces, hashed."""
     words = _WORD.findall(text.lower()) or [text]
     pieces = [f" {word} "[at : at + 3] for word in words for at in range(len(word))]
     hashes = np.array([zlib.crc32(token.encode()) for token in (*words, *pieces)], dtype=np.int64)
     weights = np.array([1.0] * len(words) + [0.2] * len(pieces))
     weights[(hashes >> 16) & 1 == 1] *= -1.0
     found = np.bincount(hashes % dimensions, weights, dimensions)
-    # Of few dimensions all may cancel out.
+    # With few dimensions, all of them may cancel out.
     length = float(np.linalg.norm(found))
     return (found / length if length else np.eye(1, dimensions)[0]).astype(np.float32)
 
 
 def _with_faults(placed: list[tuple[Any, Any]], kinds: set[str]) -> list[tuple[Any, Any]]:
-    """The vectors with their places, as a script has them go wrong."""
+    """The vectors with their places, changed by the scripted faults."""
     (first, vector), count = placed[0], len(placed)
     if "shuffled" in kinds:
         random.Random(count).shuffle(placed)

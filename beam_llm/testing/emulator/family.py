@@ -1,5 +1,6 @@
-"""OpenAI's dialect as others speak it, each with its own addresses and words over OpenAI's code.
-Here are those whose jobs are OpenAI's, too: Together, Groq, DeepInfra.
+"""OpenAI's dialect as other providers speak it: each has its own addresses and names, on top of
+OpenAI's code. This module has those whose batch jobs are like OpenAI's, too: Together, Groq,
+DeepInfra.
 
 Sources: the providers' documentation and SDKs (groq 1.7.0, together 3.1.1); read 2026-11.
 """
@@ -37,20 +38,21 @@ from beam_llm.testing.emulator.wire import (
 )
 from beam_llm.testing.emulator.work import CANCELLED, EXPIRED
 
-UNDONE = (EXPIRED["code"], CANCELLED["code"])
-"""Codes of lines that their job did not come to."""
+UNPROCESSED = (EXPIRED["code"], CANCELLED["code"])
+"""Codes of lines that their job did not process."""
 
 
 class Family(openai.Wire):
-    """OpenAI's wire under another prefix.
+    """OpenAI's wire format under another prefix.
 
     Attributes:
-      purposes: that a file may be uploaded for.
-      tiers: values of `service_tier` that are taken; None: any.
-      most_images, image_kinds: of a request.
+      purposes: the purposes that a job's input file may have.
+      tiers: the values of `service_tier` that are accepted; None means any.
+      most_images, image_kinds: the most images of a request, and their media types.
     """
 
-    # Each of them has fields of its own beside OpenAI's (Together's `model_id`, `priority`).
+    # Each of these providers has fields of its own besides OpenAI's (Together's `model_id`,
+    # `priority`).
     create_shape: ClassVar[type[openai.Create]] = openai.Create
     upload_purposes: ClassVar[tuple[str, ...] | None] = None
     purposes: ClassVar[tuple[str, ...]] = ("batch",)
@@ -71,14 +73,14 @@ class Family(openai.Wire):
         return Dialect.key_of(self, request)
 
     def headers(self, number: int, seconds: float | None = None) -> dict[str, str]:
-        # Without OpenAI's `openai-…` headers, by which a client might take it for OpenAI.
+        # Without OpenAI's `openai-…` headers, from which a client might take the server for OpenAI.
         return {
             "x-request-id": f"req_{self.service.started}_{number}",
             **self.service.limits.headers(),
         }
 
     def _parse_request(self, body: Any, deployment: str | None) -> ModelRequest | WireError:
-        # Deployments in a path are Azure's alone.
+        # Only Azure has deployments in the path.
         parsed = super()._parse_request(body, None)
         if isinstance(parsed, WireError):
             return parsed
@@ -128,9 +130,9 @@ class Groq(Family):
             "top_p", "user",
         )
     )  # fmt: skip
-    # Models that hold replies to a schema; the others know `json_object` alone.
+    # Models that enforce schemas; the others only know `json_object`.
     knows_schemas = re.compile(r"openai/gpt-oss|moonshotai/kimi-k2|meta-llama/llama-4")
-    # 24 hours to 7 days, in whole hours or days.
+    # 24 hours to 7 days, in hours or in days.
     windows = re.compile(r"(2[4-9]|[3-9]\d|1[0-5]\d|16[0-8])h|[1-7]d")
 
     def _parse_request(self, body: Any, deployment: str | None) -> ModelRequest | WireError:
@@ -144,7 +146,7 @@ class Groq(Family):
         return parsed
 
     def _page(self, request: web.BaseRequest, visible: list[Job]) -> Reply:
-        """A list in small pages, each with a cursor to the next: no id leads on."""
+        """A list in small pages, each with a cursor to the next; ids are not cursors here."""
         page = page_of(visible, self.service.options, request.query, "size", 20, "cursor", 20)
         if page is None:
             return WireError(400, "Invalid cursor.")
@@ -158,7 +160,7 @@ class Groq(Family):
 
     def reply(self, answer: Answer, parsed: ModelRequest, reply_id: str) -> Any:
         tier = parsed.body.get("service_tier") or "on_demand"
-        # Fields beside OpenAI's, which a reader of usage has to pass over.
+        # Fields besides OpenAI's, which a reader of usage has to ignore.
         usage = {
             "queue_time": 0.01,
             "prompt_time": 0.001,
@@ -180,7 +182,7 @@ class Together(Family):
     variables = ("TOGETHER_BASE_URL", "TOGETHER_API_KEY")
     path = "/v1"
     purposes = ("batch-api",)
-    # It has no word for either; all others are OpenAI's in capitals.
+    # It has no word for either of these; all others are OpenAI's words in capitals.
     _words: ClassVar[dict[str, str]] = {"finalizing": "IN_PROGRESS", "cancelling": "IN_PROGRESS"}
 
     async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
@@ -203,7 +205,9 @@ class Together(Family):
         return dataclasses.replace(made, lines=part, errors=tuple(errors))
 
     def _rewrite(self, file_id: str, part: Path) -> list[dict[str, Any]]:
-        """Lines of a `custom_id` and a `body` as OpenAI's; what is wrong with the first other."""
+        """Rewrites lines with a `custom_id` and a `body` as OpenAI's lines. Stops at the first
+        faulty line, and returns its error.
+        """
         target = {"method": "POST", "url": "/v1/chat/completions"}
         with open(self.service.files.path(file_id), "rb") as lines, open(part, "wb") as file:
             for number, data in enumerate(lines, 1):
@@ -251,7 +255,7 @@ class DeepInfra(Family):
     tiers = ("default", "priority")
 
     def reply(self, answer: Answer, parsed: ModelRequest, reply_id: str) -> Any:
-        # A cost in dollars beside the tokens, of which the client reckons its own.
+        # A cost in dollars besides the tokens, from which the client computes a cost of its own.
         tokens = answer.input_tokens + answer.output_tokens
         return {
             **answer.body,

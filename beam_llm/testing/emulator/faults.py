@@ -8,8 +8,9 @@
         ]
     )
 
-Decisions are hashes of the seed and of their subject, not draws from a shared generator: the same
-script affects the same calls in the same way, also after the emulator was killed and restarted.
+Decisions are hashes of the seed and of their subject, not draws from a shared random generator: the
+same script affects the same calls in the same way, even after the emulator was killed and
+restarted.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from typing import Any
 
 _ANSWERS = ("chat", "line")
 
-# Every kind, and the operations it affects unless `where` names another. A `line` is one request
-# inside a batch job; a `job` fault is decided when the job is created and stays with it.
+# Every kind, with the operations that it affects unless `where` names another. A `line` is one
+# request inside a batch job; a `job` fault is decided when the job is created, and stays with it.
 KINDS: dict[str, tuple[str, ...]] = {
-    # Answers by status, before any work. On any operation through `where`.
+    # Answers with an error status, before any work; on any operation through `where`.
     "rate_limit": _ANSWERS,
     "insufficient_quota": _ANSWERS,
     "unauthorized": _ANSWERS,
@@ -100,36 +101,37 @@ OPERATIONS = (
     "cancel",
     "delete",
 )
-# The first group of the table above, which answers by a status.
+# The first group of the table above: those that answer with an error status.
 STATUS_KINDS = frozenset(list(KINDS)[:7])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One thing that goes wrong. All given conditions have to hold; without any it always happens.
+    """One thing that goes wrong. All given conditions have to hold; without any, it always happens.
 
     Attributes:
       kind: a word of `KINDS`.
       where: an operation of `OPERATIONS`; by default those that `KINDS` names.
       probability: 0 … 1, seeded.
-      nth: which of the matching calls, from 1 (a number or several); in a job, which line of the
-        file.
-      after: only after this number of matching calls has succeeded: a withdrawn key, a spent quota.
-      times: at most this number of times.
+      nth: which of the matching calls it affects, counted from 1 (a number or several); in a job,
+        which line of the file.
+      after: it happens only after this number of matching calls has succeeded, as with a withdrawn
+        key or a spent quota.
+      times: it happens at most this number of times.
       text: a substring of one of the call's records (or, for `job` faults, of the input file's
         first line).
       pattern: a regular expression found in one of the call's records.
-      status: HTTP status, where the kind leaves a choice (`server_error`: 500, 502, 503, 529;
+      status: the HTTP status, where the kind leaves a choice (`server_error`: 500, 502, 503, 529;
         `rate_limit` on create: 409).
-      code, message: of the error body, in place of the usual ones; for `status_word` the word is
-        `message`.
-      retry_after: seconds; None sends no such header.
-      seconds: how long: `slow`, `hang`, `list_lag`, `retrieve_missing`; `file_pending`: until a
-        job may be made of an upload, as with Azure; `create_late`: the
-        connection breaks, and the job is made so much later; `status_word` and `stuck` (0: for
-        ever).
-      lines: 1-based line numbers a `validation` fault complains about.
-      done: of an expired job, how many lines were done: a number, or a share below 1.
+      code, message: those of the error body, in place of the usual ones; for `status_word`,
+        `message` is the word.
+      retry_after: the seconds in the reply's `retry-after` headers; None sends no such headers.
+      seconds: how long it lasts, for `slow`, `hang`, `list_lag`, `retrieve_missing`, `status_word`
+        and `stuck` (the last two: 0 means for ever); for `file_pending`, how long until a job may
+        use an upload, as with Azure; for `create_late`, how much later the job is created, after
+        the connection broke.
+      lines: the 1-based numbers of the lines that a `validation` fault reports.
+      done: how many lines of an expired job were done: a number, or a share below 1.
     """
 
     kind: str = dataclasses.field(kw_only=False)
@@ -156,30 +158,30 @@ class Fault:
 
     @property
     def operations(self) -> tuple[str, ...]:
-        """The operations that it may befall."""
+        """The operations that it may affect."""
         return KINDS[self.kind] if self.where is None else (self.where,)
 
     def matches(self, text: str) -> bool:
-        """Whether a record's text is one this fault is after."""
+        """Whether this fault applies to a record with this text."""
         return (self.text is None or self.text in text) and (
             self.pattern is None or re.search(self.pattern, text) is not None
         )
 
     @property
     def reads_text(self) -> bool:
-        """Whether it is after certain records alone."""
+        """Whether it applies to certain records only."""
         return self.text is not None or self.pattern is not None
 
     def to_json(self) -> dict[str, Any]:
-        """The fault as a file of faults has it."""
-        # Without what is not set: a file of faults has no nulls, and is refused with them.
+        """The fault as an entry of a file of faults."""
+        # Without attributes that are not set: nulls in a file of faults are refused.
         return {
             name: value for name, value in dataclasses.asdict(self).items() if value is not None
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Fault:
-        """The fault that a file of faults has."""
+        """The fault that an entry of a file of faults describes."""
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
         }
@@ -190,7 +192,7 @@ def load_faults(path: str) -> list[Fault]:
     """Reads a JSON file: a list of objects such as `{"kind": "rate_limit", "probability": 0.05}`.
 
     Raises:
-      ValueError: not such a list; names the file and the entry.
+      ValueError: the file is not such a list; the message names the file and the entry.
     """
     with open(path, encoding="utf-8") as file:
         text = file.read()
@@ -213,7 +215,9 @@ def _list_of(text: str) -> list[Any]:
 
 
 def _read_fault(number: int, entry: Any) -> Fault:
-    """A fault as people write it; a wrong type would fail inside the server, at its first call."""
+    """Checks and reads a fault that somebody wrote by hand: a wrong type would fail only inside the
+    server, at the fault's first call.
+    """
     if not isinstance(entry, dict) or "kind" not in entry:
         raise ValueError(f'fault {number}: expected an object such as {{"kind": "rate_limit"}}')
     for name, value in entry.items():
@@ -228,11 +232,11 @@ def _read_fault(number: int, entry: Any) -> Fault:
     return Fault.from_json(entry)
 
 
-_TEXT, _WHOLE, _NUMBER = (str,), (int,), (int, float)
-_WORDS = {_TEXT: "a text", _WHOLE: "a whole number", _NUMBER: "a number"}
+_TEXT, _INTEGER, _NUMBER = (str,), (int,), (int, float)
+_WORDS = {_TEXT: "a text", _INTEGER: "a whole number", _NUMBER: "a number"}
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("kind", "where", "text", "pattern", "code", "message"), _TEXT),
-    **dict.fromkeys(("nth", "after", "times", "status", "lines"), _WHOLE),
+    **dict.fromkeys(("nth", "after", "times", "status", "lines"), _INTEGER),
     **dict.fromkeys(("probability", "retry_after", "seconds", "done"), _NUMBER),
 }
 
@@ -242,10 +246,11 @@ class FaultScript:
 
     Args:
       faults: the script.
-      seed: another seed, another course.
-      counts: of each fault the matching calls, and how often it struck, in an earlier life of the
-        emulator (`times` and `nth` go on counting).
-      save: called with the new counts when a counted fault struck.
+      seed: with another seed, faults strike other calls.
+      counts: for each fault, how many calls matched and how often it struck, before the emulator
+        was restarted (`times` and `nth` go on counting).
+      save: called with the new counts after a call that faults with `times`, `nth` or `after` might
+        affect.
     """
 
     def __init__(
@@ -259,7 +264,7 @@ class FaultScript:
         self._seed = seed
         self._save = save
         self._lock = threading.Lock()
-        # Counts of another script would be of other faults: by their number the two are told apart.
+        # Another script's counts belong to other faults; it is known by its number of faults.
         fits = counts is not None and len(counts) == len(self._faults)
         self._seen = [seen for seen, _ in counts] if fits and counts else [0] * len(self._faults)
         self._fired = [fired for _, fired in counts] if fits and counts else [0] * len(self._faults)
@@ -286,11 +291,11 @@ class FaultScript:
 
         Args:
           texts: the records the call is about.
-          salt: what the call is, where it may be repeated (a job's line); without it the call's
-            number serves.
-          number: the 1-based number `nth` looks at, where it isn't the count of matching calls.
+          salt: identifies the call where it may be repeated (a job's line); without it, the count
+            of matching calls is used.
+          number: the 1-based number for `nth`, where that isn't the count of matching calls.
         """
-        # All of them are asked, also after one has struck: each counts its own matching calls.
+        # All faults are checked, even after one has struck: each counts its own matching calls.
         struck = []
         counted = False
         with self._lock:
@@ -302,7 +307,7 @@ class FaultScript:
                 counted = (
                     counted or fault.times is not None or fault.nth is not None or fault.after > 0
                 )
-            # Lines are answered again after a kill, so their counts are kept when all are done.
+            # Lines are answered again after a kill, so their counts are saved at their end.
             if counted and self._save is not None and operation != "line":
                 self._save(self.counts())
         return tuple(struck)
@@ -318,7 +323,7 @@ class FaultScript:
     def _strikes(
         self, place: int, fault: Fault, texts: Sequence[str], salt: str, number: int | None
     ) -> bool:
-        # What the fault is not after doesn't count: `nth` is the nth call about that text.
+        # Calls to which the fault doesn't apply don't count: `nth` is the nth call about that text.
         if fault.reads_text and not any(fault.matches(text) for text in texts):
             return False
         self._seen[place] += 1
@@ -330,7 +335,7 @@ class FaultScript:
             wanted = (fault.nth,) if isinstance(fault.nth, int) else fault.nth
             if (number if number is not None else self._seen[place]) not in wanted:
                 return False
-        # By what the call is, where that is known: a line that is done again meets the same fate.
+        # By the call's identity, if known: a line that is done again meets the same faults.
         return (
             fault.probability >= 1.0
             or chance(self._seed, place, salt or self._seen[place]) < fault.probability
@@ -338,6 +343,6 @@ class FaultScript:
 
 
 def chance(*parts: Any) -> float:
-    """A number in [0, 1) that only depends on `parts`."""
+    """A number in [0, 1) that depends only on `parts`."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64

@@ -1,5 +1,5 @@
-"""`/files`: upload, list, retrieve, content, delete. Bodies are streamed: none is ever in memory
-whole.
+"""The routes of `/files`: upload, list, retrieve, content, delete. Bodies are streamed, and never
+held in memory as a whole.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from beam_llm.testing.emulator.wire import WireError, json_response
 _CHUNK_BYTES = 2**18
 
 _KEPT_SECONDS = 30 * 86_400
-"""Of a batch's input, unless its upload says otherwise. Source: recorded traffic, 2026-08."""
+"""How long a batch's input is kept, unless its upload says otherwise. Source: recorded traffic,
+2026-08."""
 
 Strike = Callable[[str], tuple[Fault, ...]]
 
 
 class Files:
-    """The provider's files: a JSON beside each body.
+    """The provider's files, each a body with a JSON file beside it.
 
     Args:
-      strike: the faults of an operation.
+      strike: returns the faults that strike an operation.
     """
 
     def __init__(self, options: EmulatorOptions, folder: Path, strike: Strike) -> None:
@@ -40,7 +41,7 @@ class Files:
         self._folder = folder
         self._options = options
         self._strike = strike
-        # Of uploads that a kill cut off: their clients never got an id.
+        # Left over from uploads that were interrupted by a kill: their clients never got an id.
         for leftover in folder.glob(".*.part"):
             leftover.unlink(missing_ok=True)
         known = [read_json(path) for path in folder.glob("*.json")]
@@ -55,7 +56,7 @@ class Files:
         meta, seconds = self._files.get(file_id), self._options.file_seconds
         if (
             meta is not None
-            and meta["purpose"] != "batch_output"  # the option is of what clients upload
+            and meta["purpose"] != "batch_output"  # the option applies to clients' uploads only
             and seconds is not None
             and self._options.clock() >= meta["made_at"] + seconds
         ):
@@ -63,7 +64,7 @@ class Files:
         return meta
 
     def is_processed(self, meta: dict[str, Any]) -> bool:
-        """Whether a job may be made of it by now."""
+        """Whether a job may use the file by now."""
         return self._options.clock() >= float(meta["processed_at"])
 
     def file_object(self, meta: dict[str, Any]) -> dict[str, Any]:
@@ -77,14 +78,14 @@ class Files:
         }
 
     def part_path(self, name: str) -> Path:
-        """Where a body is written aside."""
+        """The path at which a body is written before it is complete."""
         return self._folder / f".{name}.part"
 
     def add(self, file_id: str, filename: str, purpose: str, part: Path) -> dict[str, Any]:
-        """Takes a finished part in. Overwrites an equal id: the same work done again after a
-        kill.
+        """Adds a file from a finished part. A file with the same id is overwritten: it is from the
+        same work, done again after a kill.
         """
-        # The body before its JSON: a file is there once it can be listed, and then it is whole.
+        # The body comes before its JSON: a file is complete once it can be listed.
         size = part.stat().st_size
         os.replace(part, self.path(file_id))
         meta = {
@@ -108,11 +109,11 @@ class Files:
         purpose: str | None = None,
         purposes: tuple[str, ...] | None = None,
     ) -> Reply | None:
-        """The answer to a request under `/files`, None for another route.
+        """The answer to a request under `/files`; None for any other route.
 
         Args:
-          purpose: of an upload that names none; None: it has to name one.
-          purposes: that an upload may name; None: any.
+          purpose: the purpose of an upload that names none; None means that it has to name one.
+          purposes: the purposes that an upload may name; None means any.
         """
         _, _, rest = path.partition("/files")
         file_id, _, tail = rest.lstrip("/").partition("/")
@@ -136,7 +137,7 @@ class Files:
         part = self.part_path(uuid.uuid4().hex)
         try:
             return await self._finish_upload(request, faults, part, purpose, purposes)
-        except (ValueError, HttpProcessingError):  # of a body that has no parts, or none that end
+        except (ValueError, HttpProcessingError):  # the body has no parts, or a part without an end
             return WireError(400, "Could not parse the multipart/form-data body.")
         finally:
             part.unlink(missing_ok=True)
@@ -151,7 +152,7 @@ class Files:
     ) -> Reply:
         if not request.content_type.startswith("multipart/"):
             return WireError(400, "Expected a multipart/form-data body.")
-        # The parts come in any order; a purpose may stand behind the file.
+        # The parts come in any order; the purpose may come after the file.
         filename, size = None, 0
         cut = any(fault.kind == "upload_cut" for fault in faults)
         async for field in await request.multipart():
@@ -162,7 +163,7 @@ class Files:
             elif field.name == "file":
                 filename = field.filename or "file"
                 size = await self._receive(field, part, cut)
-        # Before what is wrong with the upload, as it never came to its end.
+        # Before errors in the upload, since it never came to its end.
         if cut:
             return drop(request)
         if (refused := await before_work(request, faults)) is not None:
@@ -185,11 +186,11 @@ class Files:
         return after_work(request, faults) or json_response(self.file_object(meta))
 
     async def _receive(self, field: BodyPartReader, part: Path, cut: bool) -> int:
-        """Streams the body to disk; what is beyond the limit is read but not kept."""
+        """Streams the body to disk, and returns its size. Bytes beyond the limit are not kept."""
         size = 0
         with open(part, "wb") as file:
             while chunk := await field.read_chunk(_CHUNK_BYTES):
-                # Read to the end all the same: a client that is still sending would see a reset.
+                # Read to the end nevertheless: a client that is still sending would see a reset.
                 size += len(chunk)
                 if size <= self._options.max_file_bytes:
                     file.write(chunk)
@@ -232,7 +233,7 @@ class Files:
         return await send_file(request, self.path(file_id), meta["bytes"], cut_off=cut)
 
     def remove(self, file_id: str | None) -> bool:
-        """Whether there was such a file."""
+        """Removes a file; returns whether there was one."""
         if file_id is None or self._files.pop(file_id, None) is None:
             return False
         (self._folder / f"{file_id}.json").unlink(missing_ok=True)
@@ -255,11 +256,11 @@ def page(
     page_size: int | None = None,
     ends: bool = True,
 ) -> Reply:
-    """One page of a list, OpenAI's cursor style.
+    """One page of a list, with a cursor in OpenAI's style.
 
     Args:
-      page_size: no page is larger, whatever is asked for.
-      ends: False: there is always a further page.
+      page_size: the largest page, whatever is requested; None means no limit besides `most`.
+      ends: False means that there is always a further page.
     """
     try:
         size = int(limit) if limit is not None else default
@@ -272,7 +273,7 @@ def page(
     size = min(size, page_size or size)
     start = 0
     if after is not None:
-        # Another id is refused: to begin anew would show the first page again, for ever.
+        # An unknown id is refused: starting again would show the first page for ever.
         places = [place for place, item in enumerate(items) if item["id"] == after]
         if not places:
             return WireError(400, f"No object with id '{after}'.", param="after")

@@ -1,5 +1,5 @@
-"""Fireworks' wire: OpenAI's chat completions, and batch jobs over datasets, under ids that their
-makers choose.
+"""Fireworks' wire format: OpenAI's chat completions, and batch jobs over datasets, under ids that
+the clients choose.
 
 Source: docs.fireworks.ai (batch inference, datasets), SDK fireworks-ai 1.2.30; read 2026-11.
 """
@@ -15,7 +15,7 @@ from aiohttp import web
 
 from beam_llm.testing.emulator.connection import before_work, send_lines
 from beam_llm.testing.emulator.dialects import Job, Line, LineResult, NewJob, Reply
-from beam_llm.testing.emulator.family import UNDONE, Family, iso
+from beam_llm.testing.emulator.family import UNPROCESSED, Family, iso
 from beam_llm.testing.emulator.models import CHAT, EMBED
 from beam_llm.testing.emulator.wire import (
     WireError,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Wire(Family):
-    """Jobs under ids of their makers, over datasets; results by signed addresses."""
+    """Jobs over datasets, under ids that the clients choose; results are at signed addresses."""
 
     name = "fireworks"
     variables = ("FIREWORKS_BASE_URL", "FIREWORKS_API_KEY")
@@ -49,7 +49,7 @@ class Wire(Family):
 
     def __init__(self, service: Service) -> None:
         super().__init__(service)
-        # Name → file; None between its making and its upload, which are two calls.
+        # Name → file id; None between a dataset's creation and its upload, which are two calls.
         self._datasets: dict[str, str | None] = {}
 
     @classmethod
@@ -57,7 +57,9 @@ class Wire(Family):
         return {**super().environment(url, key), "FIREWORKS_ACCOUNT_ID": "emulator"}
 
     def refuse(self, request: web.BaseRequest) -> WireError | None:
-        """A signed address takes no key: storage refuses a request that has both."""
+        """As for other dialects, except that a signed address takes no key: storage refuses a
+        request that has both.
+        """
         if request.path.startswith("/fireworks/signed/"):
             has_key = "Authorization" in request.headers
             return WireError(400, "Only one auth mechanism allowed") if has_key else None
@@ -113,7 +115,7 @@ class Wire(Family):
         name = str(body.get("datasetId"))
         if not re.fullmatch(r"[a-z][a-z0-9-]{0,62}", name):
             return WireError(400, f"invalid dataset id {name!r}")
-        # By this a lost create is found: to repeat it is refused, and so known to have been made.
+        # This shows that a lost create succeeded: repeating it is refused.
         if name in self._datasets:
             return WireError(409, f"dataset {name!r} already exists")
         self._datasets[name] = None
@@ -138,7 +140,7 @@ class Wire(Family):
             refused := await before_work(request, self.service.script.strike("delete"))
         ) is not None:
             return refused
-        # A name is that of an upload, or of a job's results, which are a dataset as well.
+        # The name is that of an upload or of a job's results, which are a dataset as well.
         ids = [self._datasets.pop(name)] if name in self._datasets else list(self._outputs(name))
         gone = [self.service.files.remove(file_id) for file_id in ids]
         return json_response({}) if any(gone) else WireError(404, f"dataset {name!r} not found")
@@ -172,7 +174,7 @@ class Wire(Family):
         line: dict[str, Any] = {"custom_id": result.custom_id}
         if result.answer is not None:
             line["response"] = self.reply(result.answer, result.parsed, result.reply_id)
-        elif result.error is not None and result.code not in UNDONE:
+        elif result.error is not None and result.code not in UNPROCESSED:
             body = {"error": {"message": result.error.message, "code": result.error.code}}
             line["response"] = {"status_code": result.error.status, "body": body}
         else:
@@ -203,7 +205,7 @@ class Wire(Family):
             return WireError(400, f"unknown field: {min(unknown)}")
         if not re.fullmatch(r"[a-z][a-z0-9-]{0,62}", job_id):
             return WireError(400, f"invalid job id {job_id!r}")
-        # The id is the client's own, so that a repeated create finds its job, and makes no other.
+        # The id is the client's own, so that a repeated create finds its job.
         if self.service.batches.find(self, job_id) is not None:
             return WireError(409, f"batch inference job {job_id!r} already exists")
         dataset = str(body.get("inputDatasetId"))
@@ -220,7 +222,9 @@ class Wire(Family):
         return NewJob(job_id, part, own=own)
 
     def _write(self, file_id: str, part: Path, model: str) -> WireError | None:
-        """Writes a dataset's lines as a job's; returns what is wrong with the first bad one."""
+        """Writes a dataset's lines as a job's lines. Stops at the first faulty line, and returns
+        its error.
+        """
         with open(self.service.files.path(file_id), "rb") as lines, open(part, "wb") as file:
             for number, data in enumerate(lines, 1):
                 line = object_of(data) or {}

@@ -1,4 +1,4 @@
-"""Cloud Storage's JSON API, as far as its own client needs it for objects: uploads in one piece and
+"""Cloud Storage's JSON API, as far as its own client needs it for objects: uploads in one piece or
 in several, downloads, lists, deletes.
 
 Source: Cloud Storage JSON API reference (objects), google-cloud-storage 3.17, read 2026-11.
@@ -27,7 +27,7 @@ _PATH = re.compile(r"(/upload|/download)?/storage/v1/b/([^/]+)/o(?:/(.+))?")
 
 
 class Uploads:
-    """Uploads in several pieces, of which not all have come."""
+    """Uploads in several pieces, not all of which have arrived."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
@@ -86,7 +86,7 @@ async def _upload(
 
 
 def _parts(content_type: str, raw: bytes) -> tuple[dict[str, Any], bytes]:
-    """Metadata and bytes of a `multipart/related` body."""
+    """The metadata and the bytes of a `multipart/related` body."""
     boundary = b"--" + content_type.partition("boundary=")[2].strip('"').encode()
     _, about, data = raw.split(boundary, 2)
     data = data[: data.rindex(b"\r\n" + boundary)]
@@ -123,8 +123,8 @@ def _put(
 
 
 def _object_of(objects: ObjectFiles, bucket: str, name: str, data: bytes) -> dict[str, Any]:
-    """An object as the API shows it."""
-    checksums: Any = importlib.import_module("google_crc32c")  # google-cloud-storage brings it
+    """An object in the API's form."""
+    checksums: Any = importlib.import_module("google_crc32c")  # installed with google-cloud-storage
     kept = objects.get(f"{bucket}/metadata", name)
     written = objects.path(bucket, name).stat().st_mtime_ns // 1000
     updated = datetime.datetime.fromtimestamp(written / 1e6, datetime.UTC)
@@ -135,7 +135,7 @@ def _object_of(objects: ObjectFiles, bucket: str, name: str, data: bytes) -> dic
         "size": str(len(data)),
         "generation": str(written),
         "metageneration": "1",
-        "updated": updated.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),  # Beam's file system wants it
+        "updated": updated.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),  # required by Beam's file system
         "md5Hash": base64.b64encode(hashlib.md5(data).digest()).decode(),
         "crc32c": base64.b64encode(checksums.Checksum(data).digest()).decode(),
     }

@@ -1,4 +1,5 @@
-"""The Gemini API's wire: generateContent, files, and batches, inline or by a file.
+"""The Gemini API's wire format: generateContent, embeddings, files, and batches (inline or from a
+file).
 
 Source: Gemini API reference and guide to the batch API, google-genai 2.34, a recording of a batch
 of 2026-08 (states and key sets), read 2026-11.
@@ -34,10 +35,10 @@ from beam_llm.testing.emulator.models import EMBED
 from beam_llm.testing.emulator.shapes import misfit
 from beam_llm.testing.emulator.wire import WireError, json_of, json_response, page_of
 
-# 20 MB, in the front end's own number: "exceeds the limit: 20971520 bytes".
+# 20 MB, the number in the front end's own message: "exceeds the limit: 20971520 bytes".
 MOST_INLINE_BYTES = 20_971_520
 MOST_JOBS = 100
-"""At one time. Source: guide to the Gemini batch API, read 2026-11."""
+"""The most jobs at one time. Source: guide to the Gemini batch API, read 2026-11."""
 _STATES = {
     "validating": "PENDING",
     "in_progress": "RUNNING",
@@ -82,9 +83,9 @@ class Wire(Dialect):
     variables = ("GEMINI_BASE_URL", "GEMINI_API_KEY")
 
     def refuse(self, request: web.BaseRequest) -> WireError | None:
-        # A key that is wrong is an invalid argument here, and one that is missing is forbidden.
+        # A wrong key is an invalid argument here, and a missing one is forbidden.
         refused = super().refuse(request)
-        if refused is None or "upload_id" in request.query:  # whose name is enough
+        if refused is None or "upload_id" in request.query:  # an upload's id is enough
             return None
         if refused.code is None:
             message = (
@@ -101,7 +102,7 @@ class Wire(Dialect):
 
     async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
         if request.method == "POST" and (found := _MODEL.fullmatch(path)) is not None:
-            return await self._of_model(request, *found.groups())
+            return await self._call_model(request, *found.groups())
         if request.method == "GET" and path == "/v1beta/models":
             names = self.service.options.models or ("gemini-2.5-flash",)
             return json_response({"models": [{"name": f"models/{name}"} for name in names]})
@@ -115,15 +116,15 @@ class Wire(Dialect):
 
     # Live calls.
 
-    async def _of_model(self, request: web.BaseRequest, model: str, verb: str) -> Reply:
+    async def _call_model(self, request: web.BaseRequest, model: str, verb: str) -> Reply:
         if verb == "generateContent":
             return await self.service.live(
                 request, self, lambda body: self.parse_request(body, model)
             )
         if verb in _EMBEDDINGS:
-            ask, embedder = _EMBEDDINGS[verb], self.service.embedder
+            parse, embedder = _EMBEDDINGS[verb], self.service.embedder
             return await self.service.live(
-                request, self, lambda body: ask(body, model, embedder), embedder
+                request, self, lambda body: parse(body, model, embedder), embedder
             )
         embeds = verb == "asyncBatchEmbedContent"
         return await self.service.batches.create(
@@ -131,7 +132,7 @@ class Wire(Dialect):
         )
 
     def parse_request(self, body: Any, model: str) -> ModelRequest | WireError:
-        """A body, checked and translated."""
+        """Checks a body, and translates it for the emulated model."""
         return generate_content.parse_request(body, model, self.service.chat)
 
     def reply(self, answer: Answer, parsed: ModelRequest, reply_id: str) -> Any:
@@ -149,20 +150,22 @@ class Wire(Dialect):
         body, problem = _batch_of(raw)
         if problem is not None:
             return problem
-        if self.service.batches.under_way(self) >= MOST_JOBS:
+        if self.service.batches.count_pending(self) >= MOST_JOBS:
             return WireError(429, f"You exceeded your quota of {MOST_JOBS} concurrent batches.")
         source, inline = body["inputConfig"], "requests" in body["inputConfig"]
         if inline:
-            entries: Iterable[Any] = map(_as_entry, source["requests"]["requests"])
+            entries: Iterable[Any] = map(_entry_of, source["requests"]["requests"])
         else:
             meta = self.service.files.get(str(source["fileName"]).removeprefix("files/"))
             if meta is None:
                 return no_file(str(source["fileName"]).removeprefix("files/"))
             if not self.service.files.is_processed(meta):
-                said = f"The File {meta['id']} is not in an ACTIVE state and usage is not allowed."
-                return WireError(400, said, code="FAILED_PRECONDITION")
+                message = (
+                    f"The File {meta['id']} is not in an ACTIVE state and usage is not allowed."
+                )
+                return WireError(400, message, code="FAILED_PRECONDITION")
             entries = _lines_of(self.service.files.path(meta["id"]).read_bytes())
-        # Letters and digits, of no meaning, as in the recording.
+        # Meaningless letters and digits, as in the recording.
         job_id = uuid.uuid4().hex + "x"
         errors: list[dict[str, Any]] = []
         part = self.service.batches.part_path(job_id)
@@ -208,13 +211,13 @@ class Wire(Dialect):
             return WireError(400, "Request contains an invalid argument.")
         shown: list[Any] = [self.job(job) for job in page.items]
         if not options.list_ends and not shown:
-            shown = [_older(page.start, options.clock())]
+            shown = [_older_job(page.start, options.clock())]
         fields = {"operations": shown, "nextPageToken": page.next}
-        # proto3 leaves out what is empty.
+        # proto3 leaves out empty fields.
         return json_response({name: value for name, value in fields.items() if value})
 
     def job(self, job: Job) -> Any:
-        """The operation; its output stands in it twice, as it does in the recording."""
+        """The operation of a job; its output stands in it twice, as it does in the recording."""
         own, stamps = job["own"], job["stamps"]
         name = f"batches/{job['id']}"
         output = self._output(job)
@@ -246,7 +249,9 @@ class Wire(Dialect):
         return _STATES.get(status, status.upper())
 
     def _counts(self, job: Job) -> dict[str, str]:
-        """As text, and none of them is left out like any zero."""
+        """The counts of a job, as text. Those that are zero are left out; there are none where the
+        script hides them.
+        """
         found = self.service.batches.counts(job)
         total, done, failed = found["total"], found["completed"], found["failed"]
         if done is None or failed is None:
@@ -264,35 +269,37 @@ class Wire(Dialect):
         }
 
     def _output(self, job: Job) -> dict[str, Any]:
-        """Where the answers are; an expired job has none, nor has one that failed."""
-        # "Will not have any results to retrieve" (guide): what was done before is lost.
+        """Where the answers are; empty for a job that expired or failed, which has none."""
+        # "Will not have any results to retrieve" (guide): what was done before the end is lost.
         if job["status"] not in ("completed", "cancelled"):
             return {}
         if not job["own"]["inline"]:
             return {"responsesFile": f"files/batch-{job['id']}"}
-        responses = [self._inline(result) for result in self.service.batches.results_of(job)]
+        responses = [
+            self._inline_response(result) for result in self.service.batches.results_of(job)
+        ]
         return {"inlinedResponses": {"inlinedResponses": responses}}
 
     async def _results(self, request: web.BaseRequest, job_id: str) -> Reply | None:
-        """The file of results of a job; None where there is no such file."""
+        """Streams the file of a job's results; None where there is no such file."""
         job = self.service.batches.find(self, job_id)
         if job is None or "responsesFile" not in self._output(job):
             return None
         return await self.service.batches.results(request, job, self._result)
 
     def _result(self, result: LineResult) -> Any:
-        return {"key": result.custom_id, **self._end(result)}
+        return {"key": result.custom_id, **self._response_or_error(result)}
 
-    def _inline(self, result: LineResult) -> Any:
-        shown = {**self._end(result), "metadata": {"key": result.custom_id}}
+    def _inline_response(self, result: LineResult) -> Any:
+        shown = {**self._response_or_error(result), "metadata": {"key": result.custom_id}}
         if result.answer is not None and "data" in result.answer.body:
             shown["response"] = embed_content.inline_reply(result.answer, result.parsed)
         return shown
 
-    def _end(self, result: LineResult) -> dict[str, Any]:
+    def _response_or_error(self, result: LineResult) -> dict[str, Any]:
         if result.answer is not None:
             return {"response": self.reply(result.answer, result.parsed, result.reply_id)}
-        # google.rpc's numbers, not HTTP's: a line is a status of theirs.
+        # google.rpc's codes, not HTTP's: a line's error is a google.rpc.Status.
         status, message = 500, "Internal error encountered."
         if result.error is not None:
             status, message = result.error.status, result.error.message
@@ -306,7 +313,7 @@ _EMBEDDINGS = {
 
 
 def _batch_of(raw: bytes) -> tuple[dict[str, Any], WireError | None]:
-    """The batch that a create asks for, or what is wrong with it as a whole."""
+    """The batch that a create asks for, or what is wrong with the create as a whole."""
     if len(raw) > MOST_INLINE_BYTES:
         message = f"Request payload size exceeds the limit: {MOST_INLINE_BYTES} bytes."
         return {}, WireError(400, message)
@@ -316,7 +323,7 @@ def _batch_of(raw: bytes) -> tuple[dict[str, Any], WireError | None]:
         return {}, WireError(400, "Invalid JSON payload received. Unexpected token.")
     config = body.get("batch", {}) if isinstance(body, dict) else {}
     config = config.get("inputConfig", {}) if isinstance(config, dict) else {}
-    # Google's own client spells it so for embeddings; protobuf's JSON takes both.
+    # Google's own client uses this spelling for embeddings; protobuf's JSON takes both.
     if isinstance(config, dict) and "file_name" in config:
         config["fileName"] = config.pop("file_name")
     found: Any = body
@@ -339,8 +346,8 @@ def _batch_of(raw: bytes) -> tuple[dict[str, Any], WireError | None]:
     return body["batch"], None
 
 
-def _as_entry(request: Any) -> Any:
-    """An inline request as a line of a file; one without a key is given one."""
+def _entry_of(request: Any) -> Any:
+    """An inline request in the form of a file's line. A request without a key gets one."""
     if not isinstance(request, dict) or not set(request) <= {"request", "metadata"}:
         return None
     metadata = request.get("metadata") or {}
@@ -354,8 +361,8 @@ def _lines_of(data: bytes) -> Iterator[Any]:
     return (json_of(line) for line in data.split(b"\n") if line.strip())
 
 
-def _older(depth: int, now: float) -> dict[str, Any]:
-    """A job of others on a list without end, older than those before."""
+def _older_job(depth: int, now: float) -> dict[str, Any]:
+    """A made-up job of somebody else's for an endless list, older than those before it."""
     name = f"batches/older{depth}"
     created = rfc3339(now - depth - 1)
     batch = {"displayName": "another's", "createTime": created, "state": "BATCH_STATE_SUCCEEDED"}

@@ -1,4 +1,4 @@
-"""The Gemini API's files: resumable uploads in two calls, and downloads of what jobs have written.
+"""The Gemini API's files: resumable uploads in two calls, and downloads of jobs' results.
 
 Source: Files API reference, google-genai 2.34, read 2026-11.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _CHUNK_BYTES = 2**18
 _FILE = re.compile(r"/v1beta/files/([a-z0-9-]+)")
-# Only ids of ours: one becomes the name of a file.
+# Only the emulator's own ids: an id becomes the name of a file.
 _UPLOAD = re.compile(r"([0-9a-f]{12})-([0-9]+)")
 _DOWNLOAD = re.compile(r"(?:/download)?/v1beta/files/batch-([a-z0-9]+):download")
 # Source: Files API guide ("files are stored for 48 hours"), read 2026-11.
@@ -32,7 +32,7 @@ _KEPT_SECONDS = 48 * 3600
 
 
 class GeminiFiles:
-    """Routes of files.
+    """The routes of files.
 
     Args:
       results: streams the results of a job; None where there is no such job.
@@ -43,7 +43,7 @@ class GeminiFiles:
         service: Service,
         results: Callable[[web.BaseRequest, str], Awaitable[Reply | None]],
     ) -> None:
-        self._house = service
+        self._service = service
         self._results = results
 
     async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
@@ -63,26 +63,26 @@ class GeminiFiles:
         size = headers.get("X-Goog-Upload-Header-Content-Length", "")
         if not re.fullmatch(r"[0-9]+", size):
             return WireError(400, "X-Goog-Upload-Header-Content-Length is missing.")
-        if int(size) > self._house.options.max_file_bytes:
+        if int(size) > self._service.options.max_file_bytes:
             return WireError(400, "Request payload size exceeds the limit.")
-        # The size rides in the id, so that nothing has to be remembered of uploads that never come.
+        # The size is part of the id, so that uploads that never arrive need not be remembered.
         upload_id = f"{uuid.uuid4().hex[:12]}-{size}"
-        url = f"{self._house.url}/gemini/upload/v1beta/files?upload_id={upload_id}"
+        url = f"{self._service.url}/gemini/upload/v1beta/files?upload_id={upload_id}"
         named = {"X-Goog-Upload-URL": url, "X-Goog-Upload-Status": "active"}
         return json_response({}, headers=named)
 
     async def _upload(self, request: web.BaseRequest) -> Reply:
-        """The bytes, in one piece or in several."""
-        faults = self._house.batches.script.strike("upload")
+        """Receives the bytes, in one piece or in several."""
+        faults = self._service.batches.script.strike("upload")
         found = _UPLOAD.fullmatch(request.query.get("upload_id", ""))
         if found is None:
             return WireError(400, "Upload ID is missing.")
         file_id, size = found.groups()
-        files = self._house.files
+        files = self._service.files
         part = files.part_path(file_id)
         given = request.headers.get("X-Goog-Upload-Offset", "")
         offset = int(given) if re.fullmatch(r"[0-9]+", given) else -1
-        # From where it stopped, or all over again; a hole would be filled with nothing.
+        # An upload continues where it stopped, or starts over; another offset would leave a gap.
         if offset != (part.stat().st_size if part.exists() else 0) and offset != 0:
             return WireError(400, "Upload offset is wrong.")
         with open(part, "ab" if offset else "wb") as file:
@@ -104,23 +104,23 @@ class GeminiFiles:
         return after_work(request, faults) or shown
 
     async def _file(self, request: web.BaseRequest, file_id: str) -> Reply | None:
-        strike = self._house.batches.script.strike
+        strike = self._service.batches.script.strike
         if request.method == "DELETE":
             if (refused := await before_work(request, strike("delete"))) is not None:
                 return refused
-            return json_response({}) if self._house.files.remove(file_id) else no_file(file_id)
+            return json_response({}) if self._service.files.remove(file_id) else no_file(file_id)
         if request.method != "GET":
             return None
-        meta = self._house.files.get(file_id)
+        meta = self._service.files.get(file_id)
         return json_response(self._file_object(meta)) if meta is not None else no_file(file_id)
 
     def _file_object(self, meta: dict[str, Any]) -> dict[str, Any]:
-        state = "ACTIVE" if self._house.files.is_processed(meta) else "PROCESSING"
+        state = "ACTIVE" if self._service.files.is_processed(meta) else "PROCESSING"
         return {**file_object(meta), "state": state}
 
 
 def file_object(meta: dict[str, Any]) -> dict[str, Any]:
-    """The file object as the API shows it."""
+    """The file object in the API's form."""
     made_at = meta["made_at"]
     name = f"files/{meta['id']}"
     return {
@@ -138,6 +138,6 @@ def file_object(meta: dict[str, Any]) -> dict[str, Any]:
 
 
 def no_file(file_id: str) -> WireError:
-    """The answer for a file that isn't there: the API calls it forbidden, as it does another's."""
+    """The answer for a missing file: the API calls it forbidden, like somebody else's file."""
     message = f"You do not have permission to access the File {file_id} or it may not exist."
     return WireError(403, message)

@@ -1,9 +1,9 @@
-"""generateContent, which the Gemini API and Vertex AI share: bodies checked and translated, replies
-and errors in Google's words.
+"""generateContent, which the Gemini API and Vertex AI share: checks and translates bodies, and
+writes replies and errors in Google's form.
 
-As strict as Google's own front end: a field that it doesn't know is named and refused, in camelCase
-and snake_case alike. Source: Gemini API reference, google-genai 2.34, recordings of 2026-08 (key
-sets), read 2026-11.
+It is as strict as Google's own front end: an unknown field is refused by name, whether in camelCase
+or snake_case. Source: Gemini API reference, google-genai 2.34, recordings of 2026-08 (key sets),
+read 2026-11.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _PART = frozenset(
     )
 )
 _DATA = _PART - {"thought", "thoughtSignature", "videoMetadata"}
-"""Of a part, the fields of which it must have one."""
+"""The fields of a part of which it must have one."""
 
 _CONFIG = frozenset(
     (
@@ -78,7 +78,7 @@ _STATUSES = {
     504: "DEADLINE_EXCEEDED",
 }
 RPC_CODES = {400: 3, 403: 7, 404: 5, 429: 8, 500: 13, 503: 14, 504: 4}
-"""HTTP's number → google.rpc's, for the errors of lines."""
+"""HTTP status → google.rpc code, for the errors of lines."""
 
 _TYPE = "type.googleapis.com/google.rpc."
 
@@ -123,7 +123,7 @@ class _Config(msgspec.Struct):
 
 
 class _OpenApiNode(msgspec.Struct):
-    """One level of a schema; its parts are looked at one by one."""
+    """One level of a schema; the levels are checked one by one."""
 
     type: str | UnsetType = UNSET
     enum: list[str] | UnsetType = UNSET
@@ -145,7 +145,7 @@ _PROTO_TYPES = {
 
 
 def describe_misfit(wrong: Misfit, where: str) -> str:
-    """The misfit in the words of Google's front end, which knows fields by their proto names."""
+    """The misfit as a message of Google's front end, which uses the fields' proto names."""
     place = re.sub(r"[A-Z]", lambda letter: f"_{letter[0].lower()}", wrong.place)
     place = f"{where}.{place}".strip(".")
     if wrong.rule == "bound":
@@ -157,12 +157,12 @@ def describe_misfit(wrong: Misfit, where: str) -> str:
 def parse_request(
     body: Any, model: str, chat: Chat, schemes: tuple[str, ...] = ("https",)
 ) -> ModelRequest | WireError:
-    """A generateContent body, checked and translated.
+    """Checks a generateContent body, and translates it for the emulated model.
 
     Args:
-      schemes: of addresses that a file may have.
+      schemes: the schemes that a file's address may have.
     """
-    body, problem = camel(body, "", _REQUEST)
+    body, problem = to_camel_keys(body, "", _REQUEST)
     if problem is None:
         problem = _problem(body) or _address_problem(body, schemes)
     if problem is not None:
@@ -170,7 +170,7 @@ def parse_request(
     if not chat.knows(model):
         return no_model(model)
     config = body.get("generationConfig", {})
-    # Source of both sentences: public issues, read 2026-11.
+    # Source of both messages: public issues, read 2026-11.
     if model.startswith("gemma"):
         asks = {"JSON mode": "responseMimeType" in config}
         asks["Developer instruction"] = "systemInstruction" in body
@@ -183,21 +183,21 @@ def parse_request(
     ]
     parts = body["contents"][0]["parts"]
     before = list(itertools.takewhile(lambda part: "text" in part, parts))[:-1]
-    if model.startswith("gemma") and before:  # as its template has it
+    if model.startswith("gemma") and before:  # as in its chat template
         messages[0] = {"role": "user"} | _text({"parts": parts[len(before) :]})
         messages.insert(0, {"role": "system"} | _text({"parts": before}))
     if "systemInstruction" in body:
         messages.insert(0, {"role": "system"} | _text(body["systemInstruction"]))
-    made: dict[str, Any] = {"model": model, "messages": messages}
+    chat_body: dict[str, Any] = {"model": model, "messages": messages}
     if "maxOutputTokens" in config:
-        made["max_tokens"] = config["maxOutputTokens"]
+        chat_body["max_tokens"] = config["maxOutputTokens"]
     schema = config.get("responseJsonSchema") or _from_open_api(config.get("responseSchema"))
     if schema is not None:
         named = {"name": "reply", "strict": False, "schema": _in_fill_order(schema)}
-        made["response_format"] = {"type": "json_schema", "json_schema": named}
+        chat_body["response_format"] = {"type": "json_schema", "json_schema": named}
     thinking = config.get("thinkingConfig") or {}
     thinks = bool(thinking.get("includeThoughts") or thinking.get("include_thoughts"))
-    return ModelRequest(made, {"tier": body.get("serviceTier", "standard"), "thinks": thinks})
+    return ModelRequest(chat_body, {"tier": body.get("serviceTier", "standard"), "thinks": thinks})
 
 
 def no_model(model: str) -> WireError:
@@ -205,21 +205,21 @@ def no_model(model: str) -> WireError:
     return WireError(404, f"models/{model} {message}.")
 
 
-def camel(found: Any, where: str, known: frozenset[str]) -> tuple[Any, str | None]:
-    """An object with its names in camelCase, and which of them Google doesn't know."""
+def to_camel_keys(found: Any, where: str, known: frozenset[str]) -> tuple[Any, str | None]:
+    """The object with its keys in camelCase, and the error for the first unknown key."""
     if not isinstance(found, dict):
         return found, f"Invalid JSON payload received. {where or 'Root element'} must be a message."
-    made = {}
+    renamed = {}
     for name, value in found.items():
-        # Both spellings are the same field to protobuf's JSON.
-        camel = _camel_name(name)
-        if camel not in known:
+        # In protobuf's JSON both spellings are the same field.
+        key = _camel_name(name)
+        if key not in known:
             place = f" at '{where}'" if where else ""
             return found, (
                 f'Invalid JSON payload received. Unknown name "{name}"{place}: Cannot find field.'
             )
-        made[camel] = value
-    return made, None
+        renamed[key] = value
+    return renamed, None
 
 
 def _problem(body: dict[str, Any]) -> str | None:
@@ -239,15 +239,15 @@ def _problem(body: dict[str, Any]) -> str | None:
         return f"Invalid value at 'service_tier': \"{body['serviceTier']}\""
     if "generationConfig" not in body:
         return None
-    body["generationConfig"], problem = camel(
+    body["generationConfig"], problem = to_camel_keys(
         body["generationConfig"], "generation_config", _CONFIG
     )
     return problem or _config_problem(body["generationConfig"])
 
 
 def content_problem(content: Any, where: str) -> str | None:
-    """What is wrong with a Content; None where nothing is."""
-    content, problem = camel(content, where, _CONTENT)
+    """The error of a faulty Content; None where nothing is wrong."""
+    content, problem = to_camel_keys(content, where, _CONTENT)
     if problem is not None:
         return problem
     parts = content.get("parts")
@@ -258,31 +258,31 @@ def content_problem(content: Any, where: str) -> str | None:
 
 
 def _part_problem(part: Any, where: str) -> str | None:
-    part, problem = camel(part, where, _PART)
+    part, problem = to_camel_keys(part, where, _PART)
     if problem is not None:
         return problem
     part = _with_camel_data(part)
     if (wrong := misfit(part, _Part)) is not None:
         return describe_misfit(wrong, where)
     if not part.keys() & _DATA or part.get("text") == "":
-        # An empty text counts as none: proto3 doesn't tell it from a field that isn't there.
+        # An empty text counts as none: proto3 doesn't distinguish it from a missing field.
         missing = "required oneof field 'data' must have one initialized field"
         return f"* GenerateContentRequest.{where}.data: {missing}\n"
     return _blob_problem(part.get("inlineData"), where)
 
 
 def _with_camel_data(part: dict[str, Any]) -> dict[str, Any]:
-    """A part with camelCase names, in its data too; and that in the usual base64: both its
-    alphabets are the same bytes to protobuf's JSON.
+    """A part with keys in camelCase, also inside its data, and with the data in standard base64:
+    protobuf's JSON accepts both alphabets of base64.
     """
-    made = {_camel_name(name): value for name, value in part.items()}
+    result = {_camel_name(name): value for name, value in part.items()}
     for name in ("inlineData", "fileData"):
-        if isinstance(made.get(name), dict):
-            made[name] = {_camel_name(inner): value for inner, value in made[name].items()}
-    blob = made.get("inlineData")
+        if isinstance(result.get(name), dict):
+            result[name] = {_camel_name(inner): value for inner, value in result[name].items()}
+    blob = result.get("inlineData")
     if isinstance(blob, dict) and isinstance(blob.get("data"), str):
         blob["data"] = blob["data"].replace("-", "+").replace("_", "/")
-    return made
+    return result
 
 
 def _camel_name(name: str) -> str:
@@ -331,7 +331,7 @@ def _config_problem(config: dict[str, Any]) -> str | None:
 
 
 def _open_api_problem(schema: Any, where: str) -> str | None:
-    schema, problem = camel(schema, where, _SCHEMA)
+    schema, problem = to_camel_keys(schema, where, _SCHEMA)
     if problem is not None:
         return problem
     if (wrong := misfit(schema, _OpenApiNode)) is not None:
@@ -346,7 +346,7 @@ def _open_api_problem(schema: Any, where: str) -> str | None:
 
 
 def _json_schema_problem(schema: Any) -> str | None:
-    """Any word may stand there; what Google can't follow it refuses."""
+    """The error for a JSON schema that Google refuses. Unknown keywords are allowed."""
     if isinstance(schema, list):
         return next(filter(None, map(_json_schema_problem, schema)), None)
     if not isinstance(schema, dict):
@@ -372,34 +372,34 @@ def _openai_part(part: Mapping[str, Any]) -> str | dict[str, Any]:
 
 
 def _in_fill_order(schema: Any) -> Any:
-    """The schema with its properties as the model fills them: in the order that it is told, else
-    sorted as words (`"1"`, `"10"`, `"2"`).
+    """The schema with its properties in the order in which the model fills them: the
+    `propertyOrdering` if there is one, else sorted as strings (`"1"`, `"10"`, `"2"`).
     """
     if isinstance(schema, list):
         return [_in_fill_order(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    made = {
+    result = {
         name: _in_fill_order(part) for name, part in schema.items() if name != "propertyOrdering"
     }
-    if isinstance(made.get("properties"), dict):
-        order = schema.get("propertyOrdering") or sorted(made["properties"])
-        made["properties"] = {name: made["properties"][name] for name in order}
-    return made
+    if isinstance(result.get("properties"), dict):
+        order = schema.get("propertyOrdering") or sorted(result["properties"])
+        result["properties"] = {name: result["properties"][name] for name in order}
+    return result
 
 
 def _from_open_api(schema: Any) -> Any:
-    """OpenAPI's words as JSON Schema's."""
+    """An OpenAPI schema as a JSON schema."""
     if isinstance(schema, list):
         return [_from_open_api(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    made = {name: _from_open_api(part) for name, part in schema.items() if name != "nullable"}
-    if isinstance(made.get("type"), str):
-        made["type"] = made["type"].lower()
+    result = {name: _from_open_api(part) for name, part in schema.items() if name != "nullable"}
+    if isinstance(result.get("type"), str):
+        result["type"] = result["type"].lower()
     if schema.get("nullable"):
-        return {"anyOf": [made, {"type": "null"}]}
-    return made
+        return {"anyOf": [result, {"type": "null"}]}
+    return result
 
 
 # Replies and errors
@@ -412,7 +412,7 @@ def reply(
     """A good answer as a GenerateContentResponse.
 
     Args:
-      usage: what this API adds to the counts.
+      usage: what this API adds to the token counts.
     """
     prompt, output = answer.input_tokens, answer.output_tokens
     counts: dict[str, Any] = {
@@ -425,13 +425,13 @@ def reply(
     cached = answer.body["usage"]["prompt_tokens_details"]["cached_tokens"]
     if cached:
         counts["cachedContentTokenCount"] = cached
-    # What was blocked has no candidate, but is counted; lists that are empty are left out.
-    made: dict[str, Any] = {"candidates": [_candidate(answer, parsed)]}
+    # A blocked prompt has no candidate, but its tokens are counted; empty lists are left out.
+    result: dict[str, Any] = {"candidates": [_candidate(answer, parsed)]}
     if answer.finish == "refusal":
-        made = {"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}}
+        result = {"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}}
     elif answer.finish == "empty":
-        made = {}
-    return {**made, "usageMetadata": counts, "modelVersion": answer.model, "responseId": reply_id}
+        result = {}
+    return {**result, "usageMetadata": counts, "modelVersion": answer.model, "responseId": reply_id}
 
 
 def _candidate(answer: Answer, parsed: ModelRequest) -> dict[str, Any]:
@@ -445,40 +445,40 @@ def _candidate(answer: Answer, parsed: ModelRequest) -> dict[str, Any]:
 
 
 def rfc3339(seconds: float) -> str:
-    """As Google writes a time."""
+    """A time in Google's form."""
     return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
 def precondition(reply: Reply) -> Reply:
-    """What can't be done with a job in its state is refused with a 400."""
+    """The reply, with a 400 instead of a 409 where a job's state forbids the request."""
     if isinstance(reply, WireError) and reply.status == 409:
         return reply._replace(status=400, code="FAILED_PRECONDITION")
     return reply
 
 
 def job_error(error: Mapping[str, Any]) -> dict[str, Any]:
-    """Why a job failed as a whole."""
+    """The error of a job that failed as a whole."""
     code = str(error["code"])
     number = 8 if "token_limit" in code else {"INTERNAL": 13}.get(code, 3)
     return {"code": number, "message": error["message"]}
 
 
 def error_response(error: WireError) -> web.Response:
-    """An error as Google writes it: with when to come back inside of it, and not in a header."""
-    # A client that looks for `retry-after` alone would never wait here.
+    """An error in Google's form: the delay before a retry is in the body, not in a header."""
+    # A client that only looks for `retry-after` would never wait here.
     headers = {name: value for name, value in error.headers.items() if "retry" not in name}
     return json_response({"error": error_object(error)}, error.status, headers)
 
 
 def error_object(error: WireError) -> dict[str, Any]:
     code = error.code or ""
-    made: dict[str, Any] = {
+    result: dict[str, Any] = {
         "code": error.status,
         "message": error.message,
         "status": code if code.isupper() else _STATUSES.get(error.status, "UNKNOWN"),
     }
     details = _details(error, code)
-    return made | ({"details": details} if details else {})
+    return result | ({"details": details} if details else {})
 
 
 def _details(error: WireError, code: str) -> list[dict[str, Any]]:
@@ -486,7 +486,7 @@ def _details(error: WireError, code: str) -> list[dict[str, Any]]:
     if code == "invalid_api_key":
         reason = {"reason": "API_KEY_INVALID", "domain": "googleapis.com"}
         found.append({"@type": f"{_TYPE}ErrorInfo", **reason})
-    # By the quota's id a client tells a minute's limit, which passes, from a day's.
+    # By the quota's id, a client tells a limit per minute, which soon passes, from one per day.
     quota = {
         "insufficient_quota": "GenerateRequestsPerDayPerProjectPerModel",
         "rate_limit_exceeded": "GenerateRequestsPerMinutePerProjectPerModel",

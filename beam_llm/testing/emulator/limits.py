@@ -1,4 +1,5 @@
-"""The emulated provider's limits on live calls: requests and tokens per minute, calls at once."""
+"""The emulated provider's limits on live calls: requests per minute, tokens per minute, and calls
+at once."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from beam_llm.testing.emulator.wire import WireError, too_many
 
 
 class Bucket:
-    """A minute's budget that refills steadily: at most `per_minute` at once, then `per_minute / 60`
-    a second.
+    """A budget per minute that refills steadily: at most `per_minute` at once, then `per_minute /
+    60` a second.
     """
 
     def __init__(self, per_minute: float, clock: Callable[[], float]) -> None:
@@ -27,12 +28,13 @@ class Bucket:
         return self._remaining
 
     def wait_seconds(self, amount: float) -> float:
-        """Until `amount` can be taken; 0.0 where it can be now."""
-        # A call larger than the whole budget waits for a full one, else it would wait for ever.
+        """The time until `amount` can be taken; 0.0 if it can be taken now."""
+        # A call larger than the whole budget waits until the budget is full; otherwise it would
+        # wait for ever.
         return max(0.0, (min(amount, self.limit) - self.remaining()) * 60 / self.limit)
 
     def take(self, amount: float) -> None:
-        # May go below zero: what was too large for the budget is paid off before the next call.
+        # May go below zero: a call larger than the budget is paid off before the next call.
         self._remaining -= amount
 
     def reset_seconds(self) -> float:
@@ -40,7 +42,7 @@ class Bucket:
 
 
 class Standing(NamedTuple):
-    """A budget as it is now."""
+    """The present state of a budget."""
 
     limit: int
     remaining: int
@@ -48,11 +50,11 @@ class Standing(NamedTuple):
 
 
 class Limits:
-    """All limits of the live endpoint. One event loop uses it.
+    """All limits of the live endpoint, for use on one event loop.
 
     Args:
-      requests_per_minute, tokens_per_minute: None is no limit; headers then show a large one.
-      max_concurrency: calls at once.
+      requests_per_minute, tokens_per_minute: None means no limit; headers then show a large one.
+      max_concurrency: the most calls at once; None means no limit.
     """
 
     def __init__(
@@ -69,12 +71,14 @@ class Limits:
         self.most_in_flight = 0
 
     def admit(self, model: Any, tokens: int) -> WireError | None:
-        """Takes a call's share, or says why not. Both budgets or neither."""
+        """Takes a call's share from both budgets, or returns the error for a call that is over a
+        limit and takes nothing.
+        """
         if self._max_concurrency is not None and self.in_flight >= self._max_concurrency:
             return too_many(
                 "concurrent requests", model, self._max_concurrency, self.in_flight, 0.05
             )
-        # Looked at before anything is taken: a call that one of them refuses costs the other none.
+        # Checked before anything is taken: a call that one budget refuses costs the other nothing.
         for bucket, amount, what in (
             (self.requests, 1, "requests per min (RPM)"),
             (self._tokens, tokens, "tokens per min (TPM)"),
@@ -88,7 +92,7 @@ class Limits:
         return None
 
     def standing(self, what: str) -> Standing:
-        """Where the budget of `requests` or `tokens` stands; a large one where none is set."""
+        """The state of the budget of `requests` or `tokens`; a large budget where none is set."""
         bucket, otherwise = {
             "requests": (self.requests, 10_000),
             "tokens": (self._tokens, 30_000_000),
@@ -98,7 +102,9 @@ class Limits:
         return Standing(int(bucket.limit), max(0, int(bucket.remaining())), bucket.reset_seconds())
 
     def headers(self) -> dict[str, str]:
-        """`x-ratelimit-*` as OpenAI sends them; resets are durations such as `12ms` or `1m2.5s`."""
+        """The `x-ratelimit-*` headers as OpenAI sends them; resets are durations such as `12ms` or
+        `1m2.5s`.
+        """
         if self.requests is None and self._tokens is None:
             return _UNLIMITED
         return {
@@ -124,7 +130,7 @@ def duration(seconds: float) -> str:
     return f"{int(minutes)}m{shown}s" if minutes else f"{shown}s"
 
 
-# Made once: most emulators have no limits, and every reply has these headers.
+# Computed once: most emulators have no limits, and every reply has these headers.
 _UNLIMITED = {
     **_limit_headers("requests", Limits().standing("requests")),
     **_limit_headers("tokens", Limits().standing("tokens")),

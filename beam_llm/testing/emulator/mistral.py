@@ -1,5 +1,5 @@
-"""Mistral's wire: chat completions with its own parameters, files, and batch jobs at
-`/v1/batch/jobs`.
+"""Mistral's wire format: chat completions with parameters of its own, embeddings, files, and batch
+jobs at `/v1/batch/jobs`.
 
 Source: SDK mistralai 3.7.0, recorded traffic of 2026-08; read 2026-11.
 """
@@ -29,7 +29,7 @@ from beam_llm.testing.emulator.dialects import (
 )
 from beam_llm.testing.emulator.models import EMBED
 from beam_llm.testing.emulator.pictures import part_of_address, refusal
-from beam_llm.testing.emulator.shapes import Misfit, Share, Whole, by_pydantic, misfit
+from beam_llm.testing.emulator.shapes import Misfit, PositiveInt, Share, by_pydantic, misfit
 from beam_llm.testing.emulator.wire import (
     WireError,
     json_of,
@@ -38,7 +38,7 @@ from beam_llm.testing.emulator.wire import (
     unknown_model,
     with_json,
 )
-from beam_llm.testing.emulator.work import CANCELLED, EXPIRED, bare, line_results
+from beam_llm.testing.emulator.work import CANCELLED, EXPIRED, line_results, without_version
 
 _FIELDS = frozenset(
     (
@@ -71,7 +71,7 @@ class _Image(msgspec.Struct, tag_field="type", tag="image_url", forbid_unknown_f
 
 
 _MOST_IMAGES = 8
-"""Of a request; the source is with `providers.images.MISTRAL_IMAGES`."""
+"""The most images of a request; for the source, see `providers.images.MISTRAL_IMAGES`."""
 
 
 class _Message(msgspec.Struct):
@@ -89,7 +89,7 @@ class _Body(msgspec.Struct):
     max_tokens: Annotated[int, msgspec.Meta(ge=0)] | None = None
     random_seed: int | None = None
     stop: str | list[str] | None = None
-    n: Whole | None = None
+    n: PositiveInt | None = None
     metadata: dict[str, Any] | None = None
     safe_prompt: bool | None = None
 
@@ -99,14 +99,15 @@ class _EmbedBody(msgspec.Struct, forbid_unknown_fields=True):
 
     model: str
     input: str | Annotated[list[str], msgspec.Meta(min_length=1)]
-    output_dimension: Whole | None = None
+    output_dimension: PositiveInt | None = None
     output_dtype: Literal["float"] | None = None
     encoding_format: Literal["float", "base64"] | None = None
     metadata: dict[str, Any] | None = None
 
 
 _MOST_TEXTS = 256
-"""Of a request for vectors. Source: rig-core 0.42, which asked the real API, read 2026-11."""
+"""The most texts of a request for vectors. Source: rig-core 0.42, which was tried against the real
+API, read 2026-11."""
 
 
 class _Create(msgspec.Struct):
@@ -118,7 +119,7 @@ class _Create(msgspec.Struct):
 
 
 class _Entry(msgspec.Struct):
-    """A line of an input. An id may be left out, and is null in the results then."""
+    """A line of an input. Its id may be left out, and is null in the results then."""
 
     body: dict[str, Any]
     custom_id: str | None = None
@@ -137,7 +138,9 @@ _WORDS = {
 
 
 class Wire(Dialect):
-    """Bodies are checked like the real one's, by pydantic: what is wrong is named by its place."""
+    """Mistral's wire format under `/mistral`. As at the real API, errors are in pydantic's form:
+    they name the place of what is wrong.
+    """
 
     name = "mistral"
     variables = ("MISTRAL_BASE_URL", "MISTRAL_API_KEY")
@@ -147,8 +150,8 @@ class Wire(Dialect):
         if path == "/chat/completions" and request.method == "POST":
             return await self.service.live(request, self, self._parse_request)
         if path == EMBED and request.method == "POST":
-            ask = self._parse_embedding_request
-            return await self.service.live(request, self, ask, self.service.embedder)
+            parse = self._parse_embedding_request
+            return await self.service.live(request, self, parse, self.service.embedder)
         if path == "/files" or path.startswith("/files/"):
             return await self._files(request, path)
         if path == "/batch/jobs" or path.startswith("/batch/jobs/"):
@@ -156,7 +159,9 @@ class Wire(Dialect):
         return None
 
     def error(self, error: WireError) -> web.Response:
-        """A body that is wrong is an `error` of its own; the gateway's are a bare `detail`."""
+        """Errors about a body are objects of their own; the gateway's errors are a bare
+        `detail`.
+        """
         if error.status == 401:
             is_usual = error.code == "invalid_api_key"
             detail = "Invalid API Key" if is_usual else error.message
@@ -196,7 +201,7 @@ class Wire(Dialect):
             return problem
         if not self.service.chat.knows(body["model"]):
             return unknown_model(body["model"])._replace(status=400, code="1500")
-        # What OpenAI's rules would refuse, or call by another name, is taken out.
+        # Fields that OpenAI doesn't know, or knows under another name, are removed.
         images = refusal(map(_in_openai_shape, body["messages"]), _MOST_IMAGES)
         if images is not None:
             return WireError(400, images.message, code="3051")
@@ -229,7 +234,7 @@ class Wire(Dialect):
         choices = []
         for choice in answer.body["choices"]:
             content = choice["message"]["content"]
-            # It has no `refusal` field, and no word of its own for a filter.
+            # Mistral has no `refusal` field, and no word of its own for a filter.
             content = content if content is not None else choice["message"]["refusal"]
             message = {"role": "assistant", "tool_calls": None, "content": content}
             choices.append({**choice, "message": message})
@@ -263,10 +268,12 @@ class Wire(Dialect):
             uploaded = orjson.loads(reply.body)["id"]  # type: ignore[arg-type]
             if (problem := await asyncio.to_thread(self._check_upload, uploaded)) is not None:
                 return problem
-        return with_json(reply, _file)
+        return with_json(reply, _file_object)
 
     def _check_upload(self, file_id: str) -> WireError | None:
-        """Why a file is not taken: lines are looked at here, not when a job is made of them."""
+        """The error for a file that is refused: lines are checked at the upload, not when a job is
+        created from them.
+        """
         with open(self.service.files.path(file_id), "rb") as file:
             for number, line in enumerate(file):
                 try:
@@ -289,20 +296,21 @@ class Wire(Dialect):
         )
 
     def _result(self, result: LineResult) -> dict[str, Any]:
-        """An answered line holds an object; a failed one a text of JSON, and no error."""
+        """One line of the results."""
         line: dict[str, Any] = {"id": f"batch-{result.reply_id}", "custom_id": result.custom_id}
-        # A line that failed has no `error`: its reason is a text of JSON in the response.
-        missed = result.code in (EXPIRED["code"], CANCELLED["code"])
+        # The body of an answered line is an object; that of a failed line is JSON as a string, and
+        # the line has no `error`.
+        is_unprocessed = result.code in (EXPIRED["code"], CANCELLED["code"])
         if result.answer is not None:
             body: Any = self.reply(result.answer, result.parsed, result.reply_id)
             line["response"] = {"status_code": 200, "body": body}
-        elif result.error is not None and not missed:
+        elif result.error is not None and not is_unprocessed:
             body = self.error(result.error).body
             text = body.decode() if isinstance(body, bytes) else ""
             line["response"] = {"status_code": result.error.status, "body": text}
         else:
             line["response"] = None
-        line["error"] = {"code": result.code, "message": result.code} if missed else None
+        line["error"] = {"code": result.code, "message": result.code} if is_unprocessed else None
         return line
 
     # Batch jobs.
@@ -322,10 +330,10 @@ class Wire(Dialect):
 
     def _job_problem(self, body: Any) -> WireError | None:
         if not isinstance(body, dict):
-            return _wrong(("body",), "Input should be a valid dictionary")
+            return _validation_error(("body",), "Input should be a valid dictionary")
         for name in body:
             if name not in _JOB_FIELDS:
-                return _wrong(("body", name), "Extra inputs are not permitted")
+                return _validation_error(("body", name), "Extra inputs are not permitted")
         if (wrong := misfit(body, _Create)) is not None:
             return _misfit_error(wrong)
         for file_id in body.get("input_files") or [""]:
@@ -337,14 +345,14 @@ class Wire(Dialect):
     def _read_job(self, body: dict[str, Any]) -> NewJob | WireError:
         job_id = str(uuid.uuid4())
         part = self.service.batches.part_path(job_id)
-        ask = (
+        parse = (
             self._parse_embedding_request
-            if bare(body["endpoint"]) == EMBED
+            if without_version(body["endpoint"]) == EMBED
             else self._parse_request
         )
         with open(part, "wb") as file:
             for line in self._lines(body["input_files"]):
-                parsed = ask({**line["body"], "model": body["model"]})
+                parsed = parse({**line["body"], "model": body["model"]})
                 file.write(Line(line.get("custom_id"), parsed).encode())
         own = {
             "endpoint": body["endpoint"],
@@ -360,10 +368,11 @@ class Wire(Dialect):
                 yield from map(orjson.loads, file)
 
     def _page(self, request: web.BaseRequest, visible: list[Job]) -> Reply:
-        # A page by its number, not by a token: a job that is made meanwhile shifts all of them.
+        # Pages are requested by number, not by a token: a job that is created in between shifts all
+        # of them.
         wanted = parse_page(request.query, "page_size", 100, "page", 1_000)
         if wanted is None:
-            return _wrong(("query", "page"), "Input should be a valid integer")
+            return _validation_error(("query", "page"), "Input should be a valid integer")
         size = min(wanted.size, self.service.options.list_page)
         start = wanted.start * size
         shown = [self.job(job) for job in visible[start : start + size]]
@@ -400,10 +409,10 @@ class Wire(Dialect):
         return WireError(404, f"Batch job {job_id} not found", code="3001")
 
 
-def _file(shown: dict[str, Any]) -> dict[str, Any]:
-    """A file, or a list of them, as Mistral shows it."""
+def _file_object(shown: dict[str, Any]) -> dict[str, Any]:
+    """A file, or a list of files, in Mistral's form."""
     if "data" in shown:
-        files = [_file(file) for file in shown["data"]]
+        files = [_file_object(file) for file in shown["data"]]
         return {"data": files, "object": "list", "total": len(files)}
     if "bytes" not in shown:
         return shown
@@ -426,7 +435,7 @@ def _stamp(job: Job, name: str) -> int | None:
     return int(job["stamps"][name]) if name in job["stamps"] else None
 
 
-def _wrong(place: tuple[str, ...], message: str) -> WireError:
+def _validation_error(place: tuple[str, ...], message: str) -> WireError:
     return WireError(422, message, param=".".join(place))
 
 
@@ -436,7 +445,7 @@ def _detail(error: WireError) -> dict[str, Any]:
 
 
 def _in_openai_shape(message: dict[str, Any]) -> dict[str, Any]:
-    """A message as OpenAI has it, where an image's address stands in an object."""
+    """A message in OpenAI's form, in which an image's address stands in an object."""
     content = message.get("content")
     if not isinstance(content, list):
         return message
@@ -451,16 +460,16 @@ def _in_openai_shape(message: dict[str, Any]) -> dict[str, Any]:
 
 def _problem(body: Any) -> WireError | None:
     if not isinstance(body, dict):
-        return _wrong(("body",), "Input should be a valid dictionary")
+        return _validation_error(("body",), "Input should be a valid dictionary")
     for name in ("model", "messages"):
         if not body.get(name):
-            return _wrong(("body", name), "Field required")
+            return _validation_error(("body", name), "Field required")
     for name in body:
         if name not in _FIELDS:
-            return _wrong(("body", name), "Extra inputs are not permitted")
+            return _validation_error(("body", name), "Extra inputs are not permitted")
     wrong = misfit(body, _Body)
     return None if wrong is None else _misfit_error(wrong)
 
 
 def _misfit_error(wrong: Misfit) -> WireError:
-    return _wrong(("body", *filter(None, wrong.dotted.split("."))), by_pydantic(wrong))
+    return _validation_error(("body", *filter(None, wrong.dotted.split("."))), by_pydantic(wrong))

@@ -1,4 +1,4 @@
-"""What the emulator needs of a model, whatever it is asked for."""
+"""What the emulator needs of a model, whichever kind it is."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ if TYPE_CHECKING:
 
 
 CHAT, EMBED = "/chat/completions", "/embeddings"
-"""The routes at which OpenAI's models are asked."""
+"""The routes of OpenAI's models."""
 
 
 class Model(Protocol):
     """An emulated model: `Chat`, `Embedder`.
 
     Attributes:
-      most_job_texts: of one job, in all its requests together; None: any number.
+      most_job_texts: the most texts in one job, over all its requests; None means any number.
     """
 
     most_job_texts: ClassVar[int | None]
 
     def check(self, body: Any) -> WireError | None:
-        """What is wrong with a request, before any work."""
+        """The error for a faulty request, before any work; None where nothing is wrong."""
 
     def knows(self, model: Any) -> bool:
-        """Whether it goes by that name."""
+        """Whether there is an emulated model of this name."""
 
     def read(self, body: Mapping[str, Any]) -> Any:
-        """A checked request, understood; its `texts` are the records'."""
+        """Reads a checked request; the result's `texts` are the records' texts."""
 
     def tokens(self, body: Mapping[str, Any]) -> int:
         """Input tokens of a checked request."""
@@ -44,4 +44,4 @@ class Model(Protocol):
         faults: tuple[Fault, ...] = (),
         reply_id: str = "",
     ) -> Answer:
-        """Answers a checked request, which `read` has understood."""
+        """Answers a checked request; `question` is what `read` made of it."""

@@ -8,17 +8,17 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 _END = "~"
-"""Of a file's name, so that an object and a folder may have one name."""
+"""The end of a file's name, so that an object and a folder may have the same name."""
 
 
 class ObjectFiles:
-    """Objects as files below a folder, bucket by bucket. A bucket needs no making."""
+    """Objects as files below a folder, a subfolder for each bucket. Buckets need no creation."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def path(self, bucket: str, name: str) -> Path:
-        """Where an object's bytes are, or would be."""
+        """The file in which an object's bytes are, or would be."""
         return self._folder / _in_path(bucket) / f"{'/'.join(map(_in_path, name.split('/')))}{_END}"
 
     def put(self, bucket: str, name: str, data: bytes) -> None:
@@ -35,7 +35,7 @@ class ObjectFiles:
             return None
 
     def delete(self, bucket: str, name: str) -> bool:
-        """Whether there was one."""
+        """Removes an object; returns whether there was one."""
         try:
             self.path(bucket, name).unlink()
         except FileNotFoundError:
@@ -43,7 +43,7 @@ class ObjectFiles:
         return True
 
     def names(self, bucket: str, prefix: str, start: str = "") -> list[str]:
-        """Sorted by their bytes, from `start` on."""
+        """The names of objects, sorted by their bytes, from `start` on."""
         root = self._folder / _in_path(bucket)
         found = (_name_of(path.relative_to(root)) for path in _files(root))
         chosen = (name for name in found if name.startswith(prefix) and name >= start)
@@ -51,7 +51,7 @@ class ObjectFiles:
 
 
 def _in_path(part: str) -> str:
-    """A part of a name as a file's: whatever is in it, it leads nowhere else."""
+    """A part of a name, escaped to be a file's name, so that it can't leave its folder."""
     return quote(part, safe="").replace(".", "%2E") or "%"
 
 

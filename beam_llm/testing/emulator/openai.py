@@ -1,4 +1,4 @@
-"""OpenAI's wire, and Azure's: chat completions, files, batches, models."""
+"""The wire format of OpenAI and Azure: chat completions, embeddings, files, batches, models."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from beam_llm.testing.emulator.files import page
 from beam_llm.testing.emulator.models import CHAT, EMBED
 from beam_llm.testing.emulator.shapes import misfit
 from beam_llm.testing.emulator.wire import WireError, json_of, json_response, unknown_model
-from beam_llm.testing.emulator.work import bare
+from beam_llm.testing.emulator.work import without_version
 
 if TYPE_CHECKING:
     from beam_llm.testing.emulator.service import Service
 
-# The longer one first: `/openai/v1` is Azure's newer route, `/openai` its older one.
+# The longer prefix first: `/openai/v1` is Azure's newer route, `/openai` its older one.
 _PREFIXES = ("/openai/v1", "/v1", "/openai")
 _DEPLOYMENTS = "/openai/deployments/"
 _TERMINAL = frozenset({"completed", "failed", "expired", "cancelled"})
@@ -47,7 +47,8 @@ _SNAPSHOTS = {
     "gpt-5-mini": "gpt-5-mini-2025-08-07",
     "gpt-5-nano": "gpt-5-nano-2025-08-07",
 }
-"""What a job names for an alias, once it is validated. Source: recorded traffic, 2026-08."""
+"""The model that a job names instead of an alias, once it is validated. Source: recorded traffic,
+2026-08."""
 _MOST_PAIRS, _MOST_KEY, _MOST_VALUE = 16, 64, 512
 
 
@@ -57,7 +58,9 @@ class _ExpiresAfter(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Create(msgspec.Struct):
-    """What a create of a batch has to have. Source: SDK openai 3.57 (BatchCreateParams)."""
+    """The fields that the creation of a batch requires. Source: SDK openai 3.57
+    (BatchCreateParams).
+    """
 
     input_file_id: str
     endpoint: str
@@ -66,22 +69,23 @@ class Create(msgspec.Struct):
 
 
 class _OwnCreate(Create, forbid_unknown_fields=True):
-    """And nothing else, at OpenAI and Azure themselves."""
+    """The same for OpenAI and Azure themselves, which allow no further fields."""
 
     metadata: Any = None
 
 
 class Wire(Dialect):
-    """The first dialect: its routes are at the emulator's root as well, and it answers for every
-    path that no other has.
+    """The first dialect: its routes are at the emulator's root as well, and it answers every path
+    that no other dialect has.
 
     Attributes:
-      fields: of a chat request; None: any are taken, for many servers have some of their own.
-      unknown_field: the sentence that refuses another one.
-      create_shape: of the body that creates a batch.
-      upload_purposes: that a file may be uploaded for; None: any.
-      embeds: it has embeddings live.
-      job_routes: that its jobs are for.
+      fields: the fields of a chat request. None accepts any, since many servers have some of their
+        own.
+      unknown_field: the message that refuses any other field.
+      create_shape: the shape of the body that creates a batch.
+      upload_purposes: the purposes for which a file may be uploaded; None means any.
+      embeds: whether there are live embeddings.
+      job_routes: the routes that jobs may be for.
     """
 
     create_shape: ClassVar[type[Create]] = _OwnCreate
@@ -99,7 +103,7 @@ class Wire(Dialect):
 
     def __init__(self, service: Service) -> None:
         super().__init__(service)
-        self._control_calls = itertools.count(10**9)  # live calls have the numbers before
+        self._control_calls = itertools.count(10**9)  # live calls have smaller numbers
 
     @classmethod
     def environment(cls, url: str, key: str) -> dict[str, str]:
@@ -149,10 +153,10 @@ class Wire(Dialect):
     # Live calls.
 
     def _parse_request(self, body: Any, deployment: str | None) -> ModelRequest | WireError:
-        # Azure's older route names the model in its path, and takes none in the body.
+        # Azure's older route names the model in the path, not in the body.
         if deployment and isinstance(body, dict):
             body = {**body, "model": deployment}
-        error = self.service.chat.check(body) or self._unknown(body)
+        error = self.service.chat.check(body) or self._unknown_field(body)
         if error is None and not self.service.chat.knows(body["model"]):
             error = unknown_model(body["model"])
         return ModelRequest(body) if error is None else error
@@ -167,8 +171,8 @@ class Wire(Dialect):
             error = unknown_model(body["model"])
         return ModelRequest(body) if error is None else error
 
-    def _unknown(self, body: Mapping[str, Any]) -> WireError | None:
-        """A field that is none."""
+    def _unknown_field(self, body: Mapping[str, Any]) -> WireError | None:
+        """The error for the first unknown field; None where there is none."""
         name = next((name for name in body if self.fields and name not in self.fields), None)
         if name is None:
             return None
@@ -215,7 +219,7 @@ class Wire(Dialect):
             return WireError(400, "We could not parse the JSON body of your request.")
         if (wrong := misfit(body, self.create_shape)) is not None:
             return misfit_error(wrong)
-        if bare(body["endpoint"]) not in self.job_routes:
+        if without_version(body["endpoint"]) not in self.job_routes:
             known = " and ".join(f"'/v1{route}'" for route in self.job_routes)
             return WireError(
                 400,
@@ -223,7 +227,7 @@ class Wire(Dialect):
                 param="endpoint",
                 code="invalid_value",
             )
-        # The file is looked at when the job is made, its lines only while it is `validating`.
+        # The file is checked when the job is created, its lines only while the job is `validating`.
         return (
             self._check_window(body["completion_window"])
             or self._check_input(body["input_file_id"])
@@ -255,7 +259,7 @@ class Wire(Dialect):
     def _page(self, request: web.BaseRequest, visible: list[Job]) -> Reply:
         options = self.service.options
         after, limit = request.query.get("after"), request.query.get("limit")
-        # A list without end begins with the jobs that there are, and goes on with made-up ones.
+        # An endless list begins with the existing jobs, and goes on with made-up ones.
         if not options.list_ends and (after is not None or not visible):
             return json_response(_older_page(after or "", options.clock()))
         return page(
@@ -270,7 +274,7 @@ class Wire(Dialect):
         )
 
     def job(self, job: Job) -> Any:
-        """The batch object as the API shows it; result files only in a terminal state."""
+        """The batch object in the API's form; it names result files only in a terminal state."""
         over = job["status"] in _TERMINAL
         options, own = self.service.options, job["own"]
         return {
@@ -282,7 +286,7 @@ class Wire(Dialect):
             "input_file_id": job["input_file_id"] if options.inputs_shown else None,
             "completion_window": "24h",
             "status": self.service.batches.status(job),
-            # The files are there earlier, from `finalizing` on; nobody is told before the end.
+            # The files exist earlier, from `finalizing` on, but are not shown before the end.
             "output_file_id": job["output_file_id"] if over else None,
             "error_file_id": job["error_file_id"] if over else None,
             "created_at": int(job["created"]),
@@ -319,7 +323,7 @@ def _check_metadata(metadata: Any) -> WireError | None:
 
 
 def _older_page(after: str, now: float) -> dict[str, Any]:
-    """A page of a list without end: one job of others, older than that of the page before."""
+    """A page of an endless list: one job of somebody else's, older than that of the page before."""
     depth = int(after.rpartition("_")[2]) + 1 if after.startswith("batch_older_") else 1
     older = {
         "id": f"batch_older_{depth}",
@@ -338,7 +342,7 @@ def _older_page(after: str, now: float) -> dict[str, Any]:
 
 
 def _usage(result: dict[str, int] | None) -> dict[str, Any]:
-    """Zeros until the job has ended."""
+    """The token usage of a job: zeros until it has ended."""
     inputs = result["input_tokens"] if result is not None else 0
     outputs = result["output_tokens"] if result is not None else 0
     return {

@@ -1,4 +1,5 @@
-"""OpenRouter's wire: OpenAI's chat completions, and batch jobs whose requests come in their create.
+"""OpenRouter's wire format: OpenAI's chat completions, and batch jobs whose create carries their
+requests.
 
 Source: openrouter.ai/docs, SDK 1.3.84, recorded traffic of 2026-06; read 2026-11.
 """
@@ -16,7 +17,7 @@ from aiohttp import web
 from beam_llm.testing.emulator.chat import Answer
 from beam_llm.testing.emulator.clockwork import TERMINAL
 from beam_llm.testing.emulator.dialects import Job, Line, LineResult, ModelRequest, NewJob, Reply
-from beam_llm.testing.emulator.family import UNDONE, Family
+from beam_llm.testing.emulator.family import UNPROCESSED, Family
 from beam_llm.testing.emulator.models import CHAT
 from beam_llm.testing.emulator.pictures import urls_in
 from beam_llm.testing.emulator.shapes import misfit
@@ -31,7 +32,7 @@ class _Entry(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Wire(Family):
-    """No files: a job's requests come in its create, its results stand in it."""
+    """OpenRouter has no files: creates carry the requests, and jobs show their results."""
 
     name = "openrouter"
     embeds = False
@@ -45,7 +46,7 @@ class Wire(Family):
     async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
         jobs = self.service.batches
         job_id = path.removeprefix("/batches/") if path.startswith("/batches/") else ""
-        if path.startswith("/files") or "/" in job_id:  # nor can jobs be cancelled
+        if path.startswith("/files") or "/" in job_id:  # no files, no cancelling
             return None
         if request.method == "DELETE" and job_id:
             return await jobs.delete(request, self, job_id, _deleted_job(job_id))
@@ -53,7 +54,7 @@ class Wire(Family):
             found = await jobs.look(request, self, job_id)
             return with_json(found, lambda job: self._with_results(job))
         reply = await super().handle(request, path)
-        # "Accepted", and not yet looked at: its requests are validated after that.
+        # 202 means accepted, but not checked: the requests are validated after that.
         is_create = (request.method, path) == ("POST", "/batches")
         if is_create and isinstance(reply, web.Response) and reply.status == 200:
             reply.set_status(202)
@@ -99,25 +100,25 @@ class Wire(Family):
             return WireError(400, problem)
         job_id = f"batch_{uuid.uuid4().hex[:24]}"
         part = self.service.batches.part_path(job_id)
-        # What fails all of a job while it is `validating`.
+        # Errors that fail the whole job while it is `validating`.
         errors: list[dict[str, Any]] = []
         with open(part, "wb") as file:
             for entry in body["requests"]:
                 parsed = self._parse_request({"model": body["model"], **entry["body"]}, None)
                 file.write(Line(entry["custom_id"], parsed).encode())
                 if isinstance(parsed, ModelRequest) and (
-                    problem := self._invalid(parsed.body, body)
+                    problem := self._request_problem(parsed.body, body)
                 ):
                     named = f"{entry['custom_id']}: {problem}"
                     errors.append({"code": "invalid_request", "message": named})
         own = {"endpoint": body["endpoint"], "model": body["model"]}
         return NewJob(job_id, part, own=own, errors=tuple(errors[:1]))
 
-    def _invalid(self, one: dict[str, Any], body: dict[str, Any]) -> str | None:
-        """What is wrong with one request among the others, though it would be answered live."""
+    def _request_problem(self, one: dict[str, Any], body: dict[str, Any]) -> str | None:
+        """The error of a request that would be answered live, but can't be part of this batch."""
         if any(url.startswith("data:") for _, _, url in urls_in(one["messages"])):
             return "images must be http(s) URLs"
-        # Google makes one schema of all.
+        # For Google's models one schema applies to all requests.
         first = body["requests"][0]["body"].get("response_format")
         if body["model"].startswith("google/") and one.get("response_format") != first:
             return "response_format differs from that of the first request"
@@ -127,7 +128,7 @@ class Wire(Family):
         if not isinstance(body, dict) or not isinstance(body.get("requests"), list):
             return "requests: expected an array"
         names = list(body)
-        # The body is read as a stream there: what its requests are for has to be known before them.
+        # OpenRouter reads the body as a stream, and has to know these before the requests.
         for name in ("endpoint", "model"):
             if name not in names or names.index(name) > names.index("requests"):
                 return f"'{name}' must come before 'requests'"
@@ -176,7 +177,7 @@ class Wire(Family):
         }
 
     def _with_results(self, shown: dict[str, Any]) -> dict[str, Any]:
-        # Only a look has them: a list would be as large as all of its jobs' answers.
+        # Only a look shows results: a list would be as large as all of its jobs' answers.
         job = self.service.batches.find(self, shown["id"])
         if job is None or job["status"] not in TERMINAL:
             return shown
@@ -189,7 +190,7 @@ class Wire(Family):
         if result.answer is not None:
             body = self.reply(result.answer, result.parsed, result.reply_id)
             line["response"] = {"status_code": 200, "request_id": result.reply_id, "body": body}
-        elif result.error is not None and result.code not in UNDONE:
+        elif result.error is not None and result.code not in UNPROCESSED:
             error = {"message": result.error.message, "code": result.error.status}
             status = result.error.status
             line["response"] = {

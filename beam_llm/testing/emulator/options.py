@@ -1,4 +1,4 @@
-"""Everything about an emulator that can be set, in one place."""
+"""The options of an emulator, all in one place."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from beam_llm.testing.emulator.faults import Fault
 
 REALISTIC = (63.0, 69.0, 1.0)
-"""Seconds that a job of two requests took. Source: recorded traffic of OpenAI, 2026-08-19."""
+"""The seconds that a job of two requests took in each stage. Source: recorded traffic of OpenAI,
+2026-08-19."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,35 +18,38 @@ class EmulatorOptions:
     """Settings of an emulator.
 
     Attributes:
-      keys: API keys that it accepts; None accepts any but an empty one, `()` needs no key.
-      models: models that it knows; None knows all.
-      latency_ms, jitter_ms: of a live call; the jitter is added, evenly distributed from 0.
-      requests_per_minute, tokens_per_minute, max_concurrency: limits of the live endpoint, answered
-        with 429.
-      batch_seconds: (validating, in_progress, finalizing) of a job; one number is in_progress, with
-        a tenth for each other; `REALISTIC`: as OpenAI's own of two requests took, 2026-08.
+      keys: the API keys that it accepts; None accepts any but an empty one, `()` requires none.
+      models: the models that it knows; None means any.
+      latency_ms, jitter_ms: the time that a live call takes; a random part from 0 to `jitter_ms`,
+        evenly distributed, is added.
+      requests_per_minute, tokens_per_minute, max_concurrency: limits of the live endpoint; a call
+        beyond one gets a 429.
+      batch_seconds: the seconds of a job's stages (validating, in_progress, finalizing). One number
+        is for in_progress, with a tenth of it for each other stage. `REALISTIC` has the times of a
+        recorded job of OpenAI's with two requests.
       cancel_seconds: how long a job stays `cancelling`.
-      enqueued_token_limit: input tokens of all pending jobs together; a job beyond it fails.
-      enqueued_limit_at: `create` answers 429 at once, `validation` accepts and fails the job after
-        it.
-      max_batch_requests, max_file_bytes: OpenAI's limits.
-      min_batch_requests: Bedrock's; a smaller job fails.
-      fast: labels from a checksum in constant time, for benchmarks.
-      reads: how many records of a prompt the model reads carefully; answers to those after them are
-        valid and wrong.
+      enqueued_token_limit: the most input tokens of all pending jobs; a job beyond it fails.
+      enqueued_limit_at: for a job beyond that limit: `create` answers 429 at once, `validation`
+        accepts the job and fails it when it is validated.
+      max_batch_requests, max_file_bytes: the most requests of a job, and the most bytes of a file;
+        the defaults are OpenAI's limits.
+      min_batch_requests: the fewest requests of a job at Bedrock, where a smaller job fails.
+      fast: take labels from a checksum, in constant time, for benchmarks.
+      reads: how many records of a prompt the model reads carefully; answers to the records after
+        them are valid but wrong.
       billing: `texts`, `digests` or `off`: how records are written into the log of bills.
       keep_requests: how many of the last live bodies `Emulator.requests` keeps.
-      seed: of faults and of the order of result files.
-      clock: the emulator's time, for `created_at`, the `Date` of answers, and how late a job is
+      seed: the seed of faults and of the order of results in files.
+      clock: the emulator's clock, for `created_at`, the `Date` of answers, and how late a job is
         listed. Work takes real time nevertheless.
       names_kept: whether jobs are shown with their metadata; some servers of the dialect drop it.
       inputs_shown: whether jobs are shown with their `input_file_id`.
       list_order: `newest`, `oldest` or `shuffled`.
-      list_page: most jobs on a page.
-      list_ends: False: every page promises a further one, which has ever older jobs.
+      list_page: the most jobs on a page.
+      list_ends: whether lists end. If not, every page promises a further one, with ever older jobs.
       token_calls: how many calls a cloud's temporary token is good for, by the server's own count;
-        None: any.
-      file_seconds: how long an uploaded file is kept; None: for ever.
+        None means any number.
+      file_seconds: how long an uploaded file is kept; None means for ever.
     """
 
     faults: tuple[Fault, ...] = ()
@@ -56,7 +60,7 @@ class EmulatorOptions:
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
     max_concurrency: int | None = None
-    # Short, for tests; the states of a job are the same as over hours.
+    # Short, for tests; a job goes through the same states as over hours.
     batch_seconds: float | tuple[float, float, float] = 0.2
     cancel_seconds: float = 0.1
     enqueued_token_limit: int | None = None
@@ -67,7 +71,7 @@ class EmulatorOptions:
     fast: bool = False
     reads: int | None = None
     billing: str = "texts"
-    # Enough to look at what was sent, too few to fill the memory of a long run.
+    # Enough to check what was sent, and too few to fill the memory of a long run.
     keep_requests: int = 200
     seed: int = 0
     clock: Callable[[], float] = time.time
@@ -81,7 +85,7 @@ class EmulatorOptions:
 
     @property
     def stages(self) -> tuple[float, float, float]:
-        """Seconds of validating, in_progress, finalizing."""
+        """The seconds of validating, in_progress and finalizing."""
         if isinstance(self.batch_seconds, tuple):
             return self.batch_seconds
         return self.batch_seconds / 10, self.batch_seconds, self.batch_seconds / 10

@@ -1,10 +1,10 @@
-"""What the emulated model sees of an image: its kind, its size and, of a PNG, the colour in its
-corner. It answers by that colour, so that a test can tell whose image an answer is about.
+"""What the emulated model sees of an image: its kind, its size and, for a PNG, the colour in its
+corner. It answers by that colour, so that a test can tell which image an answer is about.
 
-    [picture #ff0000 2x2 png]          of data
-    [picture https://host/cat.png]     of an address: nothing is fetched
+    [picture #ff0000 2x2 png]          for data
+    [picture https://host/cat.png]     for an address: nothing is fetched
 
-Images of all dialects become OpenAI's content parts, and those become such words.
+Images of all dialects become OpenAI's content parts, which are then replaced by such words.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 PICTURE = re.compile(r"\[picture ([^\]\s]+)[^\]]*\]")
-"""The words for a picture in a prompt, as the model reads it."""
+"""The words that stand for a picture in the prompt that the model reads."""
 
 MOST_TOKENS = 1_000
 _DATA_URL = re.compile(r"data:(image/[a-z+.-]+);base64,")
@@ -36,10 +36,11 @@ _PALETTE = {
 
 
 class Picture(NamedTuple):
-    """An image, seen.
+    """What the model sees of an image.
 
     Attributes:
-      colour: of the pixel in its upper left corner, `#rrggbb`; empty where it is not known.
+      colour: the colour of the pixel in its upper left corner, `#rrggbb`; empty where it is not
+        known.
     """
 
     kind: str
@@ -55,7 +56,7 @@ class Picture(NamedTuple):
 
 
 def picture_of(data: bytes) -> Picture | None:
-    """The picture that the bytes are; None of none, a damaged PNG among them."""
+    """The picture in these bytes; None where there is none, or only a damaged PNG."""
     digest = f"{zlib.crc32(data):08x}"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return _png(data, digest)
@@ -79,10 +80,10 @@ def _png(data: bytes, digest: str) -> Picture | None:
             pixels += chunk
         if name == b"IEND":
             break
-    else:  # it is cut
+    else:  # it is cut off
         return None
     try:
-        # The first pixel of the first row is written as it is, by whatever filter.
+        # The first pixel of the first row is stored unchanged, whatever the filter.
         corner = zlib.decompressobj().decompress(pixels, 4)[1:4]
     except zlib.error:
         return None
@@ -105,7 +106,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def decode_base64(text: Any) -> bytes | None:
-    """The bytes of base64; None where it is none."""
+    """The bytes that a base64 text encodes; None where it is not base64."""
     try:
         return binascii.a2b_base64(text, strict_mode=True)
     except (ValueError, TypeError):
@@ -117,17 +118,17 @@ def decode_base64(text: Any) -> bytes | None:
 
 
 def image_part(kind: str, data: str) -> dict[str, Any]:
-    """An image as OpenAI has it."""
+    """An image as OpenAI's content part."""
     return part_of_address(f"data:{kind};base64,{data}")
 
 
 def part_of_address(url: str) -> dict[str, Any]:
-    """An image of an address, as OpenAI has it."""
+    """An image at an address, as OpenAI's content part."""
     return {"type": "image_url", "image_url": {"url": url}}
 
 
 def join_parts(parts: Iterable[str | dict[str, Any]]) -> str | list[dict[str, Any]]:
-    """Texts as one; with images among them, OpenAI's list of content parts."""
+    """Joins texts into one; with images among them, into OpenAI's list of content parts."""
     found: list[dict[str, Any]] = []
     for part in parts:
         if not isinstance(part, str):
@@ -142,7 +143,9 @@ def join_parts(parts: Iterable[str | dict[str, Any]]) -> str | list[dict[str, An
 
 
 def urls_in(messages: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], str, str]]:
-    """Message, place and address of each image of a body that has its shape."""
+    """Yields the message, the place and the address of each image in the messages, whose shape must
+    have been checked.
+    """
     for number, message in enumerate(messages):
         content = message.get("content")
         for at, part in enumerate(content if isinstance(content, list) else ()):
@@ -152,13 +155,13 @@ def urls_in(messages: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str
 
 
 def words_of(url: str) -> str:
-    """An image of a checked body as the model reads it."""
+    """The words that stand for an image in the prompt."""
     picture = _picture_of(url)
     return picture.words if picture is not None else f"[picture {url}]"
 
 
 def tokens_of_image(url: str) -> int:
-    """A token for each square of 32 pixels; of an address, the most."""
+    """An image's tokens: one for each square of 32 pixels; the maximum for an address."""
     picture = _picture_of(url)
     if picture is None or not picture.width:
         return MOST_TOKENS
@@ -172,7 +175,9 @@ def _picture_of(url: str) -> Picture | None:
 
 
 def colour_names(text: str) -> list[str]:
-    """What a prompt's pictures show, in their order: colours, and else what names the picture."""
+    """What a prompt's pictures show, in order: the names of colours, or else what identifies the
+    picture.
+    """
     return [_colour_name(found) for found in PICTURE.findall(text)]
 
 
@@ -186,12 +191,12 @@ def _colour_name(found: str) -> str:
     )
 
 
-# What is refused
+# Refused images
 # --------------------------------------------------------------------------------------------------
 
 
 class Refusal(NamedTuple):
-    """Why a body's images are not taken: OpenAI's sentence, the place and its code."""
+    """Why a body's images are refused: OpenAI's message, the place and the error code."""
 
     message: str
     place: str
@@ -203,10 +208,10 @@ def refusal(
     most: int = 500,
     kinds: tuple[str, ...] = ("image/png", "image/jpeg", "image/gif", "image/webp"),
 ) -> Refusal | None:
-    """What OpenAI says of images that it does not take; None of all others.
+    """OpenAI's error about images that it refuses; None where it accepts them.
 
     Args:
-      most: images of a request.
+      most: the most images of a request.
 
     Source: its messages as public repositories quote them, read 2026-11.
     """

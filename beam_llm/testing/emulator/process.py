@@ -25,7 +25,7 @@ class EmulatorProcess(Address):
             emulator.kill()      # kill -9
             emulator.restart()   # same folder, same port
 
-    It ends with its parent, however that ends.
+    It ends when its parent ends, however that happens.
 
     Args:
       state_dir, port, faults, options: as in `Emulator`.
@@ -34,9 +34,9 @@ class EmulatorProcess(Address):
     _process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Self:
-        """Listens when it returns. Raises OSError where it could not start."""
+        """Starts the process, and returns once it listens. Raises OSError if it can't start."""
         folder = self._make_folder()
-        # In a file, as a script may be longer than a command line.
+        # In a file, since a script may be longer than a command line.
         faults = folder / "script.json"
         faults.write_bytes(orjson.dumps([fault.to_json() for fault in self.options.faults]))
         command = [
@@ -55,12 +55,12 @@ class EmulatorProcess(Address):
             str(os.getpid()),
             *arguments_of(self.options),
         ]
-        # This very package, also where another version of it is installed.
+        # This copy of the package, even where another version is installed.
         paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
         assert self._process.stdout is not None
-        # The first line says its address, and that it listens; empty where it has ended.
+        # The first line has its address, and shows that it listens; empty if it has ended.
         line = self._process.stdout.readline().decode()
         if "http://" not in line:
             self.close()
@@ -69,11 +69,11 @@ class EmulatorProcess(Address):
         return self
 
     def kill(self) -> None:
-        """kill -9; nothing is tidied up in it."""
+        """Kills the process like `kill -9`: it cleans nothing up."""
         self._end(signal.SIGKILL)
 
     def restart(self) -> Self:
-        """Kills it if it lives, and starts it on the same folder and port."""
+        """Kills the process if it is running, and starts it on the same folder and port."""
         self.kill()
         return self.start()
 
@@ -84,22 +84,22 @@ class EmulatorProcess(Address):
 
     @property
     def pid(self) -> int | None:
-        """The number of its process; None before it is started."""
+        """The id of its process; None before it is started."""
         return self._process.pid if self._process is not None else None
 
     @property
     def ledger(self) -> dict[str, Any]:
-        """The whole book."""
+        """All bills."""
         return dict(self._ask("/_emulator/ledger"))
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The book without its records, but with how many were billed twice."""
+        """All bills without their records, but with how many were billed twice."""
         return dict(self._ask("/_emulator/ledger?summary"))
 
     @property
     def totals(self) -> dict[str, Any]:
-        """The book's sums: cheap, however many records there are."""
+        """The sums of all bills: cheap, however many records there are."""
         return dict(self._ask("/_emulator/totals"))
 
     @property
@@ -109,7 +109,7 @@ class EmulatorProcess(Address):
 
     @property
     def calls(self) -> int:
-        """Chat completions asked for, failed ones included."""
+        """Requested chat completions, including failed ones."""
         return int(self.totals["calls"])
 
     @property
@@ -118,11 +118,11 @@ class EmulatorProcess(Address):
         return int(self.totals["live"]["records"])
 
     def set_faults(self, *faults: Fault) -> None:
-        """Another script from now on, until it is started again."""
+        """Replaces the script of faults, until the process is started again."""
         self._ask("/_emulator/faults", orjson.dumps([fault.to_json() for fault in faults]))
 
     def _ask(self, path: str, data: bytes | None = None) -> Any:
-        # Without proxies: the environment of a test may name one, and this is loopback.
+        # Without proxies: a test's environment may name one, and this is loopback.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(urllib.request.Request(self.url + path, data=data), timeout=120) as answer:
             return orjson.loads(answer.read())
@@ -133,7 +133,7 @@ class EmulatorProcess(Address):
             return
         if process.poll() is None:
             process.send_signal(with_signal)
-        # A job's thread may be in the middle of a million lines; then it is killed.
+        # A job's thread may be in the middle of a million lines; then the process is killed.
         try:
             process.wait(timeout=10)
         except subprocess.TimeoutExpired:
@@ -143,8 +143,8 @@ class EmulatorProcess(Address):
             process.stdout.close()
 
 
-# Options that cross to the other process; `keys`, `models` and stages have a form of their own,
-# and a clock can't cross.
+# Options that are passed to the other process. `keys`, `models` and the stages have forms of their
+# own, and a clock can't be passed.
 FLAGS = ("fast",)
 VALUES = (
     "reads",

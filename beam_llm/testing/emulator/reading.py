@@ -1,8 +1,8 @@
-"""How the emulated model reads a prompt: which records are in it, and in what shape it is to
+"""How the emulated model reads a prompt: which records are in it, and in what shape it has to
 answer.
 
-Written from what a prompt says, not from the code that writes prompts: that two readings agree is
-the point.
+This is written from what prompts say, not from the code that writes them: the point is that the two
+agree.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 
 from beam_llm.testing.emulator.pictures import PICTURE, words_of
 
-# Three ways in which a prompt numbers its records: `Input 1: …`, XML, and lists as people write
-# them. A template of the user's own may have any of them.
+# The ways in which a prompt numbers its records: `Input 1: …`, XML, and lists as people write them.
+# A user's own template may use any of them.
 _INPUT = re.compile(r"^[ \t]*Input (\d+):[ ]?", re.MULTILINE)
 _XML_INPUT = re.compile(r'<input index="(\d+)"[^>]*>(.*?)</input>', re.DOTALL)
 _NUMBERED = re.compile(r"^[ \t]*\[?(\d+)[.):\]|][ \t]?", re.MULTILINE)
@@ -29,11 +29,11 @@ _WORD_LIST = re.compile(
     r"\b(?:one of|either)(?: the following| these)?:?\s+([^\n]+)", re.IGNORECASE
 )
 _REPLY_WORDS = re.compile(r"\n\n(?=(?:Reply|Answer|Respond) with\b)")
-# From the beginning of a line alone: from any place of it, a long one takes quadratic time.
-_TOLD_SCHEMA = re.compile(r"^[^\n]*\bJSON schema:\s*(?=\{)", re.MULTILINE)
+# Anchored at the beginning of a line: otherwise a long line takes quadratic time.
+_INLINE_SCHEMA = re.compile(r"^[^\n]*\bJSON schema:\s*(?=\{)", re.MULTILINE)
 _CARE = re.compile(r"\n\nAnswer with care, [^\n]*\Z")
-"""The sentence that the package puts at the end of a prompt when it asks again; it is about the
-first reply, and no part of the record."""
+"""The sentence that the package puts at the end of a prompt when it asks again. It is about the
+first reply, and not part of the record."""
 _VERBS = (
     "classify|rate|score|label|judge|decide|summari[sz]e|translate|extract|give|tell|answer|say|"
     "name|list|find|read|write|count|describe|explain|detect|identify|determine|assess|evaluate|"
@@ -46,18 +46,18 @@ _THIS = re.compile(r"[^\n]*\b(?:this|the|following)(?: \w+){0,3}: ")
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A prompt, understood.
+    """What a prompt asks.
 
     Attributes:
       texts: the records' texts in the order of their numbers 1…n.
       indexed: whether the answers carry numbers.
       shape: `json`, `xml`, `delimited` or, for one record without a schema, `text`.
-      schema: of ONE answer, or None where any text will do.
-      root: with a strict schema, the whole reply's schema.
-      hint: the instruction's words.
-      index_field, list_path, value_field: names in a reply; an empty `list_path` is a bare array;
-        `value_field` None puts an object answer's fields beside the index.
-      keyed: the reply is one object, each answer under its number.
+      schema: the schema of ONE answer; None where any text will do.
+      root: the schema of the whole reply, where one is given.
+      hint: the text of the instruction.
+      index_field, list_path, value_field: names in the reply. An empty `list_path` means a bare
+        array; `value_field` None means that an object answer's fields stand beside the index.
+      keyed: whether the reply is one object with each answer under its number.
       first: the number of the first record, where answers are a list.
       covers: how many records the one answer is over; None where each text has its own.
     """
@@ -77,27 +77,27 @@ class Question:
 
 
 def read_question(body: Mapping[str, Any]) -> Question:
-    """Understands a chat-completions body. Never fails: a prompt it can't make out is one
-    record.
+    """Reads what a chat-completions body asks. It never fails: a prompt that it can't interpret is
+    one record.
     """
-    system, user = _words(body.get("messages") or ())
-    system, described = _take_schema_out(system)
+    system, user = _prompt_texts(body.get("messages") or ())
+    system, described = _extract_schema(system)
     root = _strict_schema(body.get("response_format")) or described
     reduced = _read_reduce_prompt(system, user, root)
     if reduced is not None:
         return reduced
-    # A schema without room for several answers decides: numbers in the text are the record's own.
+    # Where a schema has no room for several answers, numbers in the text are the record's own.
     may_be_many = (
         root is None or _answer_list(root, root) is not None or _keyed_answer(root) is not None
     )
     found = _find_inputs(user) if may_be_many else None
     if found is not None:
-        question = _many(found[0], f"{system}\n{found[1]}", root)
+        question = _read_many(found[0], f"{system}\n{found[1]}", root)
         if question is not None:
             return question
     if root is not None:
         listed = _listed_inputs(user)
-        packed = _many_by_schema(listed[0], system, root) if listed is not None else None
+        packed = _read_many_by_schema(listed[0], system, root) if listed is not None else None
         if listed is not None and packed is not None:
             return replace(packed, first=listed[1])
         instruction, text = split_single(user)
@@ -111,8 +111,8 @@ def read_question(body: Mapping[str, Any]) -> Question:
 
 
 def _read_reduce_prompt(system: str, user: str, root: Mapping[str, Any] | None) -> Question | None:
-    """A prompt that wants one answer over all its records, or over partial answers; None for any
-    other.
+    """Reads a prompt that asks for one answer over all its records, or over partial answers; None
+    for any other.
     """
     marks = list(_MEMBER.finditer(user))
     if not marks or "one answer over" not in user[: marks[0].start()].lower():
@@ -128,12 +128,13 @@ def _read_reduce_prompt(system: str, user: str, root: Mapping[str, Any] | None) 
 
 
 def split_single(user: str) -> tuple[str, str]:
-    """Instruction and record of a prompt for one record.
+    """The instruction and the record of a prompt for one record.
 
-    The record follows the first line that ends in a colon; else `… this review: `; else a first
-    line that asks for something. A prompt that asks for nothing is the record itself.
+    The record follows the first line that ends in a colon, or else words such as `… this review: `,
+    or else a first line that asks for something. A prompt that asks for nothing is itself the
+    record.
     """
-    # In the order of how sure each sign is.
+    # The most reliable sign first.
     colon = user.find(":\n")
     if colon >= 0:
         return user[: colon + 1], user[colon + 2 :]
@@ -147,9 +148,9 @@ def split_single(user: str) -> tuple[str, str]:
 
 
 def _spoken_answer(words: str) -> Mapping[str, Any] | None:
-    """The schema of a reply to one record, as the words at the end of its prompt give it."""
+    """The schema of a reply to one record, from the words at the end of its prompt."""
     schema = spoken_schema(words)
-    # An answer that is no object is asked for inside one, as `{"value": …}`.
+    # An answer that is not an object is requested inside one, as `{"value": …}`.
     named = None if schema is None else re.search(r'\bThe "(\w+)" follows', words)
     if schema is None or named is None:
         return schema
@@ -162,37 +163,37 @@ def _spoken_answer(words: str) -> Mapping[str, Any] | None:
 
 
 def _without_reply_words(text: str) -> tuple[str, str]:
-    """A prompt, and the paragraph at its end on how to reply."""
+    """Splits a prompt from the paragraph at its end on how to reply."""
     places = [match.start() for match in _REPLY_WORDS.finditer(text)]
     return (text[: places[-1]], text[places[-1] :]) if places else (text, "")
 
 
-def _words(messages: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+def _prompt_texts(messages: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     """All system text and the last user text; of content parts, the text ones."""
     system, user = [], ""
     for message in messages:
         content = message.get("content")
         if isinstance(content, list):
-            content = "\n".join(_part_words(part) for part in content if isinstance(part, dict))
+            content = "\n".join(_part_text(part) for part in content if isinstance(part, dict))
         content = content if isinstance(content, str) else ""
         if message.get("role") in ("system", "developer"):
             system.append(content)
         elif message.get("role") == "user":
-            user = content  # of a session, the last turn is what is asked
+            user = content  # in a session, the last turn is the question
     return "\n".join(system), _CARE.sub("", user)
 
 
-def _part_words(part: Mapping[str, Any]) -> str:
+def _part_text(part: Mapping[str, Any]) -> str:
     if part.get("type") == "image_url":
         return words_of(part["image_url"]["url"])
     text = part.get("text")
     return text if isinstance(text, str) else ""
 
 
-def _take_schema_out(system: str) -> tuple[str, Mapping[str, Any] | None]:
-    """System text, and the schema of the whole reply that was written out in it."""
-    # By a decoder and not by matching braces, which may stand inside of a text.
-    for match in _TOLD_SCHEMA.finditer(system):
+def _extract_schema(system: str) -> tuple[str, Mapping[str, Any] | None]:
+    """Splits the schema of the whole reply from the system text in which it is written out."""
+    # By a decoder, not by matching braces, which may also occur inside strings.
+    for match in _INLINE_SCHEMA.finditer(system):
         try:
             schema, end = json.JSONDecoder().raw_decode(system, match.end())
         except ValueError:
@@ -209,27 +210,27 @@ def _strict_schema(response_format: Any) -> Mapping[str, Any] | None:
 
 
 def _find_inputs(user: str) -> tuple[tuple[str, ...], str] | None:
-    """The records' texts and the words around them; None where no records are marked."""
+    """The records' texts, and the words around them; None where no records are marked."""
     user, after = (
         _without_reply_words(user)
         if _REPLY_WORDS.search(user) and not _marks_end(user)
         else (user, "")
     )
     if "<input index=" in user:
-        run = _run(_tagged_inputs(user))
+        run = _consecutive(_tagged_inputs(user))
         if run:
             return tuple(text for _, text, _ in run), user[: run[0][2]] + after
     for mark, is_input in ((_INPUT, True), (_NUMBERED, False)):
-        run = _run(_marked_inputs(user, mark))
-        # A lone "1." may be the beginning of a record; a lone `Input 1:` is this package's mark.
+        run = _consecutive(_marked_inputs(user, mark))
+        # A single "1." may begin a record; a single `Input 1:` is this package's mark.
         if run and (is_input or len(run) > 1):
             return tuple(text for _, text, _ in run), user[: run[0][2]] + after
     return None
 
 
 def _listed_inputs(user: str) -> tuple[tuple[str, ...], int] | None:
-    """Texts and the number of the first, of a prompt that is JSON: `{"messages": [{"id": 0, "body":
-    "…"}]}`, under whatever names.
+    """The texts and the number of the first one, of a prompt that is JSON such as `{"messages":
+    [{"id": 0, "body": "…"}]}`, under any names.
     """
     if not user.startswith("{"):
         return None
@@ -265,13 +266,13 @@ def _tagged_inputs(user: str) -> list[tuple[int, str, int]]:
 
 
 def _with_pictures(text: str, after: str) -> str:
-    """A record's text and the pictures behind it."""
+    """A record's text, with the pictures that follow it."""
     return "\n".join([text, *(found[0] for found in PICTURE.finditer(after))])
 
 
 def _marked_inputs(user: str, mark: re.Pattern[str]) -> list[tuple[int, str, int]]:
-    """(number, text, position) of every mark; a text is the JSON on its line, else all up to the
-    next mark.
+    """(number, text, position) of every mark. The text is the JSON on the mark's line, or else
+    everything up to the next mark.
     """
     marks = list(mark.finditer(user))
     found = []
@@ -279,7 +280,7 @@ def _marked_inputs(user: str, mark: re.Pattern[str]) -> list[tuple[int, str, int
         end = marks[place + 1].start() if place + 1 < len(marks) else len(user)
         line_end = user.find("\n", match.end())
         line = user[match.end() : line_end if line_end >= 0 else len(user)]
-        # As JSON a text is on one line, whatever is in it; else it goes on to the next mark.
+        # As JSON, a text is on one line, whatever it holds; otherwise it ends at the next mark.
         text = _json_text(line)
         if text is not None and line_end >= 0:
             text = _with_pictures(text, user[line_end:end])
@@ -293,9 +294,9 @@ def _marked_inputs(user: str, mark: re.Pattern[str]) -> list[tuple[int, str, int
     return found
 
 
-def _run(found: list[tuple[int, str, int]]) -> list[tuple[int, str, int]]:
-    """Those numbered 1, 2, 3, … in order."""
-    # A number out of turn is part of a text: "2." inside the first record.
+def _consecutive(found: list[tuple[int, str, int]]) -> list[tuple[int, str, int]]:
+    """The entries that are numbered 1, 2, 3, … in order."""
+    # A number out of order is part of a text, such as "2." inside the first record.
     run: list[tuple[int, str, int]] = []
     for entry in found:
         if entry[0] == len(run) + 1:
@@ -321,10 +322,12 @@ def _xml_text(content: str) -> str:
     return html.unescape(content)
 
 
-def _many(texts: tuple[str, ...], hint: str, root: Mapping[str, Any] | None) -> Question | None:
-    # A grammar leaves no choice; words are tried from the most particular to the most general.
+def _read_many(
+    texts: tuple[str, ...], hint: str, root: Mapping[str, Any] | None
+) -> Question | None:
+    # A schema leaves no choice; words are tried from the most specific to the most general.
     if root is not None:
-        return _many_by_schema(texts, hint, root)
+        return _read_many_by_schema(texts, hint, root)
     tag = re.search(r'<answer (\w+)="1">', hint)
     if tag is not None:
         return Question(texts, True, "xml", spoken_schema(hint), None, hint, tag[1])
@@ -332,15 +335,17 @@ def _many(texts: tuple[str, ...], hint: str, root: Mapping[str, Any] | None) -> 
         return Question(texts, True, "delimited", spoken_schema(hint), None, hint)
     if re.search(r'\{"1": ', hint):
         schema = spoken_schema(hint)
-        packed = _many_by_schema(texts, hint, schema) if schema is not None else None
+        packed = _read_many_by_schema(texts, hint, schema) if schema is not None else None
         return packed or Question(texts, True, "json", schema, None, hint, keyed=True)
     named = re.search(r'\{\s*"(\w+)":\s*(?:1|<?int)', hint)
     if named is None and "index" not in hint.lower():
         return None
-    return _many_in_words(texts, hint, named[1] if named else "index")
+    return _read_many_in_words(texts, hint, named[1] if named else "index")
 
 
-def _many_by_schema(texts: tuple[str, ...], hint: str, root: Mapping[str, Any]) -> Question | None:
+def _read_many_by_schema(
+    texts: tuple[str, ...], hint: str, root: Mapping[str, Any]
+) -> Question | None:
     keyed = _keyed_answer(root)
     if keyed is not None:
         return Question(
@@ -373,8 +378,8 @@ def _many_by_schema(texts: tuple[str, ...], hint: str, root: Mapping[str, Any]) 
 
 
 def _cut_to_bounds(texts: tuple[str, ...], least: int, most: int | None) -> tuple[str, ...]:
-    """As many texts as the schema asks answers for: a grammar stops at the last, and makes the
-    model write on before it.
+    """As many texts as the schema asks answers for: a grammar stops after the most answers, and
+    makes the model write at least the fewest.
     """
     return texts[:most] + ("",) * (least - len(texts))
 
@@ -387,23 +392,25 @@ def _bounds_of(root: Mapping[str, Any], list_path: tuple[str, ...]) -> tuple[int
 
 
 def _keyed_answer(root: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The schema of one answer, where the whole reply is an object with a key for each of 1…n."""
+    """The schema of one answer, if the reply is an object with a key for each of 1…n; else None."""
     properties = root.get("properties")
     if not isinstance(properties, dict) or list(properties) != [
         str(index) for index in range(1, len(properties) + 1)
     ]:
         return None
-    # Keys "1", "2" may be a user's own fields; those of a reply all have one type.
+    # Keys such as "1" and "2" may be a user's own fields; a reply's keys all have the same type.
     kinds = list(properties.values())
     if not kinds or any(kind != kinds[0] for kind in kinds) or not isinstance(kinds[0], dict):
         return None
     return {**resolve(kinds[0], root), "$defs": root.get("$defs", {})}
 
 
-def _many_in_words(texts: tuple[str, ...], hint: str, index_field: str) -> Question:
-    """A JSON reply asked for in words: the example's fields, or a schema told in the prompt."""
+def _read_many_in_words(texts: tuple[str, ...], hint: str, index_field: str) -> Question:
+    """Reads how a JSON reply is requested in words: by an example's fields, or by a schema written
+    in the prompt.
+    """
     schema = spoken_schema(hint)
-    packed = _many_by_schema(texts, hint, schema) if schema is not None else None
+    packed = _read_many_by_schema(texts, hint, schema) if schema is not None else None
     if packed is not None:
         return packed
     name = re.escape(index_field)
@@ -428,7 +435,9 @@ def _many_in_words(texts: tuple[str, ...], hint: str, index_field: str) -> Quest
 def _answer_list(
     schema: Mapping[str, Any], root: Mapping[str, Any]
 ) -> tuple[tuple[str, ...], Mapping[str, Any]] | None:
-    """(names that lead to the array of answers, schema of its items with the root's `$defs`)."""
+    """(names that lead to the array of answers, schema of its items with the root's `$defs`); None
+    where there is no such array.
+    """
     if schema.get("type") == "array" and isinstance(schema.get("items"), dict):
         items = resolve(schema["items"], root)
         return (
@@ -471,15 +480,15 @@ def resolve(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, 
 
 @lru_cache(maxsize=256)
 def spoken_schema(words: str) -> Mapping[str, Any] | None:
-    """What the words of a prompt say of one answer: a JSON schema written out, words to choose
-    from, or a type; the last of them.
+    """The schema of one answer as the words of a prompt give it: a JSON schema that is written out,
+    words to choose from, or a type; the last of these counts.
     """
     found = [
         _spoken_json(words),
         _spoken_words(words),
         *(_spoken_type(words, pattern, kind) for pattern, kind in _TYPES),
     ]
-    # The last word counts, as the instruction on the reply comes after the task.
+    # The last one counts, since the instruction on the reply comes after the task.
     return max(found, key=lambda place: place[0])[1]
 
 

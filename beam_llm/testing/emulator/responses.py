@@ -1,9 +1,9 @@
 """OpenAI's Responses API, `POST /v1/responses`: text in, text or JSON out, in one piece.
 
-For clients that speak it, to be compared with ours against the same server.
+It lets clients that use this API be compared with this package's, against the same server.
 
-Sources: OpenAI API reference and SDK openai 3.57.0, read 2026-11; the refusals' sentences and their
-order as recorded from the API, 2026-08.
+Sources: OpenAI API reference and SDK openai 3.57.0, read 2026-11. The error messages and their
+order are as recorded from the API, 2026-08.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _FIELDS = {
     "access_programs": "an object",
     "image": "an object",
 }
-"""Every field but the model, in the order in which they are looked at, and what each has to be."""
+"""Every field but the model, in the order in which the API checks them, and what each has to be."""
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
@@ -78,8 +78,8 @@ _BOUNDS = {
     "max_tool_calls": (1, None),
     "top_logprobs": (0, 20),
 }
-_UNDONE = ("stream", "background", "tools")
-"""What the real one does and the emulator does not."""
+_UNSUPPORTED = ("stream", "background", "tools")
+"""What the real API does and the emulator does not."""
 
 _ROLES = ("assistant", "system", "developer", "user")
 _MESSAGE = frozenset({"type", "role", "content", "status", "id", "phase"})
@@ -106,11 +106,12 @@ _ECHOED: dict[str, Any] = {
     "truncation": "disabled",
     "user": None,
 }
-"""What a reply says again of its request, and what of it where nothing was said."""
+"""The request's fields that a reply repeats, and their values where the request doesn't have
+them."""
 
 
 class Wire(openai.Wire):
-    """Beside OpenAI's other routes, at the same addresses and with the same headers."""
+    """The Responses API, at the addresses and with the headers of OpenAI's other routes."""
 
     name = "responses"
     paths: ClassVar[frozenset[str]] = frozenset({"/responses"})
@@ -122,9 +123,9 @@ class Wire(openai.Wire):
     async def handle(self, request: web.BaseRequest, path: str) -> Reply | None:
         if request.method != "POST":
             return None
-        return await self.service.live(request, self, self._read)
+        return await self.service.live(request, self, self._parse_body)
 
-    def _read(self, body: Any) -> ModelRequest | WireError:
+    def _parse_body(self, body: Any) -> ModelRequest | WireError:
         problem = next(_problems(body), None)
         if problem is not None:
             return problem
@@ -174,7 +175,7 @@ class Wire(openai.Wire):
 
 
 def _output(answer: Answer, reply_id: str, is_cut: bool) -> list[dict[str, Any]]:
-    """One message, or none where the model has said nothing."""
+    """A list of one message; empty where the model has written nothing."""
     if answer.words is None:
         return []
     part: dict[str, Any] = {"type": "refusal", "refusal": answer.words}
@@ -191,7 +192,7 @@ def _output(answer: Answer, reply_id: str, is_cut: bool) -> list[dict[str, Any]]
 
 
 def _as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The same as a chat completion's body."""
+    """The request as the body of a chat completion."""
     given, form = body["input"], (body.get("text") or {}).get("format") or {}
     messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
     messages = [{"role": each["role"], "content": _content(each["content"])} for each in messages]
@@ -214,7 +215,7 @@ def _content(content: Any) -> Any:
     return [{"type": "text", "text": part.get("text", "")} for part in content]
 
 
-# What is wrong with a body, the first of it first.
+# Checks of a body. The first problem is the one that is reported.
 
 
 def _problems(body: Any) -> Iterator[WireError]:
@@ -236,7 +237,7 @@ def _problems(body: Any) -> Iterator[WireError]:
             yield from _type_problem(name, body[name], expected)
             yield from _value_problems(name, body[name])
     yield from _state_problems(body)
-    for name in _UNDONE:
+    for name in _UNSUPPORTED:
         if body.get(name):
             yield WireError(400, f"'{name}': the emulator does not do that.", param=name)
 
@@ -260,7 +261,7 @@ def _value_problems(name: str, value: Any) -> Iterator[WireError]:
 
 
 def _state_problems(body: Mapping[str, Any]) -> Iterator[WireError]:
-    """Nothing is kept here, so nothing can be referred to."""
+    """Errors for references to stored objects: nothing is stored here, so nothing can be found."""
     if body.get("conversation") is not None:
         kept = body["conversation"]
         kept = kept.get("id") if isinstance(kept, dict) else kept
@@ -332,7 +333,7 @@ def _text_problems(text: Mapping[str, Any]) -> Iterator[WireError]:
 
 def _type_problem(name: str, value: Any, expected: str) -> Iterator[WireError]:
     known = [kind for word in expected.split() for kind in _TYPES.get(word, ())]
-    # A choice among words is one of strings.
+    # A choice among words means a string.
     known += [str] if "'" in expected else []
     if isinstance(value, tuple(known)) and (bool in known or not isinstance(value, bool)):
         return

@@ -1,4 +1,4 @@
-"""S3's REST API, as far as boto3 needs it for objects, and obstore for a store: put, get, list,
+"""S3's REST API, as far as boto3 needs it for objects and obstore for a store: put, get, list,
 delete.
 
 Source: Amazon S3 API reference, botocore 1.44, read 2026-11.
@@ -23,7 +23,7 @@ _XMLNS = "http://s3.amazonaws.com/doc/2006-03-01/"
 
 
 async def answer(objects: ObjectFiles, request: web.BaseRequest, path: str) -> web.StreamResponse:
-    """The answer to a request below `PREFIX`, its bucket in the path."""
+    """The answer to a request below `PREFIX`, whose path begins with the bucket."""
     named, _, rest = path.removeprefix("/").partition("/")
     bucket, key, method = unquote(named), unquote(rest), request.method
     if not key and method == "POST" and "delete" in request.query:
@@ -41,7 +41,7 @@ async def answer(objects: ObjectFiles, request: web.BaseRequest, path: str) -> w
 
 
 def _delete_many(objects: ObjectFiles, bucket: str, body: bytes) -> web.Response:
-    """Of a `DeleteObjects`: what was not there is deleted as well."""
+    """Answers `DeleteObjects`. Objects that did not exist are reported as deleted as well."""
     try:
         keys = [key.text or "" for key in ElementTree.fromstring(body).iter() if _is_key(key)]
     except ElementTree.ParseError:
@@ -53,11 +53,11 @@ def _delete_many(objects: ObjectFiles, bucket: str, body: bytes) -> web.Response
 
 
 def _is_key(element: ElementTree.Element) -> bool:
-    return element.tag.rpartition("}")[2] == "Key"  # with its namespace before it, or without
+    return element.tag.rpartition("}")[2] == "Key"  # with or without a namespace before it
 
 
 def _bucket_exists(method: str) -> web.Response:
-    """Of a bucket: it is there, whatever it is called."""
+    """Answers requests for a bucket: every bucket exists."""
     return web.Response() if method in ("HEAD", "PUT") else _no_such()
 
 
@@ -83,7 +83,9 @@ def _store(
 async def _in_parts(
     objects: ObjectFiles, request: web.BaseRequest, bucket: str, key: str
 ) -> web.StreamResponse:
-    """One step of an upload in parts; these lie in a bucket beside the object's until it ends."""
+    """Answers one step of an upload in parts. The parts are in a bucket beside the object's until
+    the upload ends.
+    """
     upload, aside = request.query.get("uploadId"), f"{bucket}/parts"
     if upload is None:
         return _result("InitiateMultipartUpload", bucket, key, UploadId=uuid.uuid4().hex)
@@ -110,7 +112,9 @@ def _result(of: str, bucket: str, key: str, **facts: str) -> web.Response:
 
 
 def _join_chunks(data: bytes) -> bytes:
-    """Of pieces that each have their size before them, in hexadecimal, and perhaps a signature."""
+    """Joins the chunks of an aws-chunked body. Each is preceded by its size in hexadecimal, and
+    perhaps by a signature.
+    """
     joined, rest = b"", data
     while rest:
         head, _, rest = rest.partition(b"\r\n")

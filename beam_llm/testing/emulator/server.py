@@ -1,5 +1,5 @@
-"""The emulator as an object of this process; `process.py` has it in one of its own, `command.py` on
-the command line.
+"""The emulator in this process. `process.py` runs it in a process of its own, `command.py` on the
+command line.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from beam_llm.testing.emulator.service import Service
 HOST = "127.0.0.1"
 API_KEY = "emulator-key"
 _MOST_BODY_BYTES = 300 * 2**20
-"""Beyond the 256 MB of a batch whose create sends its lines, so that the dialect refuses what is
-too large in its own words."""
-# For calls under way when a test ends; most of them hang on purpose.
+"""More than the 256 MB of a batch whose create sends its lines, so that the dialect itself can
+refuse what is too large."""
+# For calls that are under way when a test ends; most of them hang on purpose.
 _SHUTDOWN_SECONDS = 0.2
 
 
 class Address(ABC):
-    """The address of an emulator, in whatever process it runs.
+    """The address of an emulator, in whichever process it runs.
 
     Attributes:
-      state_dir: its folder; where none was given, None before the start and after the end.
-      port: 0 before it was started on a free one.
+      state_dir: its folder. If none was given, it is None before the start and after the end.
+      port: its port; 0 until it is started on a free one.
       api_key: a key that it accepts.
     """
 
@@ -64,18 +64,18 @@ class Address(ABC):
         return self.state_dir
 
     def _remove_folder(self) -> None:
-        """Removes the folder, unless it was given; harmless to repeat."""
+        """Removes the folder, unless it was given. May be called again."""
         if self._is_temporary and self.state_dir is not None:
             shutil.rmtree(self.state_dir, ignore_errors=True)
             self.state_dir = None
 
     @abstractmethod
     def start(self) -> Self:
-        """Starts to listen. Raises OSError where it can't."""
+        """Starts listening. Raises OSError where it can't."""
 
     @abstractmethod
     def close(self) -> None:
-        """Stops it, and removes its folder unless that was given; harmless to repeat."""
+        """Stops the emulator, and removes its folder unless that was given. May be called again."""
 
     def __enter__(self) -> Self:
         return self.start()
@@ -100,16 +100,16 @@ class Address(ABC):
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables that lead an OpenAI client here."""
+        """Environment variables that direct an OpenAI client here."""
         return self.environment_of("openai")
 
     @property
     def buckets_environment(self) -> dict[str, str]:
-        """Variables that lead clients of gs:// and s3:// here; see `buckets.py`."""
+        """Environment variables that direct clients of gs:// and s3:// here; see `buckets.py`."""
         return dict(buckets_environment(self.url))
 
     def environment_of(self, dialect: str) -> dict[str, str]:
-        """Variables that lead a client of that provider here.
+        """Environment variables that direct a client of that provider here.
 
             os.environ.update(emulator.environment_of("anthropic"))
 
@@ -126,8 +126,8 @@ class Emulator(Address):
             client = openai.OpenAI(base_url=emulator.base_url, api_key=emulator.api_key)
 
     Args:
-      state_dir: the folder for files, jobs and the log of bills; None: a temporary one, removed at
-        the end.
+      state_dir: the folder for files, jobs and the log of bills; None means a temporary one, which
+        is removed at the end.
       port: 0 picks a free one.
       options: as in `EmulatorOptions`.
     """
@@ -139,10 +139,10 @@ class Emulator(Address):
     _failure: BaseException | None = None
 
     def start(self) -> Self:
-        """Starts to listen. Raises OSError where the port is taken."""
+        """Starts listening. Raises OSError where the port is taken."""
         ready, folder = threading.Event(), self._make_folder()
         self._failure = None
-        # A loop of its own: clients block, or have their own loops, and must not wait for it.
+        # A thread and a loop of its own, so that clients may block, or run loops of their own.
         self._thread = threading.Thread(
             target=self._run, args=(folder, ready), name="llm-emulator", daemon=True
         )
@@ -157,13 +157,13 @@ class Emulator(Address):
             raise self._failure
 
     def close(self) -> None:
-        """Stops listening, ends the thread; harmless to repeat."""
+        """Stops listening, and ends the thread. May be called again."""
         if self._thread is not None:
             if self._loop is not None and self._stop is not None and self._thread.is_alive():
                 self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join()
             self._thread = None
-        # The bills are read after the end, too.
+        # The bills may be read after the end, too.
         if self._is_temporary and self.state_dir is not None and self._service is not None:
             self._service.billing.freeze(self._service.batches.billed_ids())
         self._remove_folder()
@@ -206,17 +206,17 @@ class Emulator(Address):
 
     @property
     def input_tokens(self) -> int:
-        """Input tokens of all that was billed live."""
+        """Input tokens of all live calls that were billed."""
         return self.service.billing.input_tokens
 
     @property
     def output_tokens(self) -> int:
-        """Output tokens of all that was billed live."""
+        """Output tokens of all live calls that were billed."""
         return self.service.billing.output_tokens
 
     @property
     def requests(self) -> list[dict[str, Any]]:
-        """The last live bodies, oldest first."""
+        """The bodies of the last live calls, oldest first."""
         return list(self.service.requests)
 
     @property
@@ -231,7 +231,7 @@ class Emulator(Address):
 
     @property
     def is_settled(self) -> bool:
-        """Whether all jobs have come as far as the emulator's clock lets them."""
+        """Whether all jobs are as far as the emulator's clock lets them be."""
         return self.service.batches.clockwork.is_settled()
 
     def set_faults(self, *faults: Fault) -> None:
@@ -241,7 +241,7 @@ class Emulator(Address):
     def _run(self, folder: Path, ready: threading.Event) -> None:
         try:
             asyncio.run(self._serve(folder, ready))
-        except BaseException as error:  # The starting thread raises it.
+        except BaseException as error:  # raised in the thread that starts it
             self._failure = error
         finally:
             ready.set()
@@ -254,7 +254,7 @@ class Emulator(Address):
         try:
             await runner.setup()
             # Thousands may connect at once, more than the usual backlog of 128; and the port of a
-            # killed emulator is taken again at once.
+            # killed emulator may be used again at once.
             site = web.TCPSite(runner, HOST, self.port, backlog=4096, reuse_address=True)
             await site.start()
             # Kept for a second `start`: clients know the address.

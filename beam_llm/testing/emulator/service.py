@@ -1,5 +1,6 @@
-"""The emulator's HTTP face: which dialect a request is in, and what live calls of all dialects go
-through. On aiohttp's low-level server, which is the fast one: benchmarks run against it.
+"""Answers the emulator's HTTP requests: finds the dialect of a request, and does what live calls of
+all dialects have in common. It uses aiohttp's low-level server, which is fast, since benchmarks run
+against it.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ from beam_llm.testing.emulator.wire import WireError, json_of, json_response, un
 
 
 class Service:
-    """Answers requests. Made and used on one event loop, but for the counters, which may be read
-    from any thread.
+    """Answers requests. It is created and used on one event loop, except for the counters, which
+    may be read from any thread.
     """
 
     def __init__(self, options: EmulatorOptions, folder: Path) -> None:
@@ -48,10 +49,10 @@ class Service:
         self._folder = folder
         self.buckets = Buckets(folder / "buckets", lambda: self.url)
         self._has_own_time = options.clock is not time.time
-        # Part of every id, so that ids of another life of the emulator are other ids.
+        # Part of every id, so that ids differ after a restart of the emulator.
         self.started = f"{time.time_ns():x}"
         self._numbers = itertools.count(1)
-        self._uses: Counter[str] = Counter()
+        self._token_uses: Counter[str] = Counter()
         self.limits = Limits(
             options.requests_per_minute, options.tokens_per_minute, options.max_concurrency
         )
@@ -59,17 +60,17 @@ class Service:
         self.embedder = Embedder(options.models)
         self.script = FaultScript()
         models: dict[str, Model] = {CHAT: self.chat, EMBED: self.embedder}
-        # Dialects and batches know each other: the dict is handed over empty, and filled then.
+        # Dialects and batches refer to each other: the dict is passed on empty, then filled.
         self.dialects: dict[str, Dialect] = {}
         self.batches = Batches(options, folder, models, self.billing, self.dialects)
         self.dialects.update((name, dialect_class(name)(self)) for name in NAMES)
-        # The first one takes every path, so it is asked last.
+        # The first dialect takes every path, so it is tried last.
         self._mounted = list(reversed(self.dialects.values()))
         self.set_faults(options.faults, counts=read_json(folder / "faults.json"))
         self.batches.resume()
 
     def set_faults(self, faults: Sequence[Fault], counts: Any = None) -> None:
-        """Another script; counts begin anew unless given."""
+        """Replaces the script of faults; counts start again unless they are given."""
         self.script = FaultScript(
             faults,
             self.options.seed,
@@ -83,12 +84,12 @@ class Service:
         self.billing.close()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answers a request as its dialect does; errors are put into the dialect's words."""
+        """Answers a request in its dialect; errors are translated into the dialect's form."""
         if request.path.startswith("/_emulator"):
-            return await self._own(request, request.path)
+            return await self._handle_control(request, request.path)
         if (found := await self.buckets.handle(request)) is not None:
             return found
-        dialect, path = self._meant(request.path)
+        dialect, path = self._find_dialect(request.path)
         reply: Reply | None = dialect.refuse(request)
         if reply is None:
             reply = await dialect.handle(request, path)
@@ -96,8 +97,8 @@ class Service:
             reply = unknown_route(request.method, request.path)
         return self._with_date(dialect.error(reply) if isinstance(reply, WireError) else reply)
 
-    def _meant(self, path: str) -> tuple[Dialect, str]:
-        """The dialect whose prefix a path has, and what follows it."""
+    def _find_dialect(self, path: str) -> tuple[Dialect, str]:
+        """The dialect whose prefix a path has, and the path after the prefix."""
         for dialect in self._mounted:
             local = dialect.local_path(path)
             if local is not None:
@@ -105,63 +106,63 @@ class Service:
         raise AssertionError("the first dialect takes every path")
 
     def _with_date(self, answer: web.StreamResponse) -> web.StreamResponse:
-        """With the time it is here; the server would take the machine's."""
+        """The answer with the emulator's time as its date; the server would use the machine's."""
         if self._has_own_time and not answer.prepared:
             answer.headers["Date"] = formatdate(self.options.clock(), usegmt=True)
         return answer
 
-    def has_ended(self, token: str) -> bool:
-        """Whether a cloud's temporary token, now used once more, is no longer good."""
+    def has_expired(self, token: str) -> bool:
+        """Counts another use of a cloud's temporary token; returns whether it is no longer good."""
         most = self.options.token_calls
-        self._uses[token] += 1
-        return most is not None and bool(token) and self._uses[token] > most
+        self._token_uses[token] += 1
+        return most is not None and bool(token) and self._token_uses[token] > most
 
     async def live(
         self,
         request: web.BaseRequest,
         dialect: Dialect,
-        ask: Callable[[Any], ModelRequest | WireError],
+        parse: Callable[[Any], ModelRequest | WireError],
         model: Model | None = None,
     ) -> Reply:
         """Answers one live call: limits, latency, scripted faults and the bill included.
 
         Args:
-          ask: translates a body (None where it was no JSON), or says what is wrong with it.
-          model: who answers; by default the one for chat.
+          parse: translates a body (None if it was not JSON), or returns the error for it.
+          model: the model that answers; the chat model by default.
         """
         model = model or self.chat
         started = time.perf_counter()
-        # Counted once the body is here: a connection that broke before asked for nothing.
+        # Counted once the body has arrived: a connection that broke before asked for nothing.
         raw = await request.read()
         self.calls += 1
         self.limits.in_flight += 1
         self.limits.most_in_flight = max(self.limits.most_in_flight, self.limits.in_flight)
         try:
-            reply = await self._read(request, dialect, raw, ask, model, started)
+            reply = await self._answer_live(request, dialect, raw, parse, model, started)
         finally:
             self.limits.in_flight -= 1
         if isinstance(reply, WireError):
             self.errors += 1
         return reply
 
-    async def _read(
+    async def _answer_live(
         self,
         request: web.BaseRequest,
         dialect: Dialect,
         raw: bytes,
-        ask: Callable[[Any], ModelRequest | WireError],
+        parse: Callable[[Any], ModelRequest | WireError],
         model: Model,
         started: float,
     ) -> Reply:
         body = json_of(raw)
         number = next(self._numbers)
-        # What is wrong with a call is said before its limits are: it is no use to wait with it.
-        parsed = ask(body)
+        # Errors of a call come before its limits: waiting would not help a faulty call.
+        parsed = parse(body)
         if isinstance(parsed, WireError):
             return parsed.with_headers(dialect.headers(number))
         if self.requests.maxlen:
             self.requests.append(dialect.recorded_body(body, parsed))
-        self.limits.in_flight -= 1  # This call itself is no reason to turn it away.
+        self.limits.in_flight -= 1  # this call itself must not count against it
         refused = self.limits.admit(parsed.body["model"], model.tokens(parsed.body))
         self.limits.in_flight += 1
         if refused is not None:
@@ -180,7 +181,7 @@ class Service:
         question = model.read(parsed.body)
         faults = self.script.strike("chat", question.texts) if self.script else ()
         kinds = {fault.kind for fault in faults}
-        # Slow first, whatever comes of it: errors take as long as answers here.
+        # The delay comes first, whatever the result: here errors take as long as answers.
         await self._pause(faults, number)
         if "drop_before" in kinds:
             return self._drop_connection(request)
@@ -189,7 +190,7 @@ class Service:
         headers = dialect.headers(number, time.perf_counter() - started)
         if answer.error is not None:
             return answer.error.with_headers(headers)
-        # Billed before it is sent: an answer that is lost on its way was made, and is paid for.
+        # Billed before it is sent: an answer that gets lost was produced, and is paid for.
         self.billing.live(answer.texts, parsed.body, answer.input_tokens, answer.output_tokens)
         if "drop_after" in kinds:
             return self._drop_connection(request)
@@ -211,12 +212,12 @@ class Service:
         self.errors += 1
         return drop(request)
 
-    async def _own(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
-        """Answers what no provider has and tests want to know: `/_emulator/ledger`, `…/totals`,
+    async def _handle_control(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
+        """Answers the emulator's own routes, which tests use: `/_emulator/ledger`, `…/totals`,
         `…/faults`, `…/health`.
         """
         if path == "/_emulator/ledger":
-            # In a thread: the bills of a million records are read, and calls go on meanwhile.
+            # In a thread, so that calls go on while the bills of a million records are read.
             loop = asyncio.get_running_loop()
             text = request.query.get("text")
             return json_response(
@@ -238,17 +239,17 @@ class Service:
 
     @property
     def files(self) -> Files:
-        """What clients have uploaded, and jobs have written."""
+        """The files that clients have uploaded and jobs have written."""
         return self.batches.files
 
     def billed(self) -> BilledCounter:
-        """Record → times billed, live and batch together."""
+        """Record text → how many times it was billed, live and batch together."""
         total = self.billing.live_bills()
         total.update(self.billing.batch_bills(self.batches.billed_ids()))
         return total
 
     def totals(self) -> dict[str, Any]:
-        """The book's sums: cheap, however many records there are."""
+        """The sums of all bills: cheap, however many records there are."""
         live = {
             "requests": self.billing.calls,
             "records": self.billing.one_by_one,
@@ -264,7 +265,7 @@ class Service:
         }
 
     def ledger(self, text: str | None = None, records: bool = True) -> dict[str, Any]:
-        """The whole book, or one record's line of it."""
+        """All bills, or those of one record."""
         live, batch = (
             self.billing.live_bills(),
             self.billing.batch_bills(self.batches.billed_ids()),

@@ -1,7 +1,7 @@
-"""Bodies of requests held to their shape: the types, ranges and words that an API takes.
+"""Checks the shape of requests' bodies: the types, ranges and words that an API accepts.
 
-A dialect declares what it takes as msgspec structs; `misfit` says what is wrong with a body, and
-the dialect makes a sentence of its own of it, for each API has another one:
+A dialect declares what it accepts as msgspec structs. `misfit` says what is wrong with a body, and
+the dialect turns that into its own API's message:
 
     class Ask(msgspec.Struct):
         model: str
@@ -9,9 +9,9 @@ the dialect makes a sentence of its own of it, for each API has another one:
 
     misfit({"model": 5}, Ask)  # Misfit(place="model", rule="type", expected="str", found="int")
 
-Without it a faulty field would go unnoticed, as few of them change what the emulated model answers,
-or would end in an exception of the emulator's: a 500, which a client tries again, in place of the
-400 that it must not try again.
+Without these checks a faulty field would go unnoticed, since few fields change what the emulated
+model answers, or it would raise an exception in the emulator: a 500, which clients try again, in
+place of a 400, which they must not try again.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 Kind = Literal["string", "number", "integer", "boolean", "object", "array", "null"]
-Whole = Annotated[int, msgspec.Meta(ge=1)]
+PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class SchemaNode(msgspec.Struct, rename={"ref": "$ref", "defs": "$defs"}):
-    """A JSON schema that can be read; what its words mean to an API is the dialect's business.
+    """A well-formed JSON schema. Which of its keywords an API supports is up to the dialect.
 
     A field may be left out, but not be null.
     """
@@ -55,11 +55,12 @@ class Misfit(NamedTuple):
     """What is wrong with a body.
 
     Attributes:
-      place: of the field, such as `messages[0].role`; empty: the body itself.
-      rule: `type`, `missing`, `unknown`, `bound`, or `word` (none of those that may stand there).
-      expected: the type (`str`, `int`, `float`, `bool`, `array`, `object`), several with ` | `; or
-        the bound, such as `>= 1`.
-      found: the type that stands there; of a bound, the one that the bound is of.
+      place: the place of the field, such as `messages[0].role`; empty for the body itself.
+      rule: the broken rule: `type`, `missing`, `unknown`, `bound`, or `word` (a value that is not
+        one of those allowed).
+      expected: the expected type (`str`, `int`, `float`, `bool`, `array`, `object`), or several
+        joined by ` | `; or the bound, such as `>= 1`.
+      found: the type that was found; for a bound, the type to which the bound applies.
     """
 
     place: str
@@ -74,20 +75,20 @@ class Misfit(NamedTuple):
 
 
 def misfit(value: Any, shape: Any) -> Misfit | None:
-    """What is wrong with a value that came as JSON; None where it fits."""
+    """What is wrong with a value that came as JSON; None where it has the shape."""
     try:
         msgspec.convert(value, shape)
     except msgspec.ValidationError as error:
         return _read(str(error))
     except RecursionError:
-        # orjson takes a thousand levels, which is more than are converted.
+        # orjson reads a thousand levels, which is more than can be converted.
         return Misfit("", "bound", "fewer levels", "object")
     return None
 
 
 def _read(sentence: str) -> Misfit:
-    """msgspec's sentence, which is all that its error holds."""
-    # From the right: a word that was found in the body may itself look like a place.
+    """Reads msgspec's message, which is all that its error holds."""
+    # Matched from the right: a word from the body may itself look like a place.
     found = re.fullmatch(r"(.*?)(?: - at `\$\.?([^`]*)`)?", sentence, re.DOTALL)
     assert found is not None
     problem, place = found[1], found[2] or ""
@@ -104,7 +105,7 @@ def _read(sentence: str) -> Misfit:
     return Misfit(place, "bound", bound.removesuffix(".0"), expected)
 
 
-# Sentences that several APIs share
+# Messages that several APIs share
 
 _NOUNS = {
     "str": "string",
@@ -123,7 +124,7 @@ _BOUNDS = {
 
 
 def by_pydantic(wrong: Misfit) -> str:
-    """The sentence of APIs that check bodies by pydantic, as Anthropic's and Mistral's do.
+    """The message of APIs that check bodies with pydantic, as Anthropic's and Mistral's do.
 
     Source: pydantic's "Validation errors", read 2026-11.
     """

@@ -1,9 +1,10 @@
-"""Vertex AI's wire: generateContent in a project and a region, and batch prediction jobs over gs://.
+"""Vertex AI's wire format: generateContent and embeddings in a project and a region, and batch
+prediction jobs over gs://.
 
-What is at gs:// is read and written where the environment leads (STORAGE_EMULATOR_HOST): in the
-emulator's own buckets (`buckets.py`), or through the package's store. `/token` gives tokens to a
-service account whose `token_uri` it is. Source: Vertex AI REST reference (v1) and guide to batch
-inference, google-genai 2.34, a recording of a live call of 2026-08, read 2026-11.
+gs:// addresses are read and written where the environment says (STORAGE_EMULATOR_HOST): in the
+emulator's own buckets (`buckets.py`), or through the package's store. `/token` gives tokens to
+service accounts that have it as their `token_uri`. Source: Vertex AI REST reference (v1) and guide
+to batch inference, google-genai 2.34, a recording of a live call of 2026-08, read 2026-11.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _STATES = {
     "finalizing": "RUNNING",
     "completed": "SUCCEEDED",
 }
-# Google's SDK asks under v1beta1, this package under v1.
+# Google's SDK calls v1beta1, this package v1.
 _PARENT = r"/v1(?:beta1)?/(projects/[^/]+/locations/[^/]+)"
 _LIVE = re.compile(
     rf"{_PARENT}/publishers/google/models/([^/:]+):(generateContent|predict|embedContent)"
@@ -55,9 +56,10 @@ _FIELDS = frozenset(
 )
 _LABEL = re.compile(r"[a-z0-9_-]{0,63}")
 MOST_REQUESTS = 200_000
-"""Of a job. Source: Vertex AI, "Batch inference with Gemini", 2026-11."""
+"""The most requests of a job. Source: Vertex AI, "Batch inference with Gemini", 2026-11."""
 MOST_TEXTS = 30_000
-"""Of a job that embeds. Source: Vertex AI, "Get batch text embeddings predictions", 2026-11."""
+"""The most texts of a job for embeddings. Source: Vertex AI, "Get batch text embeddings
+predictions", 2026-11."""
 
 
 class Wire(Dialect):
@@ -75,7 +77,7 @@ class Wire(Dialect):
         if request.path.endswith("/token"):
             return None
         refused = super().refuse(request)
-        if refused is None and self.service.has_ended(self.key_of(request)):
+        if refused is None and self.service.has_expired(self.key_of(request)):
             refused = wrong_key()
         if refused is None:
             return None
@@ -103,13 +105,15 @@ class Wire(Dialect):
             )
         embedder = self.service.embedder
 
-        def ask(body: Any) -> ModelRequest | WireError:
+        def parse(body: Any) -> ModelRequest | WireError:
             return embed_content.parse_vertex_request(body, model, verb, embedder)
 
-        return await self.service.live(request, self, ask, embedder)
+        return await self.service.live(request, self, parse, embedder)
 
     def parse_request(self, body: Any, model: str) -> ModelRequest | WireError:
-        """A body, checked and translated; a tier is a header here, and no field."""
+        """Checks a body, and translates it for the emulated model. The service tier is a header
+        here, not a field.
+        """
         if isinstance(body, dict) and {"serviceTier", "service_tier", "store"} & set(body):
             message = 'Unknown name "serviceTier": Cannot find field.'
             return WireError(400, f"Invalid JSON payload received. {message}")
@@ -161,7 +165,7 @@ class Wire(Dialect):
         if problem is not None:
             return WireError(400, problem)
         uri = body["inputConfig"]["gcsSource"]["uris"][0]
-        # Nineteen digits, as Vertex AI's.
+        # Nineteen digits, like Vertex AI's ids.
         job_id = str(uuid.uuid4().int)[:19]
         own = {"parent": parent, **{name: body[name] for name in _SHOWN if name in body}}
         model = body["model"].rpartition("/")[2]
@@ -182,10 +186,10 @@ class Wire(Dialect):
         return NewJob(job_id, part, own=own)
 
     def _line(self, line: bytes, number: int, model: str, parameters: Any) -> Line:
-        """A request by its number: the echo is all that a client has.
+        """One line of a job, under its number: clients match results by the echo of the request.
 
         Args:
-          parameters: of a job that embeds; None for others.
+          parameters: the parameters of a job for embeddings; None for other jobs.
         """
         entry = json_of(line)
         request = entry.get("request") if isinstance(entry, dict) else None
@@ -203,10 +207,10 @@ class Wire(Dialect):
         return Line(str(number), parsed._replace(param=orjson.dumps(request).decode()))
 
     def _deliver(self, job: Job | None) -> None:
-        """Writes the results of a job that has ended, before anybody is told that it has."""
+        """Writes the results of a job that has ended, before anybody learns that it has."""
         if job is None or job["status"] not in TERMINAL or job["own"].get("delivered"):
             return
-        # Two files, for a large job has several, and a reader of one alone would lose the half.
+        # Two files, since a large job has several: a client that reads one would lose half.
         prefix = job["own"]["outputConfig"]["gcsDestination"]["outputUriPrefix"]
         folder = f"{prefix.rstrip('/')}/prediction-model-{rfc3339(job['created'])}"
         embeds = job["own"].get("endpoint") == EMBED
@@ -218,7 +222,7 @@ class Wire(Dialect):
         job["own"].update(delivered=True, folder=folder)
 
     def _results(self, job: Job) -> list[LineResult]:
-        """Of requests that the job came to."""
+        """The results of the requests that the job processed."""
         found = self.service.batches.results_of(job) if job["status"] != "failed" else ()
         return [result for result in found if result.code != "batch_expired"]
 
@@ -245,12 +249,12 @@ class Wire(Dialect):
             return WireError(400, "Request contains an invalid argument.")
         shown = [self.job(job) for job in page.items]
         fields = {"batchPredictionJobs": shown, "nextPageToken": page.next}
-        # proto3 leaves out what is empty.
+        # proto3 leaves out empty fields.
         return json_response({name: value for name, value in fields.items() if value})
 
     def job(self, job: Job) -> Any:
         own, stamps, options = job["own"], job["stamps"], self.service.options
-        # Not over before its results are in the bucket; a look has them delivered first.
+        # Not over before its results are in the bucket; looking at a job delivers them first.
         over = job["status"] in TERMINAL and bool(own.get("delivered"))
         hidden = {"inputConfig"} if not options.inputs_shown else set()
         hidden |= {"displayName"} if not options.names_kept else set()
@@ -311,7 +315,7 @@ class _Output(msgspec.Struct):
 
 
 class _Create(msgspec.Struct):
-    """Types alone; what is missing has a sentence of its own."""
+    """Types only; a missing field has a message of its own."""
 
     displayName: str
     model: str

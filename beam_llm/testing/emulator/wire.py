@@ -1,5 +1,5 @@
-"""OpenAI's error bodies and JSON responses, as bytes. Source: reference of api.openai.com error
-codes, read 2026-11-22.
+"""OpenAI's error bodies, JSON responses, and pages of lists. Source: reference of api.openai.com
+error codes, read 2026-11-22.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ JSON = "application/json"
 
 
 class WireError(NamedTuple):
-    """An HTTP error answer. `headers` are extra."""
+    """An HTTP error response; `headers` are additional ones."""
 
     status: int
     message: str
@@ -38,7 +38,7 @@ class WireError(NamedTuple):
         }
 
     def with_headers(self, headers: Mapping[str, str]) -> WireError:
-        """The same, with these as well; its own go first."""
+        """The same error with these headers as well; its own take precedence."""
         return self._replace(headers={**headers, **self.headers})
 
     def response(self) -> web.Response:
@@ -52,7 +52,7 @@ def json_response(
 
 
 def json_of(data: bytes | str) -> Any:
-    """What JSON says; None where it is none."""
+    """The value of a JSON text; None where it is not JSON."""
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError:
@@ -60,7 +60,7 @@ def json_of(data: bytes | str) -> Any:
 
 
 def object_of(data: bytes | str) -> dict[str, Any] | None:
-    """The JSON object; None where there is none, or another value."""
+    """The object of a JSON text; None where it is not JSON, or not an object."""
     found = json_of(data)
     return found if isinstance(found, dict) else None
 
@@ -78,17 +78,18 @@ def parse_page(
     """The page that a query asks for, in APIs whose tokens are opaque; None where it can't be read.
 
     Args:
-      size, token: the parameters' names; `usual`, `most`: sizes.
+      size, token: the names of the query's parameters.
+      usual, most: the default size of a page, and the largest.
     """
     wanted, start = query.get(size) or str(usual), query.get(token) or "0"
-    # Digits in ASCII: a token is one of ours, or it is refused.
+    # ASCII digits only: a token that is not the emulator's own is refused.
     if not (wanted.isascii() and wanted.isdecimal() and start.isascii() and start.isdecimal()):
         return None
     return PageRequest(int(start), min(int(wanted), most)) if int(wanted) > 0 else None
 
 
 class Page(NamedTuple):
-    """A page of a list, and the token by which the next one is asked for; None: it is the last."""
+    """A page of a list, and the token to request the next page with; None for the last page."""
 
     items: list[Any]
     start: int
@@ -104,7 +105,7 @@ def page_of(
     token: str,
     most: int,
 ) -> Page | None:
-    """The page that `page_asked` finds in the query, as the emulator's options have lists."""
+    """The page that a query asks for (see `parse_page`), within the emulator's options."""
     wanted = parse_page(query, size, usual, token, most)
     if wanted is None:
         return None
@@ -117,14 +118,14 @@ T = TypeVar("T")
 
 
 def with_json(reply: T, change: Callable[[Any], Any]) -> T | web.Response:
-    """A good reply with another JSON; any other as it is."""
+    """A good reply with its JSON changed; any other reply as it is."""
     if isinstance(reply, web.Response) and reply.status == 200 and isinstance(reply.body, bytes):
         return json_response(change(orjson.loads(reply.body)))
     return reply
 
 
 def read_range(data: bytes, header: str | None) -> tuple[int, bytes, dict[str, Any]]:
-    """Status, bytes and headers of an answer to `Range: bytes=a-b`, or to none."""
+    """The status, bytes and headers of an answer to `Range: bytes=a-b`, or to no range."""
     if not header or not header.startswith("bytes="):
         return 200, data, {}
     first, _, last = header.removeprefix("bytes=").partition("-")
@@ -160,7 +161,7 @@ def unknown_route(method: str, path: str) -> WireError:
 
 
 def too_many(what: str, model: Any, limit: float, used: float, wait_seconds: float) -> WireError:
-    """429 of a limit: `what` is `requests per min (RPM)` and the like."""
+    """The 429 for a limit; `what` names the limit, such as `requests per min (RPM)`."""
     figures = f"Limit {limit:g}, Used {used:g}. Please try again in {wait_seconds:.3f}s."
     message = f"Rate limit reached for {model} in organization org-emulator on {what}: {figures}"
     kind = "tokens" if "TPM" in what else "requests"
@@ -168,11 +169,11 @@ def too_many(what: str, model: Any, limit: float, used: float, wait_seconds: flo
 
 
 def retry_after(seconds: float | None) -> dict[str, str]:
-    """Both headers: whole seconds, rounded up, and milliseconds."""
+    """The headers `retry-after` and `retry-after-ms`; none where `seconds` is None."""
     if seconds is None:
         return {}
     return {
-        # Rounded up: a client that is told 0 for 0.4 would come back too early.
+        # In whole seconds, rounded up: a client that got 0 for 0.4 would come back too early.
         "retry-after": str(max(0, -int(-seconds // 1))),
         "retry-after-ms": str(round(seconds * 1000)),
     }
@@ -187,8 +188,8 @@ def token_limit(model: Any, limit: int | None) -> str:
 
 
 def scripted_error(fault: Fault, model: Any = "the model") -> WireError:
-    """The error body of a fault that is an HTTP status."""
-    # Each part of it may be another one: real servers differ in all of them.
+    """The error of a fault that answers with an HTTP status."""
+    # A script may replace each part of it, since real servers differ in all of them.
     usual = _usual_error(fault, model)
     return usual._replace(
         status=fault.status or usual.status,

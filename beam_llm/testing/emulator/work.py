@@ -1,5 +1,5 @@
-"""What a batch job does with its file: check every line, then answer them. Plain functions, run in
-a worker thread.
+"""What a batch job does with its file: it checks all lines, then answers them. Plain functions,
+which run in a worker thread.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from beam_llm.testing.emulator.models import Model
 from beam_llm.testing.emulator.shapes import misfit
 from beam_llm.testing.emulator.wire import WireError, object_of
 
-# More would not be read: a file with one mistake on each line has a million of them.
+# Nobody reads more: a file with a mistake on each line may have a million of them.
 _MOST_ERRORS = 50
 EXPIRED = {
     "code": "batch_expired",
@@ -36,17 +36,17 @@ CANCELLED = {
 
 
 class Stopped(Exception):
-    """The emulator is closing; the work is done again in its next life."""
+    """Raised when the emulator is closing; the work is done again after a restart."""
 
 
 @dataclass(slots=True)
-class Checked:
-    """A file, validated.
+class FileCheck:
+    """The result of validating a file.
 
     Attributes:
-      errors: OpenAI's `errors.data`; empty where the file is good.
-      tokens: input tokens of all lines; 0 where nobody asked.
-      texts: of all lines, where a job may have so many only.
+      errors: errors in the form of OpenAI's `errors.data`; empty where the file is good.
+      tokens: the input tokens of all lines; 0 where they were not counted.
+      texts: the number of texts in all lines, counted where a job's texts are limited.
     """
 
     lines: int = 0
@@ -55,32 +55,32 @@ class Checked:
     texts: int = 0
     errors: list[dict[str, Any]] = field(default_factory=list)
 
-    def complain(self, code: str, message: str, param: str | None, line: int | None) -> None:
+    def add_error(self, code: str, message: str, param: str | None, line: int | None) -> None:
         if len(self.errors) < _MOST_ERRORS:
             self.errors.append({"code": code, "message": message, "param": param, "line": line})
 
 
 def check_file(
     path: Path, endpoint: str, chat: Model, most_lines: int, count_tokens: bool
-) -> Checked:
-    """Validates like OpenAI: JSON lines, a unique `custom_id` each, one model, the job's endpoint,
-    not too many.
+) -> FileCheck:
+    """Validates a file as OpenAI does: JSON lines, not too many, each with a unique `custom_id`,
+    all for one model and the job's endpoint.
     """
-    checked = Checked()
+    checked = FileCheck()
     seen: set[bytes] = set()
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             checked.lines = number
-            # All lines are counted, for the message; those beyond the limit are not looked at.
+            # All lines are counted, for the message; those beyond the limit are not checked.
             if number <= most_lines:
                 _check_line(checked, number, line, endpoint, chat, seen, count_tokens)
     if chat.most_job_texts is not None and checked.texts > chat.most_job_texts:
         problem = f"has {checked.texts} inputs; at most {chat.most_job_texts} are allowed."
-        checked.complain("too_many_inputs", f"The input file {problem}", None, None)
+        checked.add_error("too_many_inputs", f"The input file {problem}", None, None)
     if checked.lines == 0:
-        checked.complain("empty_file", "The input file is empty.", None, None)
+        checked.add_error("empty_file", "The input file is empty.", None, None)
     if checked.lines > most_lines:
-        checked.complain(
+        checked.add_error(
             "too_many_tasks",
             f"The input file has {checked.lines} requests; at most {most_lines} are allowed.",
             None,
@@ -96,29 +96,29 @@ class _Line(msgspec.Struct):
     body: dict[str, Any]
 
 
-def _request_of(checked: Checked, number: int, line: bytes) -> dict[str, Any] | None:
-    """The line's request; None where it is none, which is complained of."""
+def _request_of(checked: FileCheck, number: int, line: bytes) -> dict[str, Any] | None:
+    """The line's request; None where it is faulty, which is added to the errors."""
     request = object_of(line)
     if request is None:
-        checked.complain(
+        checked.add_error(
             "invalid_json_line", "This line is not parseable as valid JSON.", None, number
         )
         return None
     for name in ("custom_id", "method", "url", "body"):
         if not request.get(name):
-            checked.complain(
+            checked.add_error(
                 "missing_required_parameter", f"Missing required parameter: '{name}'.", name, number
             )
             return None
     if (wrong := misfit(request, _Line)) is not None:
         problem = misfit_error(wrong)
-        checked.complain(str(problem.code), problem.message, problem.param, number)
+        checked.add_error(str(problem.code), problem.message, problem.param, number)
         return None
     return request
 
 
 def _check_line(
-    checked: Checked,
+    checked: FileCheck,
     number: int,
     line: bytes,
     endpoint: str,
@@ -129,21 +129,21 @@ def _check_line(
     request = _request_of(checked, number, line)
     if request is None:
         return
-    # A digest where the id is longer: the ids of a million lines are held at once.
+    # A digest where the id is long, since the ids of a million lines are held at once.
     custom_id = request["custom_id"].encode("utf-8", "surrogatepass")
     digest = (
         custom_id if len(custom_id) < 40 else hashlib.blake2b(custom_id, digest_size=16).digest()
     )
     if digest in seen:
-        checked.complain(
+        checked.add_error(
             "duplicate_custom_id",
             f"The custom_id '{request['custom_id']}' is used more than once.",
             "custom_id",
             number,
         )
     seen.add(digest)
-    if request["method"] != "POST" or bare(request["url"]) != bare(endpoint):
-        checked.complain(
+    if request["method"] != "POST" or without_version(request["url"]) != without_version(endpoint):
+        checked.add_error(
             "invalid_url",
             f"The URL provided for this request does not match the batch endpoint {endpoint}.",
             "url",
@@ -156,22 +156,22 @@ def _check_line(
         checked.texts += len(chat.read(request["body"]).texts) if counts_texts else 0
 
 
-def _check_body(checked: Checked, number: int, body: Any, chat: Model) -> None:
+def _check_body(checked: FileCheck, number: int, body: Any, chat: Model) -> None:
     model = body.get("model") if isinstance(body, dict) else None
     if not isinstance(model, str):
-        checked.complain("invalid_request", "The request body has no model.", "body.model", number)
+        checked.add_error("invalid_request", "The request body has no model.", "body.model", number)
         return
     if checked.model is None:
         checked.model = model
         if not chat.knows(model):
-            checked.complain(
+            checked.add_error(
                 "model_not_found",
                 f"The provided model '{model}' is not supported by the Batch API.",
                 "body.model",
                 number,
             )
     elif model != checked.model:
-        checked.complain(
+        checked.add_error(
             "model_mismatch",
             f"All requests of a batch must use one model; found '{model}' beside "
             f"'{checked.model}'.",
@@ -179,7 +179,7 @@ def _check_body(checked: Checked, number: int, body: Any, chat: Model) -> None:
             number,
         )
     if body.get("stream"):
-        checked.complain(
+        checked.add_error(
             "streaming_unsupported",
             "Chat Completions: streaming is not supported in the Batch API.",
             "body.stream",
@@ -187,9 +187,9 @@ def _check_body(checked: Checked, number: int, body: Any, chat: Model) -> None:
         )
 
 
-def survey_file(path: Path, chat: Model, counts_tokens: bool) -> Checked:
-    """A dialect's lines, counted: it has validated them itself."""
-    checked = Checked()
+def survey_file(path: Path, chat: Model, counts_tokens: bool) -> FileCheck:
+    """Counts the lines of a dialect's file, which the dialect itself has validated."""
+    checked = FileCheck()
     with open(path, "rb") as file:
         for line in file:
             checked.lines += 1
@@ -201,14 +201,14 @@ def survey_file(path: Path, chat: Model, counts_tokens: bool) -> Checked:
     return checked
 
 
-def bare(url: str) -> str:
-    """Without the version: `/v1/chat/completions` and Azure's `/chat/completions` are one."""
+def without_version(url: str) -> str:
+    """A URL without its version, so that `/v1/chat/completions` equals Azure's own form of it."""
     return url.removeprefix("/v1")
 
 
 @dataclass(slots=True)
 class Result:
-    """What a job came to, beside its files."""
+    """The counts of a job's results, besides its files."""
 
     completed: int = 0
     failed: int = 0
@@ -217,7 +217,7 @@ class Result:
     output_tokens: int = 0
 
     def add(self, answer: Answer) -> None:
-        """Counts a line that was answered."""
+        """Adds a line that was answered."""
         self.completed += 1
         self.records += len(answer.texts)
         self.input_tokens += answer.input_tokens
@@ -226,15 +226,15 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """One job's work.
+    """The work of one job.
 
     Attributes:
-      place: of the job among all, in the order of their creation. Ids are random, so a script that
-        met them would strike anew each run.
+      place: the place of the job among all, in the order of their creation. Scripted faults depend
+        on it, since ids are random and would make a script strike differently in each run.
       done: how many lines are answered.
-      undone: the error of the others; None: nothing is said of them.
-      in_order: result lines in the order of the input, which no provider promises.
-      cut: the output's last line is cut.
+      unprocessed: the error of the other lines; None means that the results leave them out.
+      in_order: whether result lines are in the order of the input, which no provider promises.
+      cuts_last_line: whether the output's last line is cut off.
     """
 
     batch_id: str
@@ -243,9 +243,9 @@ class Assignment:
     errors: Path
     bill: Path
     done: int
-    undone: Mapping[str, str] | None
+    unprocessed: Mapping[str, str] | None
     in_order: bool
-    cut: bool
+    cuts_last_line: bool
     seed: int
     place: int
 
@@ -255,12 +255,13 @@ def answer_file(
     chat: Model,
     billing: Billing,
     script: FaultScript,
-    stopped: Callable[[], bool],
+    is_stopped: Callable[[], bool],
 ) -> Result:
-    """Answers the lines into the task's files, which the caller then takes in together. The same
-    task gives the same files.
+    """Answers a job's lines, and writes the task's files, which the caller then puts in place
+    together. The same task gives the same files.
 
-    Lines are taken in a shuffled order, so results are shuffled without being held in memory.
+    Lines are answered in a shuffled order, so that results are shuffled without being held in
+    memory.
     """
     result = Result()
     with (
@@ -269,39 +270,39 @@ def answer_file(
         open(task.bill, "wb") as bill,
     ):
         for place, (number, line) in enumerate(_lines(task)):
-            # Often enough that a test's end does not wait, seldom enough to cost nothing.
-            if place % 500 == 0 and stopped():
+            # Often enough that the end of a test need not wait, and rarely enough to cost nothing.
+            if place % 500 == 0 and is_stopped():
                 raise Stopped
             request = orjson.loads(line)
             if place >= task.done:
-                if task.undone is not None:
-                    errors.write(_error_line(task, number, request, task.undone))
+                if task.unprocessed is not None:
+                    errors.write(_error_line(task, number, request, task.unprocessed))
                     result.failed += 1
                 continue
             faults = _line_faults(script, task, chat, request, number)
             _answer_line(
                 task, number, request, chat, faults, billing, result, (output, errors, bill)
             )
-    if task.cut:
+    if task.cuts_last_line:
         _truncate_last_line(task.output)
     return result
 
 
 def _lines(task: Assignment) -> Iterator[tuple[int, bytes]]:
-    """(1-based number, line), shuffled unless they are to stay in order."""
+    """Yields (1-based number, line), shuffled unless they have to stay in order."""
     if task.source.stat().st_size == 0:
         return
     with (
         open(task.source, "rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
     ):
-        # Only where lines start is held; the lines themselves stay in the file.
+        # Only the starts of lines are held; the lines themselves stay in the file.
         starts, start = [0], data.find(b"\n") + 1
         while 0 < start < len(data):
             starts.append(start)
             start = data.find(b"\n", start) + 1
         numbers = list(range(len(starts)))
-        # By the job's id, so that the work done again after a kill gives the same files.
+        # Seeded by the job's id, so that work done again after a kill gives the same files.
         if not task.in_order:
             random.Random(f"{task.seed}{task.batch_id}").shuffle(numbers)
         starts.append(len(data))
@@ -338,7 +339,7 @@ def _answer_line(
         errors.write(_error_line(task, number, request, _scripted_error(by_kind["line_error"])))
         result.failed += 1
         return
-    # A conflict is two answers: the first is the good one, the second is made below.
+    # A conflict is two answers: the first is the good one, the second is written below.
     usual = tuple(fault for fault in faults if fault.kind != "line_conflicting")
     answer = answer_line(chat, request, usual, f"{task.batch_id}-{number}")
     line = _reply_line(task, number, request, answer)
@@ -348,7 +349,7 @@ def _answer_line(
         return
     output.write(line)
     result.add(answer)
-    # Once for each line that was answered, however often its answer is written.
+    # Billed once for each line that was answered, however often its answer is written.
     bill.write(billing.line(answer.texts, body, answer.input_tokens, answer.output_tokens))
     if "line_duplicate" in by_kind:
         output.write(line)
@@ -370,7 +371,7 @@ def _scripted_error(fault: Fault) -> dict[str, str]:
 def answer_line(
     chat: Model, request: dict[str, Any], faults: tuple[Fault, ...], reply_id: str
 ) -> Answer:
-    """A line's request, checked and answered."""
+    """Checks and answers a line's request."""
     refused = request.get("refused")
     body = request["body"]
     error = chat.check(body) if refused is None else WireError(**refused)
@@ -406,15 +407,15 @@ def _result_line(
         "response": response,
         "error": error,
     }
-    # OpenAI's own lines are sent as they are here, so they must have nothing else in them.
-    if "note" in request or "refused" in request:  # of a dialect, which reads them again
+    # OpenAI's own lines are sent exactly as they are here, so they must hold nothing else.
+    if "note" in request or "refused" in request:  # a dialect's line, which is read again
         line["note"] = request.get("note")
         line["refused"] = refused._asdict() if refused is not None else None
     return orjson.dumps(line) + b"\n"
 
 
 def line_results(path: Path) -> Iterator[LineResult]:
-    """A result file of a dialect's job, read again."""
+    """Reads a result file of a dialect's job."""
     with open(path, "rb") as file:
         for line in file:
             yield _line_result(orjson.loads(line))
@@ -439,7 +440,7 @@ def _line_result(line: dict[str, Any]) -> LineResult:
 
 
 def _truncate_last_line(path: Path) -> None:
-    """Takes the second half of the last line away."""
+    """Removes the second half of the last line."""
     with open(path, "rb+") as file:
         data = file.read()
         last = data.rstrip(b"\n").rfind(b"\n") + 1

@@ -1,4 +1,4 @@
-"""xAI's wire: OpenAI's chat completions and files, and batch jobs with names and counts.
+"""xAI's wire format: OpenAI's chat completions and files, and batch jobs with names and counts.
 
 Source: docs.x.ai, recorded traffic of 2026-08; read 2026-11.
 """
@@ -36,13 +36,13 @@ _BATCHED = re.compile(r"(?!grok-(3-mini|4\.[5-9]|[5-9]|build))")
 
 
 def _refusal(error: dict[str, Any]) -> str:
-    """Why xAI has cancelled a job whose file is wrong."""
+    """xAI's message about a job that it has cancelled because of a faulty file."""
     line = f"line {error['line']}: " if error.get("line") else ""
     return f"JSONL file validation failed: {line}{error['message']}"
 
 
 class Wire(Family):
-    """Jobs have names and counts, and no status; results come in pages."""
+    """xAI's jobs have names and counts but no status; results come in pages."""
 
     name = "xai"
     embeds = False
@@ -50,7 +50,7 @@ class Wire(Family):
     image_kinds = ("image/png", "image/jpeg")
     variables = ("XAI_BASE_URL", "XAI_API_KEY")
     path = "/v1"
-    # Its files have no purpose.
+    # xAI's files have no purpose.
     purposes = ("",)
     tiers = ("default", "priority")
 
@@ -78,17 +78,17 @@ class Wire(Family):
         return json_response(body, error.status, error.headers)
 
     def reply(self, answer: Answer, parsed: ModelRequest, reply_id: str) -> Any:
-        """Thoughts are counted beside the completion's tokens."""
+        """A reply in which reasoning tokens are counted in addition to the completion's tokens."""
         usage = answer.body["usage"]
-        # Some number that is not 0: a client that leaves it out pays more than it thinks.
+        # A number other than 0: a client that leaves them out pays more than it thinks.
         thoughts = 7
         details = {**usage["completion_tokens_details"], "reasoning_tokens": thoughts}
         sums = {
             "total_tokens": usage["total_tokens"] + thoughts,
             "completion_tokens_details": details,
             "num_sources_used": 0,
-            # As grok-4-fast's list price, in ticks of 1e-10 dollars: results of jobs name no cost
-            # and are priced by the list, so that both ways can be compared.
+            # At grok-4-fast's list price, in ticks of 1e-10 dollars. Results of jobs name no cost
+            # and are priced by the list, so the two can be compared.
             "cost_in_usd_ticks": 2_000 * usage["prompt_tokens"]
             + 5_000 * (usage["completion_tokens"] + thoughts),
         }
@@ -109,7 +109,7 @@ class Wire(Family):
         return NewJob(f"batch_{uuid.uuid4()}", input_file_id=file_id, own=own, errors=errors)
 
     def _wrong_model(self, file_id: str) -> tuple[dict[str, Any], ...]:
-        """Why a file is refused whose model has no batch."""
+        """The error for a file whose model has no batch API; empty where it has one."""
         with open(self.service.files.path(file_id), "rb") as file:
             line = object_of(file.readline()) or {}
         body = line.get("body")
@@ -134,7 +134,7 @@ class Wire(Family):
         counts, status = self.service.batches.counts(job), job["status"]
         done, bad = counts["completed"] or 0, counts["failed"] or 0
         ended = status in TERMINAL
-        # There is no status: a client goes by the counts, which are 0 until all requests are read.
+        # There is no status: clients use the counts, which are 0 until all requests are read.
         started = status not in ("validating", "failed")
         failed = _refusal(job["errors"][0]) if job["errors"] else None
         stamp = job["stamps"].get("cancelled_at") or job["stamps"].get("failed_at")
@@ -151,7 +151,8 @@ class Wire(Family):
             "input_file_id": job["input_file_id"] if self.service.options.inputs_shown else None,
             "state": {
                 "num_requests": job["total"] if started else 0,
-                # One at least while it runs: none pending is how a client sees that it has ended.
+                # At least one while the job runs: clients take a job without pending requests to
+                # have ended.
                 "num_pending": 0 if ended else max(job["total"] - done - bad, 1),
                 "num_success": done,
                 "num_error": bad,
