@@ -9,7 +9,7 @@ from typing import Literal
 
 import pytest
 
-from beam_llm.config import OPTIONS, key_of, replaced, settings, settings_from_options
+from beam_llm.config import OPTIONS, key_of, replace_options, settings, settings_from_options
 from beam_llm.errors import UsageError
 from beam_llm.provider_table import PROVIDERS, ProviderSpec
 
@@ -257,10 +257,10 @@ class Mood(enum.Enum):
 def test_settings_ride_in_a_pickle_and_are_replaced_whole():
     known = settings(MODEL, output=Mood, batch_size=4)
     assert pickle.loads(pickle.dumps(known)) == known
-    assert replaced(known, batch_size=8).batch_size == 8
-    assert replaced(known, batch_size=8).output is Mood
+    assert replace_options(known, batch_size=8).batch_size == 8
+    assert replace_options(known, batch_size=8).output is Mood
     with pytest.raises(UsageError):
-        replaced(known, batch_size=-1)
+        replace_options(known, batch_size=-1)
 
 
 def test_a_provider_of_another_package_is_known_to_workers_that_have_not_imported_it(monkeypatch):

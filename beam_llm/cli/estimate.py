@@ -26,7 +26,7 @@ from beam_llm.cli.inputs import (
 )
 from beam_llm.cli.progress import write_line
 from beam_llm.cli.words import duration, percent, price, shortened, table
-from beam_llm.config import Settings, is_template, replaced
+from beam_llm.config import Settings, is_template, replace_options
 from beam_llm.errors import plural
 from beam_llm.pricing import Prices
 from beam_llm.prompting.batching import Batcher, prompt_caps
@@ -112,12 +112,12 @@ def _forecasts(
     answer = _answer_tokens(chosen, settings)
     # 1 is among the sizes, and the first of them.
     first, *others = (
-        Forecaster(replaced(settings, batch_size=size), answer, chosen.latency_seconds)
+        Forecaster(replace_options(settings, batch_size=size), answer, chosen.latency_seconds)
         for size in _possible(sizes, settings)
     )
-    alone = compile_task(replaced(settings, batch_size=1))
+    alone = compile_task(replace_options(settings, batch_size=1))
     # Any size above 1 will do: the words that number a record are the same for all of them.
-    several = compile_task(replaced(settings, batch_size=2)) if others else alone
+    several = compile_task(replace_options(settings, batch_size=2)) if others else alone
     unusable = 0
     for row in read_all(sources):
         if record := record_of(alone, row.fields):
@@ -135,7 +135,7 @@ def _forecasts(
 
 def _possible(sizes: Sequence[int], settings: Settings) -> Sequence[int]:
     """The sizes that the provider accepts: some take only small prompts where there are images."""
-    asked = replaced(settings, batch_size=1)
+    asked = replace_options(settings, batch_size=1)
     limits = media_limits(asked)
     most = most_records(asked, limits) if limits is not None else None
     return sizes if most is None else [size for size in sizes if size <= most]

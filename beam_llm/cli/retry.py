@@ -30,7 +30,7 @@ from beam_llm.cli.files.survey import Column, Survey
 from beam_llm.cli.files.target import Target
 from beam_llm.cli.spool_index import SpoolIndex
 from beam_llm.cli.stored import Check, StoredAnswer, encode_answer
-from beam_llm.config import Settings, replaced
+from beam_llm.config import Settings, replace_options
 from beam_llm.errors import Kind, UsageError, plural
 
 _DOUBTFUL = f"{Kind.DOUBTFUL}: "
@@ -101,7 +101,9 @@ def retry_settings(settings: Settings, version: str) -> Settings:
     """
     if settings.mode != "batch_api":
         return settings
-    return replaced(settings, fresh=":".join(filter(None, [settings.fresh, f"retry-{version}"])))
+    return replace_options(
+        settings, fresh=":".join(filter(None, [settings.fresh, f"retry-{version}"]))
+    )
 
 
 def holds_doubtful(settings: Settings) -> bool:

@@ -1,18 +1,18 @@
-"""Settings: every option, its default and its check, in one table; every door (Python, SQL, YAML,
-command line) leads here.
+"""Settings: every option with its default and its check, in one table. Options from Python, SQL,
+YAML and the command line are all checked here.
 
     table.py   `Settings`: the table of options, each with default, rule and meaning
     kinds.py   what a value of each kind may be
-    rules.py   rules between options, and what the environment says
+    rules.py   rules between options, and defaults from the environment
     doors.py   `settings(…)` by Python names, `settings_from_options(…)` by string keys
 
 An option has one name in two spellings: `batch_size` in Python, `batch.size` as a string key. To
-add one is to add its line to `Settings`; `OPTIONS` lists them for the command line and the docs.
+add an option, add its line to `Settings`; `OPTIONS` lists them for the command line and the docs.
 """
 
 from beam_llm.config.doors import (
     name_elsewhere,
-    replaced,
+    replace_options,
     settings,
     settings_from_options,
     with_fixed,
@@ -48,7 +48,7 @@ __all__ = [
     "load_dotted",
     "name_elsewhere",
     "options_of",
-    "replaced",
+    "replace_options",
     "settings",
     "settings_from_options",
     "with_fixed",

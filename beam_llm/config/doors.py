@@ -1,4 +1,4 @@
-"""The entrances: options by Python names or by string keys become checked Settings."""
+"""Turns options, given by Python names or by string keys, into checked Settings."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from beam_llm.provider_table import EXAMPLE_MODEL, PROVIDERS
 
 
 def settings(model: str, **values: Any) -> Settings:
-    """Checks every value and fills in what depends on the environment (base URLs) or on other
-    options.
+    """Returns Settings: every value is checked, and what depends on the environment (base URLs) or
+    on other options is filled in.
 
     Raises:
       UsageError: names the option, its value, the rule and the fix.
     """
-    # None is "not given", so that callers may pass on what they have; only an output may be None.
+    # None means "not given", so that callers may pass on what they have; only `output` may be None.
     task = values.get("task") or "chat"
     own = options_of(task) if task in tuple(TASKS) else OPTIONS
     for name in values.keys() - OPTIONS.keys():
@@ -47,14 +47,15 @@ def settings_from_options(
 
     Args:
       options: a model's defaults.
-      overrides: what one use changes; takes precedence over `options`. Provider and model may be
-        changed separately.
+      overrides: what one use of the model changes; they take precedence over `options`. Provider
+        and model may be changed separately.
       allow_code: whether `options` and `overrides` may name a parser by its dotted name. They may
         come from somebody else's file or query, and a name is enough to run anything that this
         machine can import. No option can give this permission.
-      usual: a transform's own defaults by Python name; everything else takes precedence over them.
-      fixed: options that the transform itself sets, by Python name: see `with_fixed`.
-      values: typed values by Python name (such as an `output` class); take precedence over both.
+      usual: a transform's own defaults, by Python name; everything else takes precedence over them.
+      fixed: options that the transform itself sets, by Python name; see `with_fixed`.
+      values: typed values by Python name (such as an `output` class); they take precedence over
+        `options` and `overrides`.
     """
     layers = [_normalize_names(layer) for layer in (options, overrides or {})]
     if not allow_code:
@@ -79,10 +80,10 @@ def settings_from_options(
 
 
 def with_fixed(given: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """The options, with those that the transform itself sets.
+    """Returns the options together with those that the transform itself sets.
 
     Raises:
-      UsageError: where one of these was given another value.
+      UsageError: one of these was given another value.
     """
     for name, value in fixed.items():
         if given.get(name) not in (None, value):
@@ -92,16 +93,16 @@ def with_fixed(given: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, 
     return {**given, **fixed}
 
 
-def replaced(known: Settings, **changes: Any) -> Settings:
-    """The same settings with some changed, checked anew."""
+def replace_options(known: Settings, **changes: Any) -> Settings:
+    """Returns the same settings with some options changed, and checks them again."""
     # `dataclasses.replace` would check nothing.
     values = {name: getattr(known, name) for name in OPTIONS}
     return settings(**{**values, **changes})
 
 
 def _split_model(layer: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with `provider` and `model` split: `openai:gpt-4` has both, `ft:gpt-4:org` is a
-    model only. None counts as not given.
+    """Returns the options with `provider` and `model` separate: `openai:gpt-4` names both,
+    `ft:gpt-4:org` only a model. None counts as not given.
     """
     provider, model = layer.get("provider"), layer.get("model")
     if isinstance(model, str):
@@ -121,8 +122,8 @@ def _normalize_names(layer: Mapping[str, Any]) -> dict[str, Any]:
         )
     given: dict[str, str] = {}
     for key in layer:
-        # Layers may differ, and the later one wins. Twice in one layer is a mistake, which taking
-        # the last one would hide.
+        # Layers may differ, and the later one wins. An option given twice in one layer is a
+        # mistake, which taking the last value would hide.
         name = _name_of(key)
         if name in given:
             raise UsageError(
@@ -180,6 +181,6 @@ _ELSEWHERE = {
 
 
 def name_elsewhere(key: str) -> str | None:
-    """The option that has this name elsewhere, in providers' APIs and other packages, where the one
-    spelled most like it would be wrong: `job_max_tokens` for `max_tokens`."""
+    """The option that has this name in providers' APIs or other packages, where the option with the
+    most similar spelling would be wrong (`job_max_tokens` for `max_tokens`)."""
     return _ELSEWHERE.get(re.sub(r"[._-]", "", key).lower())

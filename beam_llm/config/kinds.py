@@ -1,5 +1,5 @@
-"""Kinds of values: what a number, a choice, a reference to a key or an output may be, as a Python
-value or as text. Errors name the value, the rule and the fix.
+"""Checks for each kind of option value (numbers, choices, references to keys, outputs, …), given as
+a Python value or as text. Errors name the value, the rule and the fix.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from beam_llm.errors import UsageError
 
 
 def check_value(name: str, value: Any) -> Any:
-    """The value of an option as its row of the table requires it, wherever it comes from.
+    """Returns an option's value, checked and converted as its row in the table requires.
 
     Raises:
       UsageError: names the option, its value, the rule and the fix.
@@ -35,7 +35,7 @@ def option_error(name: str, value: Any, rule: str, fix: str) -> UsageError:
 
 
 def shortened(value: Any) -> str:
-    # A prompt may have megabytes.
+    # A prompt may be megabytes long.
     shown = repr(value)
     return shown if len(shown) <= 200 else shown[:199] + "…"
 
@@ -46,7 +46,7 @@ def _number(
     if isinstance(value, str) and value in rule.get("also", ()):
         return value
     try:
-        # To Python True is 1: `batch_size=True` would pass for a size.
+        # True equals 1 in Python, so `batch_size=True` would pass as a size.
         if isinstance(value, bool):
             raise ValueError("a boolean")
         number = convert(value)
@@ -63,7 +63,7 @@ def _number(
     return number
 
 
-# Beam's display data can't hold a larger number, and its timers none much larger.
+# Beam's display data can't hold a larger number, and its timers not a much larger one.
 _MOST = 2**63 - 1
 
 
@@ -78,7 +78,7 @@ def _to_integer(value: Any) -> int:
     return int(value)
 
 
-def _finite(value: Any) -> float:
+def _to_float(value: Any) -> float:
     # No bound catches NaN, which is neither below nor above anything.
     number = float(value)
     if number != number or number in (float("inf"), float("-inf")):
@@ -91,7 +91,7 @@ def _int(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
 
 
 def _float(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
-    return _number(name, value, rule, _finite, "a number")
+    return _number(name, value, rule, _to_float, "a number")
 
 
 def _bool(name: str, value: Any, rule: Mapping[str, Any]) -> bool:
@@ -125,7 +125,7 @@ def _text(name: str, value: Any, rule: Mapping[str, Any]) -> str:
 
 
 def _words(name: str, value: Any, rule: Mapping[str, Any]) -> str | None:
-    """A text that becomes a message. A blank one counts as none, since some providers refuse it."""
+    """A text that becomes a message; a blank one counts as none, since some providers refuse it."""
     text = _text(name, value, rule)
     return text if text.strip() else None
 
@@ -199,7 +199,7 @@ def _format(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
             raise option_error(
                 name,
                 value,
-                "a parser has to have a name, which a partial or a callable object has not",
+                "a parser has to have a name, which partials and callable objects don't have",
                 "wrap it in a function",
             )
         return value
@@ -216,15 +216,15 @@ def _format(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
 
 
 def _refuse_other_callables(name: str, value: Any, found: Any) -> None:
-    """Refuses what can't be called with a reply and a count: every reply would be paid for, and
-    none could be read."""
-    # `response_format=Review` is how others name the type of an answer, and a class is callable.
+    """Refuses objects that can't be called with a reply and a count: every reply would be paid for,
+    and none could be read."""
+    # Elsewhere `response_format=Review` gives the type of an answer, and a class is callable.
     if isinstance(found, type) or typing.get_origin(found) is not None:
         raise option_error(
             name, value, "it is a type, not a parser of replies", "write output=… for it"
         )
     try:
-        # The signature of the callable itself: a decorator may wrap a function of the text alone.
+        # Looks at the callable's own signature: a decorator may wrap a function of the text alone.
         inspect.signature(found, follow_wrapped=False).bind("", 1)
     except TypeError as error:
         raise option_error(
@@ -238,10 +238,10 @@ def _refuse_other_callables(name: str, value: Any, found: Any) -> None:
 
 
 def load_dotted(name: str, dotted: str) -> Callable[..., Any]:
-    """The object that `package.module.name` names.
+    """Imports and returns the object that `package.module.name` names.
 
     Raises:
-      UsageError: where there is no such module or object, or it can't be called.
+      UsageError: there is no such module or object, or it can't be called.
     """
     module, _, attribute = dotted.rpartition(".")
     try:
@@ -267,7 +267,7 @@ def _output(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
     if isinstance(value, (list, tuple)) and value and all(isinstance(each, str) for each in value):
         members = ", ".join(map(repr, value))
         raise option_error(name, value, "words are not a type", f"write {name}=Literal[{members}]")
-    # Types and schemas are judged where they are understood: `prompting.output_types`.
+    # Types and schemas are checked in `prompting.output_types`, which can read them.
     if not isinstance(value, str):
         return value
     if value in _OUTPUT_WORDS:
@@ -280,14 +280,14 @@ def _output(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
         name,
         value,
         "it has to be string, integer, number, boolean, enum:a|b|c or a JSON schema",
-        _meant_output(value),
+        _output_advice(value),
     )
 
 
-def _meant_output(value: str) -> str:
-    """What to write in place of a word that names no output, the likeliest slip first."""
+def _output_advice(value: str) -> str:
+    """What to write instead of a word that is not an output type; likeliest mistake first."""
     word = value.strip().lower()
-    # As Python says it, whose types `output` takes where it isn't text.
+    # As Python names it, since `output` also takes Python's types.
     near = [name for name, kind in _OUTPUT_WORDS.items() if kind.__name__ == word]
     near = near or difflib.get_close_matches(word, _OUTPUT_WORDS, n=1)
     if near:
@@ -313,12 +313,12 @@ def _members(name: str, value: str) -> tuple[str, ...]:
 
 
 def _names(name: str, value: Any, rule: Mapping[str, Any]) -> tuple[str, ...]:
-    """A list of texts, or a text with commas."""
+    """A tuple of names, from a list or from a text with commas."""
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
         raise option_error(name, value, "it has to be a list of names", f"write {name}=['…', '…']")
     names = tuple(part.strip() for part in parts)
-    # Not passed over: `media=[""]`, of a variable that is not set, would ask without any image.
+    # An error: `media=[""]`, from a variable that is not set, would ask without any image.
     if "" in names:
         which = f"name {names.index('') + 1} of {len(names)} is blank"
         raise option_error(name, value, which, f"write a name there, or leave {name} out")

@@ -1,4 +1,5 @@
-"""Rules between options, and defaults from the environment: the last part of every check."""
+"""Checks rules between options, and fills in defaults from the environment: the last step of every
+check."""
 
 from __future__ import annotations
 
@@ -16,37 +17,37 @@ from beam_llm.errors import UsageError
 from beam_llm.provider_table import ANYTHING_ELSE, EXAMPLE_MODEL, FAMILIES, PROVIDERS
 
 ENTRY_POINTS = "beam_llm.providers"
-"""Group of the entry points by which other packages name modules that add rows to `PROVIDERS`."""
+"""The entry-point group in which other packages name modules that add rows to `PROVIDERS`."""
 
 
-def complete_settings(known: Settings) -> Settings:
-    """Applies rules between options, and fills in what the environment gives when the pipeline is
-    built.
+def complete_settings(settings: Settings) -> Settings:
+    """Checks the rules between options, and fills in what the environment gives when the pipeline
+    is built.
 
     Settings whose model is a template are completed model by model: `settings_by_model`.
     """
     # First, since these rules hold whatever the model is.
-    _check_rules(known)
-    if known.task == "embed":
-        known = dataclasses.replace(known, output=VECTOR)
-    if is_template(known.model):
-        return known
-    if known.models:
+    _check_rules(settings)
+    if settings.task == "embed":
+        settings = dataclasses.replace(settings, output=VECTOR)
+    if is_template(settings.model):
+        return settings
+    if settings.models:
         raise UsageError(
-            f"models is {list(known.models)}, but model is {known.model!r}, which is not a "
+            f"models is {list(settings.models)}, but model is {settings.model!r}, which is not a "
             "template: leave models out"
         )
-    provider, _, model = known.model.partition(":")
+    provider, _, model = settings.model.partition(":")
     if not _is_provider(provider) or not model or model != model.strip():
         raise UsageError(
-            f"model is {known.model!r}: it has to be PROVIDER:MODEL with a provider out of "
-            f"{', '.join(PROVIDERS)}; {_advice_on(known.model)}"
+            f"model is {settings.model!r}: it has to be PROVIDER:MODEL, where PROVIDER is one of "
+            f"{', '.join(PROVIDERS)}; {_advice_on(settings.model)}"
         )
     return dataclasses.replace(
-        known,
-        base_url=_base_url(known, provider),
-        api_key=known.api_key or _default_key_reference(provider),
-        provider_options=_provider_options(known, provider),
+        settings,
+        base_url=_base_url(settings, provider),
+        api_key=settings.api_key or _default_key_reference(provider),
+        provider_options=_provider_options(settings, provider),
     )
 
 
@@ -89,76 +90,76 @@ def _advice_on(name: str) -> str:
 
 
 def is_template(model: str) -> bool:
-    """Whether a model's name is a template of the record."""
+    """Whether a model's name is a template that is filled in for each record."""
     return "{{" in model or "{%" in model
 
 
-def _check_rules(known: Settings) -> None:
-    """Rules between options."""
-    _check_mode(known)
-    _check_prompt(known)
-    _check_task(known)
+def _check_rules(settings: Settings) -> None:
+    """Checks the rules between options; raises UsageError where one is broken."""
+    _check_mode(settings)
+    _check_prompt(settings)
+    _check_task(settings)
 
 
-def _check_mode(known: Settings) -> None:
-    if known.task == "session" and known.mode == "batch_api":
+def _check_mode(settings: Settings) -> None:
+    if settings.task == "session" and settings.mode == "batch_api":
         raise UsageError(
             "mode is 'batch_api': a turn of a session needs the reply before it, and a batch job "
             "answers all its requests at one time; leave mode out"
         )
-    if known.mode == "batch_api" and not (known.staging_location or "").strip():
+    if settings.mode == "batch_api" and not (settings.staging_location or "").strip():
         raise UsageError(
             "mode is 'batch_api' but staging_location is missing: name a local folder, "
             "gs://bucket/path, s3://bucket/path or az://container/path that keeps files and ledger"
         )
-    if known.independent and not known.record_id:
+    if settings.independent and not settings.record_id:
         raise UsageError(
             "independent is True but record_id is missing: name the field that tells equal "
             "records apart"
         )
 
 
-def _check_prompt(known: Settings) -> None:
-    if known.combine_instruction is not None and not known.combine_instruction.strip():
+def _check_prompt(settings: Settings) -> None:
+    if settings.combine_instruction is not None and not settings.combine_instruction.strip():
         raise UsageError(
-            f"combine_instruction is {known.combine_instruction!r}: it has to say how partial "
+            f"combine_instruction is {settings.combine_instruction!r}: it has to say how partial "
             "answers are put together; leave it out"
         )
-    if known.prompt is not None and not known.prompt.strip() and not known.media:
+    if settings.prompt is not None and not settings.prompt.strip() and not settings.media:
         raise UsageError(
-            f"prompt is {known.prompt!r}: it has to say what each record is asked; leave it out to "
-            "ask with the element itself"
+            f"prompt is {settings.prompt!r}: it has to say what each record is asked; leave it out "
+            "to ask with the element itself"
         )
-    for option, named in (("media", known.media or ()), ("group_by", known.group_by or ())):
+    for option, named in (("media", settings.media or ()), ("group_by", settings.group_by or ())):
         if len(set(named)) < len(named):
             raise UsageError(f"{option} is {list(named)!r}: it has to name each field once")
-    own_columns = {"records", "left_out"}.intersection(known.group_by or ())
-    if own_columns and known.output_field is not None:
+    own_columns = {"records", "left_out"}.intersection(settings.group_by or ())
+    if own_columns and settings.output_field is not None:
         raise UsageError(
-            f"group_by is {list(known.group_by or ())!r}: rows of answers have a column "
+            f"group_by is {list(settings.group_by or ())!r}: rows of answers have a column "
             f"{min(own_columns)!r} of their own; give the field another name before"
         )
 
 
-def _check_task(known: Settings) -> None:
-    own = options_of(known.task)
-    for name, value in given_options(known):
+def _check_task(settings: Settings) -> None:
+    own = options_of(settings.task)
+    for name, value in given_options(settings):
         if name not in own and value != VECTOR:
             only = " and ".join(TASKS[task] for task in OPTIONS[name].metadata["only"])
             raise UsageError(
                 f"{name} is {shortened(value)}: it is an option of {only} alone, and this is "
-                f"{TASKS[known.task]}; leave it out"
+                f"{TASKS[settings.task]}; leave it out"
             )
-    if known.task == "reduce" and not (known.instruction or "").strip():
+    if settings.task == "reduce" and not (settings.instruction or "").strip():
         raise UsageError(
-            "instruction is missing: LLMReduce (task='reduce') has to be told what the answer over "
-            "all records of a key is, such as instruction='Summarise what customers complain "
-            "about.'"
+            "instruction is missing: LLMReduce (task='reduce') needs to know what the answer about "
+            "all records of a key is; give one, such as instruction='Summarise what customers "
+            "complain about.'"
         )
 
 
-def _provider_options(known: Settings, provider: str) -> Mapping[str, Any] | None:
-    """The options of one provider alone, completed by the environment."""
+def _provider_options(settings: Settings, provider: str) -> Mapping[str, Any] | None:
+    """Options that only this provider has, completed from the environment."""
     # The user's options take precedence over the environment, one by one; an empty variable counts
     # as unset.
     found = {
@@ -166,21 +167,21 @@ def _provider_options(known: Settings, provider: str) -> Mapping[str, Any] | Non
         for name, variable in PROVIDERS[provider].option_variables.items()
         if os.environ.get(variable)
     }
-    return {**found, **(known.provider_options or {})} or known.provider_options
+    return {**found, **(settings.provider_options or {})} or settings.provider_options
 
 
 def _default_key_reference(provider: str) -> str | None:
-    """The reference to the provider's usual key; None where its cloud has credentials itself."""
+    """The reference to the provider's usual key; None where its cloud has its own credentials."""
     variable = PROVIDERS[provider].key_variable
     return None if variable is None else f"env:{variable}"
 
 
-def _base_url(known: Settings, provider: str) -> str | None:
-    """The address, checked; None for a provider whose cloud's own library knows it."""
+def _base_url(settings: Settings, provider: str) -> str | None:
+    """The checked base URL; None where the cloud's own library derives the address."""
     spec = PROVIDERS[provider]
     variable, usual = spec.base_url_variable, spec.base_url
-    # Read and stored now: a worker's environment may differ from that where the pipeline is built.
-    url, place = known.base_url, "base_url"
+    # Read and stored now: a worker's environment may differ from the one that builds the pipeline.
+    url, place = settings.base_url, "base_url"
     if url is None:
         url = (variable and os.environ.get(variable)) or usual
         place = f"base_url (of {variable})"
@@ -191,7 +192,7 @@ def _base_url(known: Settings, provider: str) -> str | None:
         raise UsageError(
             f"base_url is missing for {provider}: give base_url='https://…' or set {variable}"
         )
-    if re.match(r"[^/]*//[^/]*@", url):  # looked at first, for it must not be shown
+    if re.match(r"[^/]*//[^/]*@", url):  # checked first, because it must not be shown
         raise UsageError(
             f"{place} holds a user name or password: those would be stored in the pipeline; "
             "give the key by api_key='env:NAME'"
@@ -204,7 +205,7 @@ def _base_url(known: Settings, provider: str) -> str | None:
     except ValueError:  # no such port, or half of an IPv6 address
         is_address = False
     if not is_address:
-        # Also of what is not an address: `user:password@host`, without https://.
+        # Also where it is not an address: `user:password@host`, without https://.
         shown = re.split(r"[?#]", url)[0].rpartition("@")[2]
         raise UsageError(
             f"{place} is {shown!r}: it has to be an address with http:// or https:// and "

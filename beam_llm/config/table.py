@@ -10,11 +10,11 @@ from typing import Any, Literal
 from beam_llm.provider_table import EXAMPLE_MODEL, PROVIDERS, added_providers
 
 AUTO_CALLS = 512
-"""Most calls in flight with `max_concurrency="auto"`. It stands here, not in the controller, since
-the option's own text names it."""
+"""The most calls in flight with `max_concurrency="auto"`. It is defined here, not in the
+controller, because the option's description names it."""
 MODES = ("online", "batch_api")
 TASKS = {"chat": "LLMPredict", "embed": "LLMEmbed", "session": "LLMChat", "reduce": "LLMReduce"}
-"""Each task with the transform that has it, as errors name it."""
+"""Each task, and the transform that runs it, as errors name it."""
 VECTOR = list[float]
 """The `output` of the task `embed`."""
 RESPONSE_FORMATS = ("json", "xml", "delimited")
@@ -22,17 +22,17 @@ RESPONSE_FORMATS = ("json", "xml", "delimited")
 _CHAT, _EMBED, _SESSION, _REDUCE = ("chat",), ("embed",), ("session",), ("reduce",)
 _ANSWERS = ("chat", "session", "reduce")
 EACH = ("chat", "embed")
-"""The tasks that ask about records one by one, which may therefore wait for others."""
+"""The tasks that ask about each record on its own, so that a record may wait for others."""
 _JOBS = (*EACH, "reduce")
-"""Those that may go by jobs."""
+"""The tasks that batch jobs can run."""
 
 
 def _option(default: Any, meaning: str, **rule: Any) -> Any:
     """One row of the table: default, meaning and rule (`kind`, `least`, `most`, `choices`, `also`;
     `only`: the tasks that have the option, where not all do).
     """
-    # A field of a dataclass, not of a pydantic model: an import of this package stays cheap, and
-    # the messages are ours, with the fix in them.
+    # A field of a dataclass, not of a pydantic model: importing this package stays cheap, and the
+    # error messages are our own, with the fix in them.
     return dataclasses.field(default=default, metadata={"meaning": meaning, **rule})
 
 
@@ -57,19 +57,21 @@ class Settings:
     )
     models: Sequence[str] | None = _option(
         None,
-        "the models that a `model` template may give (default: those that stand in it)",
+        "the models that a `model` template may give (default: those named in it)",
         kind="names",
         only=EACH,
     )
     prompt: str | None = _option(
-        None, "Jinja2 template over the element's fields; `{{ element }}` is the whole", kind="text"
+        None,
+        "Jinja2 template over the element's fields; `{{ element }}` is the whole element",
+        kind="text",
     )
     system_prompt: str | None = _option(
         None, "system-level instruction", kind="words", only=_ANSWERS
     )
     media: Sequence[str] | None = _option(
         None,
-        "fields that hold images, to stand beside the text: bytes, `data:` URLs, addresses, or "
+        "fields that hold images, sent with the text: bytes, `data:` URLs, addresses, or "
         "lists of these",
         kind="names",
         only=_CHAT,
@@ -84,7 +86,7 @@ class Settings:
     )
     dimensions: int | None = _option(
         None,
-        "numbers of each vector (default: the model's)",
+        "how many numbers each vector has (default: the model's)",
         kind="int",
         least=1,
         most=65_536,
@@ -100,7 +102,7 @@ class Settings:
     # Bounds of what a session keeps, and of what its prompts hold.
     history_turns: int = _option(
         20,
-        "most earlier turns of its session that a turn is asked with; the oldest are left out",
+        "most earlier turns of the session in a turn's prompt; the oldest are left out",
         kind="int",
         only=_SESSION,
         least=0,
@@ -115,7 +117,7 @@ class Settings:
     )
     session_ttl_seconds: float = _option(
         86_400.0,
-        "a session ends so long after its last turn, by the elements' timestamps",
+        "how long after its last turn a session ends, by the elements' timestamps",
         kind="float",
         only=_SESSION,
         least=0.001,
@@ -127,7 +129,7 @@ class Settings:
         kind="field",
         only=_SESSION,
     )
-    # A type is judged by `prompting.output_types`, which config, on the ground, can't import.
+    # A type is checked by `prompting.output_types`, which config, a layer below it, can't import.
     output: Any = _option(  # noqa: RUF009  # a row of the table
         str,
         "type of the answer: str, int, float, bool, Literal, Enum, list, pydantic model, JSON "
@@ -137,7 +139,7 @@ class Settings:
     )
     instruction: str | None = _option(
         None,
-        "what the answer over all records of a key is, such as `Summarise the complaints.`",
+        "what the answer about all records of a key is, such as `Summarise the complaints.`",
         kind="text",
         only=_REDUCE,
     )
@@ -160,7 +162,7 @@ class Settings:
         kind="output",
         only=_REDUCE,
     )
-    # The default loses nothing unseen.
+    # With the default, no record is left out unnoticed.
     on_bad_record: str = _option(
         "fail",
         "records that can't be asked (a field is missing, too large): `fail` ends their key as an "
@@ -176,8 +178,8 @@ class Settings:
         least=1,
         also=("auto",),
     )
-    # Milliseconds where people tune latencies, seconds where they wait for jobs: the unit is in
-    # each name, as the proposal has them.
+    # Milliseconds where people tune latencies, seconds where they wait for jobs; the unit is in
+    # each name.
     batch_timeout_ms: int = _option(
         1000,
         "longest wait before an incomplete prompt batch is sent (unbounded input)",
@@ -221,7 +223,7 @@ class Settings:
     response_value_field: str | None = _option(
         None, "field that holds a record's answer", kind="field", only=_CHAT
     )
-    # Twenty is where a mistake begins: with backoff they take minutes, beyond `call_deadline_ms`.
+    # More than twenty are a mistake: with backoff they take minutes, beyond `call_deadline_ms`.
     max_retries: int = _option(
         3,
         "further tries of a failed call, and the bound on re-asking the same records",
@@ -230,10 +232,10 @@ class Settings:
         most=20,
     )
     request_timeout_ms: int = _option(30_000, "timeout of one API call", kind="int", least=1)
-    # Flink's checkpoints time out after ten minutes by default, and wait for a bundle's calls.
+    # Flink's checkpoints wait for a bundle's calls, and time out after ten minutes by default.
     call_deadline_ms: int = _option(
         120_000,
-        "one call with all its retries and waits; keep it below a checkpoint's timeout",
+        "timeout of one call with all its retries and waits; keep it below a checkpoint's timeout",
         kind="int",
         least=1,
     )
@@ -276,7 +278,7 @@ class Settings:
         most=10_000,
         also=("auto",),
     )
-    # Floats: a budget below one a minute is a way to say "one in an hour".
+    # Floats, so that a budget below one a minute can be given, such as one an hour.
     requests_per_minute: float | None = _option(
         None, "budget of the whole job, divided by `rate_limit_shares`", kind="float", least=0.001
     )
@@ -297,8 +299,8 @@ class Settings:
     )
     guard_floor: float = _option(
         0.9,
-        "least part of the guarded answers that has to be the one given alone; below it prompts "
-        "are made smaller",
+        "smallest part of the guarded answers that has to agree with the answers given alone; "
+        "below it, prompts are made smaller",
         kind="float",
         only=_CHAT,
         least=0.0,
@@ -319,7 +321,7 @@ class Settings:
         only=_JOBS,
         choices=("follow_up", "online", "fail"),
     )
-    # The default never pays twice: that a record may end as an error is seen, a double is not.
+    # The default never pays twice: an error is noticed, a double payment is not.
     on_doubt: str = _option(
         "record",
         "batch_api, a job that may exist but can't be found: `record` names the doubt in the "
@@ -367,7 +369,8 @@ class Settings:
         only=_JOBS,
         least=1,
     )
-    # Five minutes are little beside the hours that a job may take, and make jobs of some size.
+    # Five minutes are short compared with the hours that a job may take, and long enough for jobs
+    # of some size.
     job_max_wait_seconds: float = _option(
         300.0,
         "unbounded input: longest wait before an incomplete job is submitted",
@@ -404,7 +407,7 @@ class Settings:
         only=_JOBS,
         least=0.0,
     )
-    # Off, for a staging location is often shared, and unpickling runs what stands in a pickle.
+    # Off, because a staging location is often shared, and unpickling runs code from the pickle.
     allow_pickle: bool = _option(
         False,
         "batch_api: elements of classes that only pickle can carry are read back from the "
@@ -413,7 +416,7 @@ class Settings:
         kind="bool",
         only=_JOBS,
     )
-    # Unpacked, since a reply of some kilobytes can be packed to hold gigabytes.
+    # Measured after decompression, since a compressed reply of some kilobytes can hold gigabytes.
     max_reply_bytes: int = _option(
         20_000_000,
         "most bytes of one reply, unpacked: of a live call, of a line of a result file",
@@ -436,15 +439,15 @@ class Settings:
     )
     control_timeout_ms: int = _option(
         60_000,
-        "batch_api: one call about a job (create, look, cancel), with its tries and to its "
-        "last byte",
+        "batch_api: timeout of one call about a job (create, look, cancel), with all its tries, "
+        "until its last byte",
         kind="int",
         only=_JOBS,
         least=1,
     )
     transfer_timeout_ms: int = _option(
         1_800_000,
-        "batch_api: one upload or download, with its tries and to its last byte",
+        "batch_api: timeout of one upload or download, with all its tries, until its last byte",
         kind="int",
         only=_JOBS,
         least=1,
@@ -461,20 +464,20 @@ class Settings:
         "spans of calls and jobs by OpenTelemetry (extra `otel`), without texts",
         kind="bool",
     )
-    # Off: logs are read by more people than the data is meant for.
+    # Off, because more people read the logs than may see the data.
     log_data: bool = _option(
         False, "texts of records and replies may appear in logs and error messages", kind="bool"
     )
     max_input_tokens: int | None = _option(
         None,
-        "most input tokens of one prompt (default: the model's window less its answer)",
+        "most input tokens of one prompt (default: the model's window minus its answer)",
         kind="int",
         least=16,
     )
     context_window: int | None = _option(
         None, "the model's window in tokens (default: as published)", kind="int", least=64
     )
-    # Without an upper bound here: providers have different ones (`check` of each).
+    # No upper bound here: each provider has its own (in its `check`).
     temperature: float | None = _option(
         None, "passed to the provider", kind="float", only=_ANSWERS, least=0.0
     )
@@ -486,7 +489,7 @@ class Settings:
         least=1,
         most=10_000_000,
     )
-    # 64 bits, as OpenAI's reference has it: JSON encoders refuse more, and would in every call.
+    # 64 bits, as in OpenAI's reference: JSON encoders refuse more, and would do so in every call.
     seed: int | None = _option(
         None, "passed to the provider", kind="int", only=_ANSWERS, least=-(2**63), most=2**63 - 1
     )
@@ -502,7 +505,7 @@ class Settings:
         None, "further request parameters, passed to the provider as they are", kind="json"
     )
     provider_options: Mapping[str, Any] | None = _option(
-        None, "what one provider alone needs, such as a region, a role or a project", kind="json"
+        None, "what only one provider needs, such as a region, a role or a project", kind="json"
     )
     prices: Mapping[str, Any] | None = _option(
         None,
@@ -523,17 +526,17 @@ class Settings:
 
     @property
     def usual_calls(self) -> int:
-        """Calls in flight, for what is estimated ahead of them; with `auto` a guess."""
+        """The number of calls in flight to use in estimates; a guess with `auto`."""
         # Four times where `auto` starts, an eighth of where it may end.
         return 64 if self.max_concurrency == "auto" else self.max_concurrency
 
     @property
     def model_name(self) -> str:
-        """The model as its provider names it: what stands behind the colon."""
+        """The model as its provider names it: what stands after the colon."""
         return self.model.partition(":")[2]
 
-    # A provider of another package has its row where the pipeline is built; a worker may not have
-    # imported that package yet, or never would.
+    # A provider from another package has its row where the pipeline is built; a worker may not have
+    # imported that package yet, and may never do so.
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), _ADDED: added_providers()}
 
@@ -545,7 +548,7 @@ class Settings:
 
 
 _ADDED = "added_providers"
-"""No option's name."""
+"""A key that no option has."""
 
 
 OPTIONS: dict[str, dataclasses.Field[Any]] = {
@@ -559,7 +562,7 @@ def key_of(name: str) -> str:
 
 
 def options_of(*tasks: str) -> dict[str, dataclasses.Field[Any]]:
-    """The rows of the table that a task has, or one of several."""
+    """The rows of the table that apply to any of these tasks."""
     return {
         name: option
         for name, option in OPTIONS.items()

@@ -169,7 +169,7 @@ def _write(
         at=job.time(),
         children=() if goes_on is None else (goes_on,),
         left=None if goes_on is None else f"{name}{LEFT}",
-        ends_all=(end.failure.kind, end.failure.message) if end.is_of_all else None,
+        ends_all=(end.failure.kind, end.failure.message) if end.ends_all_halves else None,
         facts=dict(reader.facts),
         usage=tuple(reader.bill.usage),
         cost_usd=reader.bill.cost_usd,

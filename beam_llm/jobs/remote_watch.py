@@ -39,7 +39,7 @@ from beam_llm.jobs.step import Waiting
 from beam_llm.ledger.failpoints import failpoint
 from beam_llm.ledger.journal import CloseReason, Created, Deadline, Done
 from beam_llm.protocols import RemoteJob
-from beam_llm.results.endings import JobEnd, end_of, late
+from beam_llm.results.endings import JobEnd, end_at_deadline, end_of
 from beam_llm.values import JobState
 
 _LOG = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ class RemoteWatch:
             if now - self._unknown_since >= doubt_seconds(job.settings):
                 return self._end_as_lost()
         elif now >= max(self._deadline, self._failing_since) + doubt_seconds(job.settings):
-            return collect(job, late(JobState.RUNNING))
+            return collect(job, end_at_deadline(JobState.RUNNING))
         # A refusal is an answer, not an outage: no backoff, but the usual pace.
         if isinstance(error, Rejected):
             return self._wait_for_poll(now - self._created_at, "unreachable")

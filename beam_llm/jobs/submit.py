@@ -37,7 +37,7 @@ from beam_llm.ledger.failpoints import failpoint
 from beam_llm.ledger.journal import Closed, CloseReason, Done
 from beam_llm.ledger.status import JobStatus, Phase
 from beam_llm.protocols import RemoteJob
-from beam_llm.results.endings import JobEnd, too_small
+from beam_llm.results.endings import JobEnd, end_when_too_small
 from beam_llm.stores import temporary_file
 
 _LOG = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ class Submission:
             self._acknowledge(attempt, remote, remote.staged, is_own=False)
 
     def _too_small(self) -> JobEnd:
-        end = too_small(self._job.intent.line_count, self._job.provider.traits)
+        end = end_when_too_small(self._job.intent.line_count, self._job.provider.traits)
         if self._job.settings.on_leftover != "fail":
             why = end.failure.message.partition(";")[0]
             live = "job %s goes as live calls, at the live price: %s"

@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import nodes
 
-from beam_llm.config import Settings, is_template, replaced
+from beam_llm.config import Settings, is_template, replace_options
 from beam_llm.errors import Failure, Kind, PromptError, UsageError, plural
 from beam_llm.prompting.templates import parse, prompt_template
 from beam_llm.provider_table import EXAMPLE_MODEL
@@ -44,7 +44,7 @@ def settings_by_model(settings: Settings) -> dict[str, Settings]:
             f"model is {settings.model!r}: it may give {plural(len(names), 'model')}; "
             f"it has to be 1 to {MOST_MODELS}"
         )
-    return {name: replaced(settings, model=name, models=None) for name in sorted(set(names))}
+    return {name: replace_options(settings, model=name, models=None) for name in sorted(set(names))}
 
 
 class ModelChoice:

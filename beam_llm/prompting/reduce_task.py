@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from beam_llm.caps import RECORD_OVERHEAD_TOKENS, Caps
-from beam_llm.config import Settings, options_of, replaced
+from beam_llm.config import Settings, options_of, replace_options
 from beam_llm.errors import Failure, Kind, UsageError, plural
 from beam_llm.prompting.batching import Batcher, prompt_caps
 from beam_llm.prompting.templates import prompt_template, record_id_of
@@ -252,9 +252,11 @@ def final_settings(settings: Settings) -> Settings:
     """The settings that ask for the final answers: each element is a prompt's complete text."""
     own = set(options_of("reduce")) - set(options_of("chat"))
     changes: dict[str, Any] = dict.fromkeys([*own, "prompt", "batch_max_bytes", "record_id"])
-    return replaced(settings, **{**changes, "task": "chat", "batch_size": 1, "output_field": None})
+    return replace_options(
+        settings, **{**changes, "task": "chat", "batch_size": 1, "output_field": None}
+    )
 
 
 def partial_settings(settings: Settings) -> Settings:
     """The same for partial answers."""
-    return replaced(final_settings(settings), output=settings.partial_output)
+    return replace_options(final_settings(settings), output=settings.partial_output)

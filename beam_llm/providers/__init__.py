@@ -11,7 +11,7 @@ import importlib
 import threading
 from typing import TYPE_CHECKING, cast
 
-from beam_llm.config import Settings, replaced
+from beam_llm.config import Settings, replace_options
 from beam_llm.errors import UsageError
 from beam_llm.prompting.chat_task import ChatTask
 from beam_llm.prompting.reduce_task import ReduceTask, final_settings, partial_settings
@@ -186,7 +186,7 @@ def compile_alone(settings: Settings) -> Task | None:
     """
     if not settings.guard or settings.batch_size == 1:
         return None
-    return compile_task(replaced(settings, batch_size=1))
+    return compile_task(replace_options(settings, batch_size=1))
 
 
 def _module(settings: Settings) -> ProviderModule:

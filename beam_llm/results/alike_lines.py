@@ -1,13 +1,13 @@
-"""The fast path through a job's results: most lines have one form, and most of what is in them was
-read before.
+"""The fast path through a job's results: most lines have the same form, and most of their parts
+have been read before.
 
 line ─► custom_id     ─► line of the job
         text          ─► its answer, as JSON          read once per text
         counts        ─► usage, cost, model, finish   read once per counts, by `decode_line`
         request id
 
-Everything else is read line by line (`ResultReader.read_line`): another form, an unknown or
-repeated custom_id, a text that is not a plain answer.
+Everything else is read line by line (`ResultReader.read_line`): lines of another form, with an
+unknown or repeated custom_id, or with a text that is not a plain answer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from beam_llm.results.result_reader import ResultReader
 from beam_llm.values import Finish, Usage
 
 _MOST_FORMS = 20
-"""How many forms are learned in one file: a pattern is compiled for each."""
+"""The most forms learned in one file; a pattern is compiled for each."""
 _MOST_TEXTS, _MOST_TEXT_CHARACTERS = 4096, 200
 _MOST_COUNTS = 16_384
 
@@ -42,16 +42,16 @@ class AlikeLines:
 
     @classmethod
     def of(cls, results: ResultReader) -> AlikeLines | None:
-        """The reader; None where lines may differ in more than a few places."""
+        """A reader of blocks; None where lines may differ in more than a few places."""
         provider = results.provider
         if not (results.has_plain_lines and isinstance(provider, HasLineForms)):
             return None
         return cls(results, provider)
 
     def read(self, block: bytes) -> bool:
-        """Takes all lines of a block, which end with their newlines; False: it took none.
+        """Takes all lines of a block, each with its newline. Returns False if it took none.
 
-        A line of 640 bytes takes 3.4 µs, where one by one it takes 7.0.
+        A line of 640 bytes takes 3.4 µs this way, and 7.0 µs one by one.
         """
         if not block.endswith(b"\n"):
             return False
@@ -68,7 +68,7 @@ class AlikeLines:
         return True
 
     def _learn(self, line: bytes) -> None:
-        """From now on, lines are expected to have the form of this one, if it is a good one."""
+        """Expects lines of this line's form from now on, if the form can be used."""
         if self._forms_left <= 0:
             return
         self._forms_left -= 1
@@ -79,12 +79,12 @@ class AlikeLines:
             return
         if pattern is not None:
             self._pattern = pattern
-            # What these mean depends on the fixed parts of the form.
+            # What these hold depends on the fixed parts of the form.
             self._endings.clear()
             self._answers.clear()
 
     def _take(self, found: Sequence[tuple[str, ...]], block: bytes) -> list[bytes]:
-        """Takes the lines; returns those that have another form."""
+        """Takes the lines, and returns those that have another form."""
         lines: list[bytes] = []
         results, answers, endings = self._results, self._answers, self._endings
         line_of, answered = results.line_of, results.answered
@@ -118,8 +118,8 @@ class AlikeLines:
         return others
 
     def _answer(self, text: str) -> str:
-        """The answer in a text, which is escaped as in its line, as JSON; empty where it is not a
-        plain answer."""
+        """The answer in a text, as JSON; empty where the text is not a plain answer. The text is
+        still escaped as in its line."""
         assert self._pattern is not None
         try:
             written = orjson.loads(f'"{text}"'.encode("latin-1"))
@@ -135,14 +135,14 @@ class AlikeLines:
         return plain.decode("latin-1")
 
     def _learn_counts(self, counts: str, line: bytes, slots: tuple[str, str, str]) -> int | None:
-        """Remembers what a line says beside its slots, for other lines with the same counts. None,
-        and nothing is remembered, where `decode_line` disagrees with the slots, or the reply did
-        not end well."""
+        """Remembers what a line says beside its slots, for other lines with the same counts.
+        Returns None, and remembers nothing, where `decode_line` disagrees with the slots or the
+        reply did not end well."""
         if len(self._paid) >= _MOST_COUNTS:
             return None
         try:
             reply, text = self._decode(line), orjson.loads(f'"{slots[2]}"'.encode("latin-1"))
-        except Exception:  # as for any line: `read_line` says what it is
+        except Exception:  # `read_line` reports what is wrong, as for any line
             return None
         found = reply.completion
         if found is None or found.finish is not Finish.STOP or found.refusal:

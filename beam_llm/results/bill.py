@@ -10,29 +10,30 @@ from typing import Any
 from beam_llm.values import Usage
 
 Cost = Callable[[Usage, bool], float | None]
-"""Price of a reply's usage in dollars; True: at the batch API's price."""
+"""Computes the price of a reply's usage in dollars; the flag is True for the batch API's price."""
 
 
 class Bill:
-    """The tokens and the price of a job's replies, added up as they are read.
+    """Adds up the tokens and the price of a job's replies as they are read.
 
     Args:
-      has_prices: `cost` goes by prices that the user has set.
+      has_prices: whether `cost` uses prices that the user has set.
 
     Attributes:
-      cost_usd: of all replies; None where a price is not known.
+      cost_usd: the cost of all replies; None where a price is not known.
     """
 
     def __init__(self, cost: Cost, *, has_prices: bool):
-        # Replies are much alike: labels and numbers are few, and so are the tokens they take.
+        # Replies are much alike: there are few labels and numbers, and so few different usages.
         self._cost = functools.lru_cache(1024)(lambda usage: cost(usage, True))
         self._has_prices = has_prices
-        # How many replies had each usage: few differ, and counting is quicker than adding up.
+        # How many replies had each usage: there are few different ones, and counting is quicker
+        # than adding up.
         self._usages: Counter[Usage] = Counter()
         self.cost_usd: float | None = 0.0
 
     def price(self, usage: Usage, billed: float | None) -> float | None:
-        """What a reply cost, by the user's prices, the provider's bill, or the price table."""
+        """What a reply cost: by the user's prices, the provider's bill, or the price table."""
         return self._cost(usage) if billed is None or self._has_prices else billed
 
     def add(self, usage: Usage, paid: float | None, replies: int = 1) -> None:

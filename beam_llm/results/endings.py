@@ -1,4 +1,4 @@
-"""What the end of a job means for records without an answer. Pure."""
+"""What the end of a job means for records without an answer. Pure functions."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class JobEnd:
     """What the end of a job means for its lines that have no reply.
 
     Attributes:
-      word: for the ledger: the remote job's state, or our own word (`lost`, `refused`, `doubtful`,
-        …).
-      failure: of a record whose line has no reply.
-      final: whether such records are not asked again.
+      word: the word for the ledger: the remote job's state, or our own word (`lost`, `refused`,
+        `doubtful`, …).
+      failure: the failure of a record whose line has no reply.
+      final: whether such records are final, that is, not asked again.
       faulty_lines: 0-based line → failure, where validation named lines.
-      goes_live: another job would end the same way, so records are asked again by live calls.
+      goes_live: whether live calls ask again, since another job would end the same way.
     """
 
     word: str
@@ -30,8 +30,8 @@ class JobEnd:
     goes_live: bool = False
 
     @property
-    def is_of_all(self) -> bool:
-        """Whether the other halves of the same job end the same way if nothing was sent of them:
+    def ends_all_halves(self) -> bool:
+        """Whether the other halves of the same job end the same way if nothing of them was sent:
         they would fail alike, or the user has cancelled the job."""
         return self.failure.kind in (Kind.ABORTED, Kind.CANCELLED) or self.word in (
             "refused",
@@ -39,16 +39,16 @@ class JobEnd:
         )
 
     def of_line(self, line: int, reply: LineReply | None, count: int) -> tuple[Failure, bool, bool]:
-        """What it means for a line of `count` records without an answer. The line's own end takes
-        precedence over the job's.
+        """What the end means for a line of `count` records without an answer. The line's own end
+        takes precedence over the job's.
 
         Args:
           line: 0-based.
           reply: what its result line says, if there is one.
 
         Returns:
-          Why there is no answer, whether that is final, and whether its records have to be asked
-          one by one.
+          Why there is no answer, whether that is final, and whether the line's records have to be
+          asked one by one.
         """
         fault = self.faulty_lines.get(line)
         if fault is not None:
@@ -57,7 +57,7 @@ class JobEnd:
             return self.failure, self.final, False
         failure = _failure_in(reply)
         if reply.end in (LineEnd.EXPIRED, LineEnd.CANCELLED):
-            if self.word == "deadline":  # it was our own cancellation
+            if self.word == "deadline":  # we cancelled it ourselves
                 return self.failure, self.final, False
             return failure, self.final or reply.end is LineEnd.CANCELLED, False
         if self.final:
@@ -79,11 +79,11 @@ def end_of(job: RemoteJob, past_deadline: bool) -> JobEnd:
     """What a remote job's state means for lines without a reply.
 
     Args:
-      past_deadline: we have cancelled it. If it has not ended since, the records end in doubt, as
-        an answer may still come, and be paid for.
+      past_deadline: whether its deadline has passed, so that we have cancelled it. If it has not
+        ended since, the records end in doubt: an answer may still come, and be paid for.
     """
     if past_deadline:
-        return late(job.state)
+        return end_at_deadline(job.state)
     if job.state is JobState.FAILED:
         return _failed(job)
     word = job.state.value
@@ -97,17 +97,17 @@ def end_of(job: RemoteJob, past_deadline: bool) -> JobEnd:
     return JobEnd(word, Failure(kind, why, 1), final=job.state is JobState.CANCELLED)
 
 
-def too_small(requests: int, traits: BatchTraits) -> JobEnd:
-    """The end of a job with too few requests for the provider; nothing was sent."""
+def end_when_too_small(requests: int, traits: BatchTraits) -> JobEnd:
+    """The end of a job that has too few requests for the provider. Nothing was sent."""
     has = f"the job has {plural(requests, 'request')}"
     least = f"the provider takes no job of less than {traits.min_requests:,}"
     reason = f"{has}, and {least}; on_leftover='online' asks them by live calls"
     return JobEnd("too small", Failure(Kind.UNAVAILABLE, reason), final=False, goes_live=True)
 
 
-def late(state: JobState) -> JobEnd:
-    """The end of a job whose deadline has passed, by its state then, or its last known state where
-    the provider can't be asked."""
+def end_at_deadline(state: JobState) -> JobEnd:
+    """The end of a job whose deadline has passed, by its state at that time, or by its last known
+    state where the provider can't be asked."""
     if state.has_ended:
         why = "the job had not come to this record by its deadline"
         return JobEnd("deadline", Failure(Kind.TIMED_OUT, why, 1))
@@ -119,17 +119,17 @@ def late(state: JobState) -> JobEnd:
 
 
 def _failed(job: RemoteJob) -> JobEnd:
-    """The end of a job that failed in validation, so that nothing ran, or while running. Where
+    """The end of a job that failed in validation (so nothing ran) or while it was running. Where
     errors name lines, those are at fault, and the others can be asked again."""
-    said = ": ".join(filter(None, job.errors[0][:2])) if job.errors else ""
-    said = said or "failed: the provider gave no reason"
-    reason = f"the provider's validation failed: {said}"
+    message = ": ".join(filter(None, job.errors[0][:2])) if job.errors else ""
+    message = message or "failed: the provider gave no reason"
+    reason = f"the provider's validation failed: {message}"
     if isinstance(job.cause, Aborted):
         return JobEnd("failed", Failure(Kind.ABORTED, reason, 1))
     # A failure of the provider's own is not the lines' fault, and a job that has answers was valid.
-    is_its_own = isinstance(job.cause, Retryable) and not isinstance(job.cause, QueueFull)
-    if is_its_own or job.completed:
-        reason = f"the provider failed: {said}"
+    is_providers_own = isinstance(job.cause, Retryable) and not isinstance(job.cause, QueueFull)
+    if is_providers_own or job.completed:
+        reason = f"the provider failed: {message}"
         return JobEnd("failed", Failure(Kind.UNAVAILABLE, reason, 1), final=False)
     faulty = {
         line - 1: Failure(

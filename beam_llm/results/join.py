@@ -1,5 +1,5 @@
-"""From a finished job back to this run's elements: rows of the run's manifest joined with the job's
-outcomes, streamed."""
+"""Joins a finished job's outcomes with the rows of this run's manifest, to give the run's elements
+their answers. Everything is streamed."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def answers(
     store: Store, ref: BatchJobRef, nodes: Sequence[Node], last: bool
 ) -> Iterator[tuple[bytes, Outcome]]:
     """The answers to those of this run's elements that ended in the last of `nodes`; at the end of
-    the tree also those that ended nowhere.
+    the tree, also those that ended nowhere.
 
-    Of several elements with the same content, the first one carries the cost; the others' answers
-    are marked as re-used.
+    Of several elements with the same content, the first carries the cost; the others' answers are
+    marked as re-used.
     """
     outcomes = _outcomes_of(store, nodes[-1])
     if outcomes is None:
@@ -55,18 +55,18 @@ def answers(
     positions = outcomes.positions(rows.keys)
     wanted = positions >= 0
     if last:
-        wanted |= _nowhere(store, nodes[:-1], rows.keys, positions)
+        wanted |= _without_outcome(store, nodes[:-1], rows.keys, positions)
     if not wanted.any():
         return
     paid_before = ref.reused >= len(nodes)
     first = np.zeros(len(rows), dtype=bool) if paid_before else _first_of_equals(rows.keys)
-    # After how many answers the failpoint `output.half` is.
+    # How many answers come before the failpoint `output.half`.
     left = (int(wanted.sum()) + 1) // 2 - 1
     with contextlib.closing(outcomes):
         for reader, here in by_part(store, rows):
             chosen = np.flatnonzero(wanted[here]) + here.start
             envelopes = reader.envelopes(rows.row[chosen])
-            found = _many(outcomes, positions[chosen], first[chosen])
+            found = _outcomes_at(outcomes, positions[chosen], first[chosen])
             pairs = zip(envelopes, found, strict=True)
             if 0 <= left < len(chosen):
                 yield from itertools.islice(pairs, left)
@@ -81,8 +81,8 @@ def _outcomes_of(store: Store, node: Node) -> Outcomes | None:
     return None if name is None else Outcomes(store, name)
 
 
-def _many(outcomes: Outcomes, positions: Array, pays: Array) -> Iterator[Outcome]:
-    """The outcome at each position; where `pays` is False, as a re-used answer."""
+def _outcomes_at(outcomes: Outcomes, positions: Array, pays: Array) -> Iterator[Outcome]:
+    """The outcome at each position, marked as a re-used answer where `pays` is False."""
     known = positions >= 0
     found = outcomes.many(positions[known].tolist(), pays[known].tolist())
     if known.all():
@@ -90,9 +90,9 @@ def _many(outcomes: Outcomes, positions: Array, pays: Array) -> Iterator[Outcome
     return (next(found) if is_known else _UNANSWERED for is_known in known.tolist())
 
 
-def _nowhere(store: Store, nodes: Sequence[Node], keys: Array, positions: Array) -> Array:
-    """Which keys no node has an outcome for. There should be none; if there is one, its element
-    still comes out."""
+def _without_outcome(store: Store, nodes: Sequence[Node], keys: Array, positions: Array) -> Array:
+    """Marks the keys for which no node has an outcome. There should be none; if there is one, its
+    element still comes out."""
     missing = positions < 0
     for node in nodes:
         if not missing.any():
@@ -104,7 +104,7 @@ def _nowhere(store: Store, nodes: Sequence[Node], keys: Array, positions: Array)
 
 
 def _first_of_equals(keys: Array) -> Array:
-    """Whether each key is the first of those equal to it."""
+    """Marks each key that is the first of those equal to it."""
     # The sort is stable, so that "first" means the order of this run's elements.
     order = np.argsort(keys, kind="stable")
     first = np.ones(len(keys), dtype=bool)

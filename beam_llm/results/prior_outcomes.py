@@ -1,4 +1,4 @@
-"""What the parent of a job says of the records that it passed on."""
+"""Outcomes that the parent of a job passed on with its records."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from beam_llm.values import Outcome, sum_of_costs
 
 
 class PriorOutcomes:
-    """The outcomes so far (failures, usage, cost) that a job passed on with its records: they are
-    added to the final outcome, whichever job gives that."""
+    """The outcomes so far (failures, usage, cost) that the parent job passed on with the records.
+    They are added to the final outcome, whichever job gives that."""
 
     def __init__(self, store: Store, name: str | None):
         known = None if name is None else Outcomes(store, name)
@@ -21,14 +21,13 @@ class PriorOutcomes:
         return self._known is None
 
     def with_prior(self, manifest: Manifest, position: int, outcome: Outcome) -> Outcome:
-        """The outcome, plus what the record has used and cost before, and how often it was
-        tried."""
+        """Returns the outcome, with the record's earlier usage, cost and number of tries added."""
         failure = outcome.failure
         if self._known is None:
             if failure is None or failure.attempts:
                 return outcome
             return outcome._replace(failure=failure._replace(attempts=1))
-        before = self._of(self._known, manifest, position)
+        before = self._outcome_of(self._known, manifest, position)
         if failure is not None:
             tries = before.failure.attempts if before.failure else 0
             failure = failure._replace(attempts=tries + max(failure.attempts, 1))
@@ -39,11 +38,11 @@ class PriorOutcomes:
         """Whether the parent passed the record on because of a failure of this kind."""
         if self._known is None:
             return False
-        failure = self._of(self._known, manifest, position).failure
+        failure = self._outcome_of(self._known, manifest, position).failure
         return failure is not None and failure.kind == kind
 
     @staticmethod
-    def _of(known: Outcomes, manifest: Manifest, position: int) -> Outcome:
+    def _outcome_of(known: Outcomes, manifest: Manifest, position: int) -> Outcome:
         at = int(known.positions(manifest.keys[position : position + 1])[0])
         return known.outcome(at) if at >= 0 else Outcome(cost_usd=0.0)
 

@@ -1,5 +1,5 @@
 """Feeds a file of result lines, of any size, to a ResultReader: in blocks where lines are alike,
-else one by one."""
+one by one otherwise."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ def read_results(reader: ResultReader, path: str) -> None:
 
 
 def result_blocks(path: str, most_bytes: int) -> Iterator[bytes]:
-    """The lines of a result file, which end at b"\\n" and nowhere else: many whole ones at a time,
-    or a single one that is cut, or too long; of that only its beginning."""
+    """Yields the lines of a result file, which end at b"\\n" and nowhere else: many complete lines
+    at a time, or a single line that is cut off or too long. Of a line that is too long, only its
+    beginning is given."""
     with open(path, "rb", buffering=_READ_BYTES) as file:
         start, size = 0, min(_READ_BYTES, most_bytes)
         while block := file.read(size):
@@ -38,7 +39,7 @@ def result_blocks(path: str, most_bytes: int) -> Iterator[bytes]:
 
 
 def _one_line(file: IO[bytes], start: int, most_bytes: int) -> Iterator[bytes]:
-    """The line that begins at `start`; where it is too long, only its beginning."""
+    """Yields the line that begins at `start`, or only its beginning where it is too long."""
     file.seek(start)
     line = file.readline(most_bytes)
     yield line

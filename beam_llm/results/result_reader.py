@@ -1,5 +1,5 @@
-"""Result lines in, outcomes out: streamed, and matched by `custom_id` in whatever order they come;
-duplicate, unknown and truncated lines do no harm.
+"""Turns result lines into outcomes: lines are streamed, and matched by `custom_id` in whatever
+order they come. Duplicate, unknown and truncated lines do no harm.
 
                                       ┌─ ends here ─► outcomes
 line ─► custom_id ─► line of the job ─┤
@@ -32,8 +32,8 @@ from beam_llm.results.prior_outcomes import PriorOutcomes
 from beam_llm.values import Completion, Finish, JobState, Outcome, Reading
 
 _CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*"([A-Za-z0-9_-]{1,64})"')
-"""Matches a field only: inside of a JSON string, the quotes would have backslashes."""
-# Final for a record that was asked alone; of several, another one may have been at fault.
+"""Matches a field only: inside a JSON string, the quotes would have backslashes."""
+# Final for a record that was asked alone; among several, another record may have been at fault.
 _FINAL_ALONE = frozenset({Kind.REFUSED, Kind.REJECTED, Kind.TOO_LARGE})
 
 
@@ -47,10 +47,10 @@ class ResultReader:
     Args:
       bill: adds up what the replies used and cost.
       file: where rows of outcomes are written.
-      prior: the outcomes so far that the job's parent passed on with the records.
+      prior: the outcomes so far, which the job's parent passed on with the records.
 
     Attributes:
-      most_bytes: of a line; of a longer one only the beginning is read.
+      most_bytes: the most bytes of a line; of a longer line only the beginning is read.
       line_of: custom_id → line of the job.
       answered: 1 for each line that has a reply.
       left: 1 for each record that does not end here.
@@ -72,16 +72,16 @@ class ResultReader:
         self._manifest, self._end, self._prior = manifest, end, prior
         self.most_bytes = task.settings.max_reply_bytes
         self._plain_answer = functools.lru_cache(1024)(task.plain_answer)
-        # The fast path doesn't add what the parent job has cost, so a follow-up can't take it.
-        self._plainly = task.answers_plainly and prior.is_empty
+        # The fast path doesn't add what the parent job has cost, so a follow-up job can't use it.
+        self._reads_plain_answers = task.answers_plainly and prior.is_empty
         self._starts: list[int] = manifest.line_starts.tolist()
-        # By id, never by position: providers say that results may come in another order.
+        # By id, never by position: providers state that results may come in another order.
         self.line_of = {custom_id: line for line, custom_id in enumerate(manifest.custom_ids())}
         self.answered = bytearray(len(self._starts) - 1)
         self._half = len(self.answered) // 2
         self._errors: dict[int, LineReply] = {}
-        self._nobodys = 0
-        self._strangers: set[str] = set()
+        self._unmatched = 0
+        self._unknown_ids: set[str] = set()
         self._is_cut = False
         self.outcomes = OutcomeWriter(manifest.keys, file)
         self.left = bytearray(len(manifest))
@@ -95,22 +95,21 @@ class ResultReader:
 
     @property
     def lines(self) -> int:
-        """How many lines came back, good or bad, including those that can't be matched to a line of
-        the job.
+        """How many lines came back, good or bad, including lines that match no line of the job.
 
-        Unknown ids count only where some id is known: a file without any is another job's.
+        Unknown ids count only if some id is known: a file without any known id is another job's.
         """
         found = self.replies + len(self._errors)
-        return found + self._nobodys + (len(self._strangers) if found else 0)
+        return found + self._unmatched + (len(self._unknown_ids) if found else 0)
 
     @property
     def has_plain_lines(self) -> bool:
         """Whether each line has one record, whose answer may be known from its text alone."""
-        return self._plainly and len(self.answered) == len(self._manifest)
+        return self._reads_plain_answers and len(self.answered) == len(self._manifest)
 
     def read_line(self, line: bytes) -> None:
-        """Takes one line. Whatever is wrong with it becomes its own records' error: only the ledger
-        and the disk raise."""
+        """Takes one line. Whatever is wrong with it becomes an error of its own records; only the
+        ledger and the disk raise."""
         if line.isspace():
             return
         try:
@@ -121,14 +120,14 @@ class ResultReader:
             return
         if number is None:
             self.facts["unknown_ids"] += 1
-            if len(self._strangers) < len(self.answered):
-                self._strangers.add(reply.custom_id)
+            if len(self._unknown_ids) < len(self.answered):
+                self._unknown_ids.add(reply.custom_id)
         else:
             self._take(number, reply)
 
     def take_answers(self, lines: list[int], rows: list[str], endings: list[int]) -> None:
-        """Takes many lines with a final answer to their one record, once they are marked as
-        answered.
+        """Takes many lines, each with a final answer to its one record, which are marked as
+        answered already.
 
         Args:
           rows, endings: as for `OutcomeWriter.put_answers`.
@@ -140,18 +139,17 @@ class ResultReader:
             failpoint("collect.half")
 
     def _take_unreadable(self, line: bytes, error: Exception) -> bool:
-        """Takes a line that is not a reply: an error of its records, where its id can be found.
-        Returns whether it was cut."""
+        """Takes a line that is not a reply: it becomes an error of its records, if its id can be
+        found. Returns whether the line was cut off."""
         self.facts["unreadable_lines"] += 1
-        # A line without its newline was cut on the way, or by `result_blocks` because it is too
-        # long.
+        # A line without its newline was cut off on the way, or by `result_blocks` (too long).
         is_long = len(line) >= self.most_bytes
         if not is_long and not line.endswith(b"\n"):
             return True
         found = _CUSTOM_ID.search(line)
         number = self.line_of.get(found[1].decode()) if found else None
         if number is None:
-            self._nobodys += 1
+            self._unmatched += 1
         else:
             self._take(number, LineReply.failed("", _unreadable_line(line, error, self.most_bytes)))
         return False
@@ -179,16 +177,16 @@ class ResultReader:
             self._errors[line] = reply
 
     def _read(self, line: int, completion: Completion) -> None:
-        """One answered line: an outcome for each of its records, final or left over."""
+        """Reads one answered line: an outcome for each of its records, final or left over."""
         start = self._starts[line]
         count = self._starts[line + 1] - start
-        # Unpacked in one go, since this is done for every line of every job.
+        # Unpacked at once, since this is done for every line of every job.
         text, finish, usage, model, request_id, refusal, _, word, _, billed, _ = completion
         paid = self.bill.price(usage, billed)
         # Before the reply is read, since it is paid for whatever it says.
         self.bill.add(usage, paid)
         is_plain = (
-            self._plainly
+            self._reads_plain_answers
             and count == 1
             and finish is Finish.STOP
             and text is not None
@@ -201,8 +199,8 @@ class ResultReader:
             self.outcomes.put_answer(start, value, usage, paid, model, request_id, word)
 
     def _put_unreadable(self, line: int, error: Exception) -> None:
-        """Ends the records of a reply that can't be read or stored, because of something in it or
-        in the user's own class."""
+        """Ends the records of a reply that can't be read or stored, because of something in the
+        reply or in the user's own class."""
         self.facts["unreadable_replies"] += 1
         # Not the exception's own text, which may quote the record, or a key.
         failure = Failure(
@@ -245,7 +243,7 @@ class ResultReader:
                 continue
             count = self._starts[line + 1] - self._starts[line]
             failure, final, alone = self._end.of_line(line, self._errors.get(line), count)
-            # A line that can't be read was answered all the same, and one in doubt may have been.
+            # A line that can't be read was answered nevertheless, and one in doubt may have been.
             may_be_paid = failure.kind in (Kind.UNREADABLE, Kind.DOUBTFUL)
             outcome = Outcome(None, failure, cost_usd=None if may_be_paid else 0.0)
             for position in range(self._starts[line], self._starts[line + 1]):
@@ -254,19 +252,19 @@ class ResultReader:
                 self._put(position, outcome, is_final)
 
     def _is_unreadable_again(self, position: int, failure: Failure) -> bool:
-        """Whether this record's last answer couldn't be read either: a further one would probably
-        be paid for in vain, too."""
+        """Whether this record's previous answer couldn't be read either: a further one would
+        probably be paid for in vain, too."""
         unreadable = Kind.UNREADABLE
         return failure.kind == unreadable and self._prior.has_failed_as(
             unreadable, self._manifest, position
         )
 
     def is_short_of(self, job: RemoteJob) -> bool:
-        """Whether the results of an ended job have to hold more than was found.
+        """Whether the results of an ended job must hold more than was found.
 
-        Lines that failed are not always listed, and some servers count them as completed.
+        Failed lines are not always listed, and some servers count them as completed.
         """
-        # Whatever the provider counts, each line has a reply or an error.
+        # Each line has a reply or an error, whatever the provider counts.
         if self.replies + len(self._errors) == len(self.answered):
             return False
         if job.state not in (JobState.COMPLETED, JobState.EXPIRED, JobState.CANCELLED):
@@ -274,8 +272,8 @@ class ResultReader:
         # Azure may give no counts.
         if job.completed is None:
             return self._is_cut or (job.state is JobState.COMPLETED and not self.lines)
-        # Lines with unknown ids may stand for those that are missing, but not where the file was
-        # cut.
+        # Lines with unknown ids may account for those that are missing, but not where the file was
+        # cut off.
         has_less = self.lines < job.completed + (job.failed or 0)
         return self.replies < job.completed and (has_less or self._is_cut)
 

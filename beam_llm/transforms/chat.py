@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from apache_beam import pvalue
 from apache_beam.typehints import typehints
 
-from beam_llm.config import Settings, replaced
+from beam_llm.config import Settings, replace_options
 from beam_llm.errors import UsageError
 from beam_llm.transforms.answering_sessions import AnswerSessions
 from beam_llm.transforms.fields import split_type
@@ -83,7 +83,7 @@ class LLMChat(LLMPredict):
         """The first `n` requests, each message as the first one of its session, since later ones
         depend on replies. No call is made; see `LLMPredict.preview`.
         """
-        alone = replaced(self._settings, batch_size=1)
+        alone = replace_options(self._settings, batch_size=1)
         return preview(alone, elements, n, RecordReader(alone).record)
 
     def _predict(self, elements: pvalue.PCollection) -> pvalue.PCollection:

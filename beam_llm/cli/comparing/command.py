@@ -16,13 +16,13 @@ from beam_llm.cli.inputs import inputs_of, reading, refuse_several_models
 from beam_llm.cli.inspection import check_truth
 from beam_llm.cli.progress import ProgressLine, write_line
 from beam_llm.cli.show import in_json
-from beam_llm.config import Settings, replaced
+from beam_llm.config import Settings, replace_options
 from beam_llm.errors import plural
 
 
 def main(chosen: argparse.Namespace) -> int:
     """Asks, compares and prints; exit code 3 where records asked alone ended as errors."""
-    settings = replaced(chosen_settings(chosen), mode="online")
+    settings = replace_options(chosen_settings(chosen), mode="online")
     refuse_several_models(settings, "a comparison", "compare")
     with inputs_of(reading(chosen, settings), writes=False) as (sources, found):
         check_truth(chosen.truth, settings, list(found.columns), hidden=True)
@@ -45,12 +45,12 @@ def _compare(chosen: argparse.Namespace, settings: Settings, population: Populat
     sizes = sorted({*chosen.batch_sizes, *own} - {1})
     now = "asking alone"
     with ProgressLine(lambda: now, quiet=chosen.quiet or not sys.stderr):
-        alone = ask(replaced(settings, batch_size=1), rows)
-        again = ask(replaced(settings, batch_size=1), rows) if chosen.again else None
+        alone = ask(replace_options(settings, batch_size=1), rows)
+        again = ask(replace_options(settings, batch_size=1), rows) if chosen.again else None
         packed: dict[int, Asking] = {}
         for size in sizes:
             now = f"asking {size} records a prompt"
-            packed[size] = ask(replaced(settings, batch_size=size), rows)
+            packed[size] = ask(replace_options(settings, batch_size=size), rows)
     judge = Judge(settings, chosen.tolerance, alone, [truth for _, truth in sample], chosen.truth)
     estimator = Estimator(settings, population, judge)
     return Comparison(

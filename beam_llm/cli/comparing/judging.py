@@ -12,7 +12,7 @@ from beam_llm.cli.comparing.comparison import Projection, SizeFigures
 from beam_llm.cli.comparing.population import Population
 from beam_llm.cli.estimate import Forecast, forecast
 from beam_llm.cli.inspection import NO_ANSWER, truth_of
-from beam_llm.config import Settings, replaced
+from beam_llm.config import Settings, replace_options
 from beam_llm.prompting.agreement import Share, same_answer, same_fields
 from beam_llm.prompting.output_types import Output
 from beam_llm.providers import compile_task
@@ -101,7 +101,7 @@ class Estimator:
         """Scales the sample's figures by the ratio of the whole input to the sample: prompts and
         tokens are counted for both as a run would form them.
         """
-        settings = replaced(self._settings, batch_size=size)
+        settings = replace_options(self._settings, batch_size=size)
         # The sample's own mean on both sides of the ratio, so that no guess at an answer's length
         # is left in it.
         each = usage.output_tokens / max(len(asking.records), 1)

@@ -13,7 +13,7 @@ from beam_llm.cli.files.records import Source, digest_of
 from beam_llm.cli.files.sources import read_all
 from beam_llm.cli.files.survey import each_digest
 from beam_llm.cli.inputs import misfit_of, record_of
-from beam_llm.config import Settings, replaced
+from beam_llm.config import Settings, replace_options
 from beam_llm.errors import UsageError
 from beam_llm.protocols import Task
 from beam_llm.providers import compile_task
@@ -34,7 +34,7 @@ class Population:
         self._sources = sources
         self._hidden = hidden
         # Any size above 1 will do: a record's length is that of its text among others.
-        task = compile_task(replaced(settings, batch_size=2))
+        task = compile_task(replace_options(settings, batch_size=2))
         # Nothing else is held of a record than these 24 bytes.
         self._lengths = array("q")
         self._digests = bytearray()

@@ -11,7 +11,7 @@ import orjson
 from beam_llm.cli.answer_tokens import tokens_of_answer
 from beam_llm.cli.inputs import record_of
 from beam_llm.cli.tally import Tally
-from beam_llm.config import Settings, replaced
+from beam_llm.config import Settings, replace_options
 from beam_llm.pricing import Prices
 from beam_llm.prompting.batching import Batcher, prompt_caps
 from beam_llm.prompting.tokens import count_tokens
@@ -73,7 +73,7 @@ def _ratios(
     """The ratios of alone to packed: of input tokens, of output tokens, and of requests."""
     alone, packed = (
         _tokens(way, _some_records(way, records, total))
-        for way in (replaced(settings, batch_size=1), settings)
+        for way in (replace_options(settings, batch_size=1), settings)
     )
     if not all(packed):
         return None
