@@ -68,6 +68,11 @@ def ask(client: openai.OpenAI, text: str, **options: Any) -> Any:
     return client.chat.completions.create(model="gpt-4.1-mini", messages=messages(text), **options)
 
 
+def test_an_option_that_can_not_be_passed_to_another_process_is_refused() -> None:
+    with pytest.raises(TypeError, match="EmulatorProcess takes no list_page"):
+        EmulatorProcess(list_page=5)
+
+
 @pytest.fixture
 def emulator() -> Iterator[Emulator]:
     with Emulator() as running:

@@ -393,7 +393,7 @@ def test_a_cancelled_job_keeps_and_bills_what_was_done(start: Any) -> None:
 
 def test_a_job_cancelled_at_once_did_nothing_and_an_ended_one_cannot_be(start: Any) -> None:
     clock = Clock()
-    emulator, client = start(batch_seconds=(60, 0, 0), clock=clock)
+    emulator, client = start(batch_seconds=(60, 0, 0), cancel_seconds=60, clock=clock)
     early, late = submit(client, "early"), submit(client, "late")
     client.batches.cancel(early.id)
     clock.now += 61

@@ -33,7 +33,7 @@ from beam_llm.errors import Aborted, CallError, Kind, Rejected
 from beam_llm.protocols import Recovery, Store
 from beam_llm.providers.gemini.lines import encode_line, line_reply
 from beam_llm.providers.vertex import bucket_of
-from beam_llm.providers.vertex.credentials import RENEW_SECONDS, Tokens
+from beam_llm.providers.vertex.credentials import LEAST_SECONDS, RENEW_SECONDS, Tokens
 from beam_llm.providers.vertex.objects import fetch_results, forget_input, job_name_in, put_input
 from beam_llm.providers.vertex.place import Place
 from beam_llm.testing import Emulator
@@ -182,8 +182,10 @@ class Credentials:
 
     quota_project_id = "billed"
 
-    def __init__(self, clock: FakeClock, fails: Exception | None = None):
-        self.clock, self.fails = clock, fails
+    def __init__(
+        self, clock: FakeClock, fails: Exception | None = None, lasts_seconds: float = 3600
+    ):
+        self.clock, self.fails, self.lasts_seconds = clock, fails, lasts_seconds
         self.token, self.expiry, self.refreshed = "", None, 0
         self.threads: set[int] = set()
 
@@ -193,7 +195,8 @@ class Credentials:
             raise self.fails
         self.refreshed += 1
         self.token = f"ya29.token-number-{self.refreshed}"
-        self.expiry = datetime.fromtimestamp(self.clock.time() + 3600, UTC).replace(tzinfo=None)
+        ends_at = self.clock.time() + self.lasts_seconds
+        self.expiry = datetime.fromtimestamp(ends_at, UTC).replace(tzinfo=None)
 
 
 def test_a_token_is_fetched_once_and_renewed_before_it_ends_and_never_on_the_loop():
@@ -215,6 +218,15 @@ def test_a_token_is_fetched_once_and_renewed_before_it_ends_and_never_on_the_loo
     assert headers["x-goog-user-project"] == "billed"
 
 
+def test_a_token_near_its_end_is_not_fetched_anew_for_each_call():
+    clock = FakeClock()
+    credentials = Credentials(clock, lasts_seconds=RENEW_SECONDS - 30)
+    tokens = Tokens(lambda: credentials, clock.time)
+    assert [tokens.fresh_blocking().value for _ in range(3)] == ["ya29.token-number-1"] * 3
+    clock.sleep(LEAST_SECONDS)
+    assert tokens.fresh_blocking().value == "ya29.token-number-2"
+
+
 @pytest.mark.parametrize(
     ("fails", "kind"),
     [
@@ -222,6 +234,7 @@ def test_a_token_is_fetched_once_and_renewed_before_it_ends_and_never_on_the_loo
         (google_errors.RefreshError("ya29.secret", retryable=True), Kind.UNAVAILABLE),
         (google_errors.TransportError("ya29.secret"), Kind.UNAVAILABLE),
         (google_errors.MutualTLSChannelError("ya29.secret"), Kind.ABORTED),
+        (ValueError("ya29.secret"), Kind.ABORTED),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else value,
 )

@@ -4,6 +4,7 @@ and translated errors.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -75,21 +76,19 @@ class Clients:
         """
         until = time.monotonic() + self._bounds.transfer_seconds
         bucket, key = _bucket_and_key(uri)
-        found = self._s3("get_object", Bucket=bucket, Key=key)
         file.seek(start)
         file.truncate()
         size, last, most = 0, b"\n", self._bounds.file_bytes
-        chunks = found["Body"].iter_chunks(_CHUNK)
-        while chunk := self._call(lambda: next(chunks, b""), Rejected):
-            size, last = size + len(chunk), chunk[-1:]
-            if size > most:
-                found["Body"].close()
-                details = f"the result file is larger than {most:,} bytes (max_file_bytes)"
-                raise Rejected(Kind.TOO_LARGE, details)
-            if time.monotonic() > until:
-                found["Body"].close()
-                raise Retryable(Kind.TIMED_OUT, "a result file can't be read in time")
-            file.write(chunk)
+        with contextlib.closing(self._s3("get_object", Bucket=bucket, Key=key)["Body"]) as body:
+            chunks = body.iter_chunks(_CHUNK)
+            while chunk := self._call(lambda: next(chunks, b""), Rejected):
+                size, last = size + len(chunk), chunk[-1:]
+                if size > most:
+                    details = f"the result file is larger than {most:,} bytes (max_file_bytes)"
+                    raise Rejected(Kind.TOO_LARGE, details)
+                if time.monotonic() > until:
+                    raise Retryable(Kind.TIMED_OUT, "a result file can't be read in time")
+                file.write(chunk)
         if last != b"\n":
             file.write(b"\n")
 

@@ -1,4 +1,4 @@
-"""Reads ordinary replies of Gemini into typed structs, in half the time; anything unusual is left
+"""Reads ordinary replies of Gemini into typed structs, in less time; anything unusual is left
 to `wire.py`.
 """
 
@@ -62,8 +62,8 @@ _PLAIN_FINISHES = {"STOP": Finish.STOP, "MAX_TOKENS": Finish.LENGTH}
 
 
 def plain_reply(data: bytes, redactor: Redactor, tier: str | None = None) -> Completion | None:
-    """The Completion that `wire.completion_of` makes of the body, in a third of the time; None for
-    a reply with anything unusual about it.
+    """The Completion that `wire.completion_of` makes of the body; None for a reply
+    with anything unusual about it.
     """
     try:
         body = _decode_body(data)

@@ -22,6 +22,10 @@ SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
 # Longer than any call of the API may take by default, so that no token expires during one.
 RENEW_SECONDS = 300.0
 """How long before its expiry a token is renewed; Google's tokens live an hour."""
+LEAST_SECONDS = 10.0
+"""How long a token is used at least: a machine's metadata server hands out its old token until a
+few minutes before the end, and is not to be asked before each call then.
+"""
 
 _FIX = (
     "run `gcloud auth application-default login`, set GOOGLE_APPLICATION_CREDENTIALS, "
@@ -171,24 +175,26 @@ class Tokens:
         if project:
             headers["x-goog-user-project"] = str(project)
         expiry = credentials.expiry  # a naive datetime, in UTC
-        self._renew_at = (
-            expiry.replace(tzinfo=UTC).timestamp() - RENEW_SECONDS
-            if expiry is not None
-            # Credentials that don't say when they expire are refreshed every five minutes.
-            else self._clock() + RENEW_SECONDS
+        now = self._clock()
+        # Credentials that don't say when they expire are refreshed every five minutes.
+        renew_at = (
+            now + RENEW_SECONDS
+            if expiry is None
+            else expiry.replace(tzinfo=UTC).timestamp() - RENEW_SECONDS
         )
+        self._renew_at = max(renew_at, now + LEAST_SECONDS)
         self._token = Token(value, headers)
         return self._token
 
 
 def _refresh(credentials: Any) -> None:
-    """Refreshes the credentials. Raises CallError in place of google-auth's errors."""
-    from google.auth.exceptions import GoogleAuthError
+    """Refreshes the credentials. Raises CallError in place of whatever that raises."""
     from google.auth.transport.requests import Request
 
     try:
         credentials.refresh(Request())
         return
-    except GoogleAuthError as error:
+    # Not only google-auth's own: credentials may read files, and run commands.
+    except Exception as error:
         failed = error_of(error) or _unusable(error)
     raise failed

@@ -198,9 +198,10 @@ class Clockwork:
             done, unprocessed = job["done_at_cancel"], CANCELLED if shown else None
             self._place_results(job, await self.run_in_worker(self._answer, job, done, unprocessed))
             self.save(job)
-        await asyncio.sleep(
-            max(0.0, job["stamps"]["cancelling_at"] + self._options.cancel_seconds - self._time())
-        )
+        end = job["stamps"]["cancelling_at"] + self._options.cancel_seconds
+        self._waits[job["id"]] = end
+        while (left := end - self._time()) > 0.0:
+            await asyncio.sleep(self._longest_sleep(left))
         self.move(job, "cancelled")
 
     async def _sleep_until_cancelled(self, job: dict[str, Any], end: float) -> bool:
@@ -209,15 +210,17 @@ class Clockwork:
         self._waits[job["id"]] = end
         while not event.is_set():
             left = end - self._time()
-            # A test's clock jumps without waking anything, so it is checked every 10 ms.
             try:
-                await asyncio.wait_for(
-                    event.wait(), max(0.0, left if self._time is time.time else min(left, 0.01))
-                )
+                await asyncio.wait_for(event.wait(), self._longest_sleep(left))
             except TimeoutError:
                 if left <= 0.0 or self._time is time.time:
                     return False
         return True
+
+    def _longest_sleep(self, left: float) -> float:
+        """Of the seconds left by the clock, those until it is looked at again."""
+        # A test's clock jumps without waking anything, so it is checked every 10 ms.
+        return max(0.0, left if self._time is time.time else min(left, 0.01))
 
     async def run_in_worker(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)

@@ -28,10 +28,21 @@ class EmulatorProcess(Address):
     It ends when its parent ends, however that happens.
 
     Args:
-      state_dir, port, faults, options: as in `Emulator`.
+      state_dir, port, faults, options: as in `Emulator`, but for those that can't be passed to
+        another process.
+
+    Raises:
+      TypeError: for such an option.
     """
 
     _process: subprocess.Popen[bytes] | None = None
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        if unpassed := sorted(set(options) - PASSED):
+            raise TypeError(
+                f"EmulatorProcess takes no {unpassed[0]}: use Emulator, which runs in this process"
+            )
 
     def start(self) -> Self:
         """Starts the process, and returns once it listens. Raises OSError if it can't start."""
@@ -152,6 +163,11 @@ VALUES = (
     *("cancel_seconds", "enqueued_token_limit", "enqueued_limit_at"),
     *("max_batch_requests", "min_batch_requests", "max_file_bytes", "billing", "seed"),
 )
+
+PASSED = {
+    *("state_dir", "port", "faults", "batch_seconds", "keys", "models"),
+    *(*FLAGS, *VALUES),
+}
 
 
 def arguments_of(options: EmulatorOptions) -> list[str]:
