@@ -1,4 +1,4 @@
-"""Answers of a JSON schema as rows inside of rows, with types that every SDK knows."""
+"""Answers of a JSON schema as rows inside rows, with types that every SDK knows."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _WORDS = {"string": str, "integer": int, "number": float, "boolean": bool}
 
 
 class NestedRow(dict[str, Any]):
-    """A row inside of a row: its fields by `.` for Beam's coders and expressions, by `[]` for what
-    writes JSON and Parquet, which take no `beam.Row` there.
+    """A row inside a row. Its fields are attributes for Beam's coders and expressions, and items
+    for the writers of JSON and Parquet, which take no `beam.Row` there.
     """
 
     def __getattribute__(self, name: str) -> Any:
-        # Fields first: `items` and `values`, a dict's methods, are names that people give.
+        # Fields first: people give them names such as `items` and `values`, a dict's methods.
         return self[name] if name in self else super().__getattribute__(name)
 
     def __reduce__(self) -> Any:  # pickle would call `items`, which may be a field
@@ -25,8 +25,8 @@ class NestedRow(dict[str, Any]):
 
 
 def nested_type(schema: Any) -> Any:
-    """The Row type of a closed object's schema; None for anything else, which has a column
-    already.
+    """The Row type of a closed object's schema; None for any other schema, whose answers are a
+    column as they are.
     """
     if not isinstance(schema, Mapping) or schema.get("type") != "object":
         return None
@@ -54,7 +54,7 @@ def _type_of(schema: Any) -> Any:
 
 
 def _type_or_none(schemas: Sequence[Any]) -> Any:
-    """The type of values that may be null beside: what strict schemas have for fields that may be
+    """The type of values that may also be null: strict schemas say so of fields that may be
     missing.
     """
     others = [
@@ -74,18 +74,18 @@ def _row_type_of(schema: Mapping[str, Any]) -> Any:
         kind = _type_of(inner)
         if kind is None or not _names_a_field(str(name)):
             return None
-        # What may be missing in an answer is NULL in a row, whose fields are always all there.
+        # A field that may be missing in an answer is NULL in a row, which always has all fields.
         fields.append((str(name), kind if name in required else Optional[kind]))
     return row_type(fields)
 
 
 def _names_a_field(name: str) -> bool:
-    """Whether Beam's rows, which are NamedTuples behind a coder, can have a field of the name."""
+    """Whether Beam's rows, which a coder decodes as NamedTuples, can have a field of this name."""
     return name.isidentifier() and not name.startswith("_") and not keyword.iskeyword(name)
 
 
 def as_nested(kind: Any, value: Any) -> Any:
-    """A JSON value as one of the type: an object as a row."""
+    """A JSON value as a value of the type: an object becomes a row."""
     fields = row_fields(kind)
     if fields is not None:
         if value is None:

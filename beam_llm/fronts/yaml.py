@@ -1,7 +1,7 @@
 """`LLMPredict`, `LLMEmbed`, `LLMChat` and `LLMReduce` as steps of Beam YAML: rows in, rows with the
-answer or the vector out, errors apart if wanted.
+answer or the vector out, and errors as a separate output on request.
 
-`python -m beam_llm.fronts.yaml` prints where the file of providers is.
+`python -m beam_llm.fronts.yaml` prints the path of the file of providers.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from beam_llm.transforms.reduce import LLMReduce as Groups
 
 PROVIDERS_FILE = str(Path(__file__).with_name("providers.yaml"))
 ANSWER, VECTOR = "answer", "vector"
-"""The fields of what comes out, where nobody names them."""
+"""The output fields where a pipeline names none."""
 GOOD = "good"
-"""The output of rows with an answer beside that of failed rows, as Beam's own steps call it."""
+"""Name of the output of rows with an answer, beside that of failed rows, as in Beam's own steps."""
 
 
 class Predict(beam.PTransform):
     """Rows → rows with `<output_field>` and `<output_field>_error`; with `error_tag`, two outputs.
 
     Args:
-      settings: as `LLMPredict` has them.
-      error_tag: name of the output of failed rows: `element`, `msg`, `stack`, as Beam YAML's own
-        steps have them, and `kind`.
+      settings: of the transform to apply.
+      error_tag: name of the output of failed rows, which have `element`, `msg` and `stack`, like
+        those of Beam YAML's own steps, and `kind`; None for one output.
     """
 
     def __init__(self, settings: Any, error_tag: str | None):
@@ -51,14 +51,14 @@ class Predict(beam.PTransform):
         transform = {"session": Sessions, "reduce": Groups}.get(settings.task, Transform)(**options)
         if tag is None:
             return self._nest_rows(rows | "Predict" >> transform)
-        # What is good has no error: its column would be empty in every row.
+        # Good rows have no error: its column would be empty in every one of them.
         good, bad = rows | "Predict" >> transform.with_exception_handling()
         return {GOOD: self._nest_rows(good, drop_error=True), tag: self._shape_errors(bad)}
 
     def _nest_rows(
         self, rows: pvalue.PCollection, *, drop_error: bool = False
     ) -> pvalue.PCollection:
-        """The rows with an answer that is an object as a row, whose fields the next step can
+        """The rows, where an answer that is an object is a row, whose fields the next step can
         name.
         """
         fields = row_fields(rows.element_type)
@@ -84,7 +84,7 @@ class Predict(beam.PTransform):
 
 
 class _Shape:
-    """Makes a row of those fields, the answer's JSON text as a row."""
+    """Makes a row of the given fields, and turns the answer's JSON text into a row."""
 
     def __init__(self, field: str, names: list[str], nested: Any):
         self._field = field
@@ -103,15 +103,15 @@ def _error_row(row: Any) -> beam.Row:
     fields = fields_of(row.element)
     element = NestedRow(fields) if fields else row.element
     return new_row(
-        # No stack: what failed is a reply, not code of the pipeline's.
+        # No stack: a reply has failed, not the pipeline's code.
         {"element": element, "msg": f"{row.kind}: {row.message}", "stack": "", "kind": row.kind}
     )
 
 
 def LLMPredict(**config: Any) -> beam.PTransform:  # a transform's name in YAML
-    """The step's constructor; its signature and documentation are made of the table of options.
+    """The step's constructor; its signature and documentation are made from the table of options.
 
-    A YAML pipeline is a program (its steps may hold Python), so a parser may be named as well.
+    A YAML pipeline is a program (its steps may contain Python), so it may also name a parser.
     """
     return _build_step(config, ANSWER)
 
@@ -140,7 +140,7 @@ def _build_step(
     fixed = {} if task is None else {"task": task}
     error_handling = config.pop("error_handling", None) or {}
     given = {name: value for name, value in config.items() if value is not None}
-    # In whichever of the spellings that a file may use.
+    # In any of the spellings that a file may use.
     if not any(name in given for name in ("output_field", "output.field", "output-field")):
         given["output_field"] = field
     settings = settings_from_options(
@@ -150,7 +150,7 @@ def _build_step(
 
 
 def _to_option_values(config: Mapping[str, Any]) -> dict[str, Any]:
-    """YAML's own words as options take them: a list of words is an enum."""
+    """YAML's values as option values: a list of words is an enum."""
     return {
         name: _enum(name, value) if isinstance(value, list) and name in _OUTPUTS else value
         for name, value in config.items()
@@ -166,7 +166,7 @@ def _enum(name: str, words: list[Any]) -> dict[str, Any]:
             f"{name} is {words}: a list has words alone, and YAML takes yes, no, on, off and "
             "numbers for other values: put each word in quotes, such as ['yes', 'no']"
         )
-    # Plain texts: those of Beam's loader are of a class of its own, which knows their line.
+    # Plain strings: Beam's loader gives instances of its own class, which know their line.
     return {"type": "string", "enum": [str(word) for word in words]}
 
 
@@ -186,15 +186,15 @@ def _error_tag(error_handling: Any) -> str | None:
     return tag
 
 
-# What Beam makes its documentation and its check of a config of
+# What Beam makes its documentation and its check of a config from
 # ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 _TYPES = {"int": int, "float": float, "bool": bool, "json": Mapping[str, Any], "output": Any}
 
 
 def _options_of(task: str | None) -> dict[str, Any]:
-    """The rows of the table that a step has: those about each row, or those of the task it is made
-    for.
+    """The options that a step has: those of each task about single rows, or those of the step's own
+    task.
     """
     if task is None:
         return options_of(*EACH)

@@ -1,6 +1,4 @@
-"""A Beam YAML pipeline from a file, built with this package's steps; what is wrong names the file's
-line.
-"""
+"""A Beam YAML pipeline from a file, built with this package's steps; errors name the line."""
 
 from __future__ import annotations
 
@@ -33,8 +31,8 @@ class YamlPipeline(NamedTuple):
 
     Attributes:
       path: of the file.
-      spec: its mapping, with lines.
-      lines_before: lines of comments at its top, which Beam takes off before it counts.
+      spec: its mapping, with line numbers.
+      lines_before: lines of comments at its top, which Beam removes before it counts.
     """
 
     path: str
@@ -57,7 +55,7 @@ class YamlPipeline(NamedTuple):
         """Builds the file's steps into a pipeline.
 
         Raises:
-          UsageError: whatever is wrong with them, at its line.
+          UsageError: with whatever is wrong with them, and its line.
         """
         try:
             own_steps = yaml_provider.merge_providers(
@@ -73,7 +71,7 @@ class YamlPipeline(NamedTuple):
 
 
 def read_yaml(path: str, text: str) -> YamlPipeline:
-    """The pipeline that a file's text says.
+    """The pipeline that a file's text describes.
 
     Raises:
       UsageError: it is not Jinja2, not YAML, or not a pipeline.
@@ -86,7 +84,7 @@ def read_yaml(path: str, text: str) -> YamlPipeline:
     try:
         expanded = _render_file(text, known, folder)
         _refuse_amplified(name, yaml.compose(expanded, Loader=yaml.SafeLoader), lines_before)
-        # Only now that aliases are counted: this loader copies what they stand for.
+        # Only now that aliases are counted, since this loader copies what they stand for.
         spec = yaml.load(expanded, Loader=yaml_transform.SafeLineLoader)
     except jinja2.TemplateSyntaxError as error:
         where = f"{name}:{error.lineno + lines_before}"
@@ -115,14 +113,15 @@ def read_yaml(path: str, text: str) -> YamlPipeline:
 
 
 class _FileEnvironment(BoundedEnvironment):
-    """Bounded, since a file may be somebody else's; unlike a prompt it may change its own lists."""
+    """A bounded environment, since a file may be somebody else's. Unlike a prompt, a file may
+    change its own lists."""
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         return SandboxedEnvironment.is_safe_attribute(self, obj, attr, value)
 
 
 def _render_file(text: str, variables: dict[str, Any], folder: str) -> str:
-    """The file after Jinja2, as `yaml_transform.expand_jinja` has it, which has no bounds."""
+    """The file after Jinja2: the result of `yaml_transform.expand_jinja`, which has no bounds."""
     environment = _FileEnvironment(
         undefined=jinja2.StrictUndefined,
         loader=jinja2.FunctionLoader(partial(_read_included, folder)),
@@ -132,7 +131,8 @@ def _render_file(text: str, variables: dict[str, Any], folder: str) -> str:
 
 
 def _read_included(folder: str, name: str) -> str | None:
-    """A file that another one includes: from its folder, from here, or of Beam's own."""
+    """A file that another one includes: from the working directory, the other file's folder, or
+    Beam's package."""
     beams = os.path.dirname(os.path.dirname(beam.__file__))
     for place in (name, *(os.path.join(root, name) for root in (folder, beams))):
         if FileSystems.exists(place):
@@ -142,15 +142,15 @@ def _read_included(folder: str, name: str) -> str | None:
 
 
 def _template_line(error: Exception, lines_before: int) -> str:
-    """`:3`, where the file's Jinja2 was when it failed; nothing where it was not the Jinja2."""
+    """`:3`, the line at which the file's Jinja2 failed; empty where it was not the Jinja2."""
     for frame, line in traceback.walk_tb(error.__traceback__):
-        if frame.f_code.co_filename == "<template>":  # which Jinja2 puts there for the file
+        if frame.f_code.co_filename == "<template>":  # Jinja2's name for the file
             return f":{line + lines_before}"
     return ""
 
 
 def _line_of(error: yaml.YAMLError, text: str, lines_before: int) -> str:
-    """`:3`; nothing where the error doesn't say."""
+    """`:3`, the line of a YAML error; empty where the error doesn't tell."""
     position = getattr(error, "position", None)  # of a character that YAML refuses
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     if position is not None:
@@ -159,25 +159,27 @@ def _line_of(error: yaml.YAMLError, text: str, lines_before: int) -> str:
         line = mark.line
     else:
         return ""
-    # Counted from 0, and from behind the comments that Beam took off.
+    # Lines are counted from 0, without the comments that Beam has removed.
     return f":{line + 1 + lines_before}"
 
 
 MOST_NODES = 100_000
-"""Values of a file with all that its aliases stand for: Beam's reading copies each."""
+"""The most values in a file, including those that its aliases stand for: Beam's loader copies each.
+"""
 
 
 def _refuse_amplified(name: str, root: Any, lines_before: int) -> None:
-    """Aliases of aliases: a file of a few lines can stand for more than any memory holds.
+    """Refuses aliases of aliases: with them a file of a few lines can stand for more than any
+    memory holds.
 
     Raises:
-      UsageError: there is too much, or a value that holds itself.
+      UsageError: there are too many values, or one contains itself.
     """
     sizes: dict[int, int] = {}
 
     def size_of(node: Any) -> int:
         if id(node) not in sizes:
-            sizes[id(node)] = MOST_NODES  # for as long as it is not known: it may hold itself
+            sizes[id(node)] = MOST_NODES  # until it is known: the node may contain itself
             pairs = node.value if isinstance(node, yaml.CollectionNode) else ()
             inner = (one for pair in pairs for one in (pair if type(pair) is tuple else (pair,)))
             sizes[id(node)] = 1 + sum(map(size_of, inner))
@@ -194,7 +196,7 @@ def _refuse_amplified(name: str, root: Any, lines_before: int) -> None:
 
 
 def _comment_lines(text: str) -> int:
-    """Lines of comments and blanks at the top, as Beam takes them off."""
+    """How many lines of comments and blanks Beam removes at the top."""
     lines = text.splitlines()
     for number, line in enumerate(lines):
         if line.strip() and not line.strip().startswith("#"):
@@ -212,7 +214,7 @@ def _problem_text(error: BaseException) -> str:
 
 
 def _message_with_cause(error: BaseException) -> str:
-    """Beam's message, and that of a step of ours inside of it where it is hidden."""
+    """Beam's message, with that of one of this package's steps where Beam's hides it."""
     text = " ".join(str(error).split())
     cause: BaseException | None = error
     while cause is not None:
@@ -226,7 +228,7 @@ _LINE = re.compile(r"\bline (\d+)")
 _WRAPPED = re.compile(
     r"^(?:Invalid transform specification at|Error applying transform) (.*?) ?at line \d+: "
 )
-# What jsonschema adds to a first sentence: the whole rule, and all that breaks it.
+# What jsonschema adds to its first sentence: the complete rule, and the value that breaks it.
 _SCHEMA = re.compile(r" (?:around line \d+ )?Failed validating .*? On instance(\S*?): .*")
 
 # What Beam's loader puts into each mapping.

@@ -1,4 +1,4 @@
-"""Whether two answers to one question are the same, and how sure a share of such answers is.
+"""Whether two answers to one question are the same, and how reliable a share of equal answers is.
 
 same_answer({"mood": "good", "score": 0.8}, {"mood": "good", "score": 0.803})  # True
 share = Share(48, 50)
@@ -25,8 +25,8 @@ class Share(NamedTuple):
     """How many of a total agree.
 
     Attributes:
-      hits: those that agree.
-      total: those that could.
+      hits: how many agree.
+      total: how many were compared.
     """
 
     hits: int
@@ -59,10 +59,10 @@ class Share(NamedTuple):
 
 
 def same_answer(one: Any, other: Any, tolerance: float = FLOAT_TOLERANCE) -> bool:
-    """Whether two answers, in JSON form, say the same.
+    """Whether two answers, in JSON form, are the same.
 
-    Texts may differ in case and white space, numbers with a fraction by `tolerance`; objects have
-    the same fields in any order, arrays the same members in the same one.
+    Texts may differ in case and white space, numbers with a fraction by `tolerance`. Objects have
+    the same fields in any order, arrays the same members in the same order.
     """
     if isinstance(one, str) and isinstance(other, str):
         return one == other or _plain(one) == _plain(other)

@@ -1,7 +1,7 @@
 """When a prompt is full, by records, tokens and bytes. Plain Python over any stream of records; the
 transforms decide how long to wait.
 
-records ─ add ─► [ still open ] ─ a cap would be passed, or it is full ─► closed prompt batches
+records ─ add ─► [ still open ] ─ full, or a cap would be exceeded ─► closed prompt batches
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def common_count(count: int) -> int:
 def prompt_ends(
     token_sums: Sequence[int], byte_sums: Sequence[int] | None, caps: Caps
 ) -> list[int]:
-    """Where the prompts of a sequence of records end: as a `Batcher` would cut them that doesn't
-    count texts again.
+    """Where the prompts of a sequence of records end. They are cut as by a `Batcher`, except that
+    no text is counted again.
 
     Records are given by their running sums, so that each prompt takes one search, not a step per
     record.
@@ -99,7 +99,7 @@ def caps_of(settings: Settings, shared_tokens: int, window: int | None) -> Caps:
     Args:
       shared_tokens: input tokens of the prompt without records (instruction, schema, system
         prompt).
-      window: tokens of the model's context window; None where unknown.
+      window: tokens of the model's context window; None where it is unknown.
 
     Raises:
       UsageError: where the prompt alone leaves no room for any record.
@@ -171,8 +171,8 @@ class Batcher(Generic[T]):
         self._exact = False
 
     def add(self, record: Record, payload: T) -> list[list[tuple[Record, T]]]:
-        """Adds a record; returns the prompt batches that are full now, in order; mostly none or
-        one.
+        """Adds a record, and returns the prompt batches that are full now, in order: usually none
+        or one.
         """
         closed = []
         caps = self._caps
@@ -196,7 +196,7 @@ class Batcher(Generic[T]):
         return [self._close()] if self._members else []
 
     def is_too_large(self, record: Record) -> bool:
-        """Whether the record alone passes a cap, so that no prompt can hold it."""
+        """Whether the record alone exceeds a cap, so that no prompt can hold it."""
         most = self._most_of_record
         # Written out for speed, as in `add`: it runs once per record.
         if record.tokens + RECORD_OVERHEAD_TOKENS > most and self._count(record) > most:

@@ -47,7 +47,8 @@ from beam_llm.values import (
 )
 
 FINGERPRINT_VERSION = 2
-"""Changed only when the same settings have to ask anew: it makes all known answers unknown."""
+"""Changed only when the same settings need new answers: a change makes all known answers unknown.
+"""
 
 
 class ChatTask:
@@ -131,7 +132,7 @@ class ChatTask:
 
     @property
     def answer_schema(self) -> Schema:
-        """Of one answer, in no provider's dialect."""
+        """The schema of one answer, in no provider's dialect."""
         return self.output.schema
 
     def caps(self, window: int | None) -> Caps:
@@ -148,7 +149,7 @@ class ChatTask:
     def record(
         self, fields: Mapping[str, Any], element: Any, count: Callable[[str], int] = estimate_tokens
     ) -> Record:
-        """What one element asks.
+        """The record of one element: what the model is asked about it.
 
         Args:
           fields: the element's fields by name; empty for a string.
@@ -160,8 +161,8 @@ class ChatTask:
         """
         name = self._quick_field
         if name is not None:
-            # Most prompts have one field's text. Jinja would take longer than everything else that
-            # is done for a record.
+            # Most prompts show the text of one field. For them Jinja would take longer than all
+            # the other work on a record.
             value = element if name == ELEMENT else fields.get(name)
             if type(value) is str:
                 text = value if value.isascii() else clean(value)
@@ -220,7 +221,7 @@ class ChatTask:
         Args:
           enforced: whether this endpoint enforces schemas, as far as is known. If not, answers to
             several records are requested as a numbered array.
-          note: a sentence to add where the same was asked before and the reply was useless.
+          note: a sentence to add where the same request was sent before and the reply was useless.
 
         Raises:
           PromptError: where a user's batch template fails on these records together.
@@ -283,7 +284,7 @@ class ChatTask:
 
     def plain_answer(self, text: str) -> bytes | None:
         """The answer to a single record, as JSON for `load`, where the reply ended well and holds
-        nothing else: the result of `read` and `stored` in half the time.
+        nothing else. It equals the result of `read` and `stored`, and takes half the time.
 
         Returns:
           None for any other reply, good ones among them.
@@ -330,9 +331,10 @@ def _frame_texts(texts: Sequence[str]) -> bytes:
 
 
 def _fingerprint(settings: Settings, output: Output) -> bytes:
-    """sha256 over all that shapes an answer, except the record, its batch and the limits of calls.
+    """sha256 over everything that shapes an answer, except the record, its batch and the limits of
+    calls.
 
-    It has the neutral schema: answers stay known when a provider's dialect changes.
+    It includes the neutral schema, so answers stay known when a provider's dialect changes.
     """
     # A user's parser is identified by its name, since its code has no stable form.
     parser: Any = settings.response_format

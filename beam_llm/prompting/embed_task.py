@@ -36,10 +36,11 @@ from beam_llm.values import (
 )
 
 FINGERPRINT_VERSION = 1
-"""Changed only when the same settings have to ask anew: it makes all known vectors unknown."""
+"""Changed only when the same settings need new vectors: a change makes all known vectors unknown.
+"""
 
 LARGEST_VECTOR = 3_072
-"""Numbers in a vector where the user has not chosen: as text-embedding-3-large and
+"""Numbers in a vector where the user has not chosen: as many as text-embedding-3-large and
 gemini-embedding-001 give. Of the models in use only Qwen3's have more (4,096). Source: the models'
 cards, 2026-11.
 """
@@ -72,7 +73,7 @@ class EmbedTask:
         task.read(2, reply).values          # {1: [0.5], 2: [1.0]}
 
     A `protocols.Task`, which says what its attributes and methods are. A text's key depends on the
-    text and the model alone: another template that comes to the same text finds its vector.
+    text and the model alone, so another template that renders the same text finds its vector.
 
     Args:
       limits: how much the provider embeds at once.
@@ -144,11 +145,12 @@ class EmbedTask:
         return len(orjson.dumps([request.inputs, request.dimensions, request.extra], default=str))
 
     def read(self, count: int, completion: Completion) -> Reading:
-        """What the reply says about the `count` texts of its request. Never raises.
+        """The vectors that the reply gives to the `count` texts of its request. Never raises.
 
-        A place is taken as written or not at all: nothing is shifted, and order means nothing. A
-        vector for a place that was not asked about shows that the reply belongs to another request,
-        so none of it is used. Of two different vectors for one text, neither is used.
+        A place is taken as written or not at all: no place is shifted, and the order of the vectors
+        means nothing. A vector for a place that was not asked about shows that the reply belongs to
+        another request, so none of it is used. Of two different vectors for one text, neither is
+        used.
         """
         vectors = completion.vectors
         if vectors is None:
@@ -185,7 +187,7 @@ class EmbedTask:
             return f"the vector has {len(numbers) // 4:,} numbers; {asked} {expected:,}"
         if not is_finite(numbers):
             return "a number of the vector is infinite or not a number"
-        # It has no direction: it is equally near to every text, or divides by zero.
+        # A zero vector has no direction: it is equally near to every text, or divides by zero.
         return (
             "all numbers of the vector are 0, so that it says nothing of the text"
             if is_zero(numbers)
@@ -224,8 +226,8 @@ class EmbedTask:
 
 
 def _numbers_by_index(vectors: Sequence[Vector]) -> tuple[dict[int, bytes | None], set[str]]:
-    """The numbers by the index of their record, 1…n, and the warnings; without records for which
-    two vectors differ.
+    """The numbers by the index of their record, 1…n, and the warnings. Records for which two
+    vectors differ are left out.
     """
     numbers_by_index: dict[int, bytes | None] = {}
     warnings: set[str] = set()
@@ -275,7 +277,7 @@ def _caps(settings: Settings, limits: EmbedLimits) -> Caps:
 
 
 def _records_per_request(settings: Settings, limits: EmbedLimits) -> int:
-    """How many texts a request should have, if the reply can hold their vectors."""
+    """How many texts a request should have, provided that the reply can hold their vectors."""
     if settings.batch_size != "auto":
         return settings.batch_size
     usual = limits.usual_inputs or limits.inputs

@@ -38,18 +38,18 @@ _MAGIC = (
 )
 
 _MOST_SEGMENTS = 1_000
-"""Segments of a JPEG to read before its frame: cameras write some dozens."""
+"""Segments of a JPEG to read before its frame: cameras write a few dozen."""
 
 
 def kind_of(data: bytes) -> str | None:
-    """The MIME type by the file's first bytes; None where it is not known."""
+    """The MIME type of a file, by its first bytes; None where it is not known."""
     kind = next((kind for kind, at, magic in _MAGIC if data.startswith(magic, at)), None)
     # A WebP is one of several files that begin with RIFF and their length.
     return None if kind == WEBP and not data.startswith(b"RIFF") else kind
 
 
 def size_of(data: bytes) -> tuple[int, int]:
-    """Width and height in pixels; zeros where the file is cut or doesn't say."""
+    """Width and height in pixels; zeros where the file is truncated or doesn't give them."""
     read = _SIZES.get(kind_of(data) or "")
     try:
         return read(data) if read is not None else (0, 0)

@@ -1,8 +1,8 @@
 """Prepares classes of the main program for its workers.
 
-A worker gets such a class by value, without its module: a name in its annotations that is still a
+A worker gets such a class by value, without its module. A name in its annotations that is still a
 string (`from __future__ import annotations`, or a class that is defined further down) can't be
-resolved there. So it is looked up here, where the pipeline is built.
+resolved there, so it is looked up here, where the pipeline is built.
 """
 
 from __future__ import annotations

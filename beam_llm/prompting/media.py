@@ -29,7 +29,7 @@ FRAME_BYTES = 250
 """Bytes around an image's data in a request: an upper bound for all providers."""
 
 LABEL_TOKENS = 10
-"""What `Input 12, photo:` and the borders of its image add to a prompt."""
+"""What `Input 12, photo:` and the delimiters of its image add to a prompt."""
 
 MOST_URI_CHARACTERS = 8_192
 
@@ -51,7 +51,7 @@ class MediaFields:
       limits: what the provider takes.
 
     Raises:
-      UsageError: prompts of so many records would have more images than the provider takes.
+      UsageError: prompts of this many records would have more images than the provider takes.
     """
 
     def __init__(self, settings: Settings, limits: MediaLimits):
@@ -121,7 +121,7 @@ class MediaFields:
     def place_after_lines(
         self, prefix: str, lines: Sequence[str], records: Sequence[Record]
     ) -> PlacedText:
-        """The lines of several records, each followed by its images, and each image by the label of
+        """The lines of several records, each followed by its images. Each image has the label of
         its record before it.
         """
         pieces, length, places = [prefix], len(prefix), []
@@ -257,10 +257,10 @@ def _records_per_prompt(settings: Settings) -> int:
 
 
 def most_records(settings: Settings, limits: MediaLimits) -> int | None:
-    """How many records of one image per field a request holds; None where nobody says.
+    """How many records of one image per field a request holds; None where no limit is known.
 
     Raises:
-      UsageError: prompts of so many records would have more images than the provider takes.
+      UsageError: prompts of this many records would have more images than the provider takes.
     """
     if limits.images is None or not settings.media:
         return None

@@ -17,7 +17,7 @@ from beam_llm.prompting.templates import parse, prompt_template
 from beam_llm.provider_table import EXAMPLE_MODEL
 
 MOST_MODELS = 100
-"""Most models of one template: each has its own engine, planner and jobs."""
+"""The most models that one template may give: each has its own engine, planner and jobs."""
 
 
 def settings_by_model(settings: Settings) -> dict[str, Settings]:

@@ -38,8 +38,8 @@ class Output:
         required in it, shared definitions are in `$defs` at its root, and the root itself is never
         a `$ref`.
       is_text: output is `str`, so that a single record needs no schema.
-      is_object: an answer is a JSON object.
-      may_be_object: an answer is, or may be, a JSON object: `Review | None`.
+      is_object: an answer is always a JSON object.
+      may_be_object: an answer is, or may be, a JSON object, as with `Review | None`.
       properties: names of the fields of a closed object answer; empty for all other types.
       python_type: what `validate` gives; for Beam's row types.
 
@@ -115,7 +115,7 @@ class Output:
         return self.validate(spelled), spelled
 
     def choice_of(self, text: str, otherwise: Any) -> Any:
-        """The member of a closed list that `text` spells, perhaps in another case; `otherwise`,
+        """The member of a closed list that `text` spells, perhaps in another case; `otherwise`
         where it spells none.
         """
         return choice_of(text, self._choices, otherwise)

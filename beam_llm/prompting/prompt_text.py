@@ -14,8 +14,8 @@ class PromptText:
     """The messages of one question, with the places of images in them.
 
     Args:
-      batch_template: the user's template for several records; None: each is put into an envelope,
-        after the words on how to reply.
+      batch_template: the user's template for several records; where it is None, each record is put
+        into an envelope, after the words on how to reply.
       media: the fields that hold images; None where there are none.
     """
 

@@ -23,7 +23,7 @@ from beam_llm.protocols import SchemaDialect
 from beam_llm.values import Schema
 
 MESSAGE_TOKENS = 4
-"""What a message's role and borders cost (OpenAI cookbook, "How to count tokens", 2026-11)."""
+"""What a message's role and delimiters cost (OpenAI cookbook, "How to count tokens", 2026-11)."""
 
 ENVELOPE_TOKENS = 8
 """What `Input 12: "…"` adds to a record's own text."""
@@ -44,11 +44,11 @@ IN_TURN = (
     "The inputs below are the user's next messages, in their order: answer each of them in its "
     "turn, knowing the ones before it."
 )
-"""The same in a session, whose inputs are turns that wait together."""
+"""Takes the place of `SEPARATELY` in a session, whose inputs are turns that wait together."""
 
 UNKNOWN_SHAPE = "Give each answer together with its input's number."
-"""How to reply where only the user's prompt can say it: for a parser, or a path that we can't
-follow."""
+"""How to reply where only the user's prompt can say it: for a parser, or for a path that the
+built-in shape doesn't fit."""
 
 _MOST_SCHEMAS_KEPT = 256
 
@@ -56,11 +56,12 @@ _MOST_SCHEMAS_KEPT = 256
 class ReplyFormat:
     """The schemas and words by which a task asks for replies.
 
-    The shape of the reply to several records depends on who ensures it. Where the provider enforces
-    schemas and the user has not chosen a shape, it is an object with one required key per record:
-    the grammar then leaves no way to skip, repeat, invent or shift a number, and `"1":"positive"`
-    is half as long as `{"index":1,"value":"positive"}`. Else it is the array of numbered answers,
-    which any model can be told, and which can be read when it is not quite as asked.
+    The shape of the reply to several records depends on what ensures it. Where the provider
+    enforces schemas and the user has not chosen a shape, it is an object with one required key per
+    record: the grammar then leaves no way to skip, repeat, invent or shift a number, and
+    `"1":"positive"` is half as long as `{"index":1,"value":"positive"}`. Otherwise it is the array
+    of numbered answers, which any model can be asked for, and which can be read even if it is not
+    quite as requested.
 
     Attributes:
       single_schema: of the reply to one record; None where there is none to give.
@@ -75,8 +76,8 @@ class ReplyFormat:
 
     Args:
       enforced: gives the provider's form of a schema that it enforces.
-      answer: schema of one answer, as the provider enforces it where it does: words say what a
-        grammar says.
+      answer: schema of one answer in the form that the provider enforces, where it does, so that
+        the words agree with the grammar.
       kind: of the reply: `json`, `xml`, `delimited` or `custom`.
     """
 
@@ -85,7 +86,7 @@ class ReplyFormat:
         template: PromptTemplate, enforced: SchemaDialect, answer: Schema | None,
     ):  # fmt: skip
         self._settings, self._output = settings, output
-        # These answers have nothing around them in the reply to one record; all others have.
+        # In the reply to one record these answers have nothing around them; all others have.
         self._stands_alone = output.is_text or output.is_object or kind == "custom"
         self._shape, self._enforced = shape, enforced
         self._keys = (_keys_to_answers(settings) if kind == "json" else None) or [ANSWERS]
@@ -115,7 +116,8 @@ class ReplyFormat:
             self.envelope_tokens += KEY_TOKENS
 
     def tokens(self, shared: str) -> tuple[int, int]:
-        """Estimated input tokens of a prompt of one, and of several records, without the records.
+        """Estimated input tokens of a prompt of one record, and of one of several, without the
+        records.
 
         Args:
           shared: the text that all prompts of one record have in common.
@@ -155,7 +157,7 @@ class ReplyFormat:
         """Most tokens of a reply to `count` records; None where the user has set no limit.
 
         Args:
-          is_single: the one record is sent without an envelope, and so may be its answer.
+          is_single: the one record is sent without an envelope, so its answer may come without one.
         """
         each = self._settings.max_output_tokens
         if each is None or (is_single and self._stands_alone):
@@ -163,7 +165,7 @@ class ReplyFormat:
         return count * (each + REPLY_TOKENS)
 
     def prefix(self, is_keyed: bool) -> str:
-        """The user message of several records, up to the first of them."""
+        """The user message about several records, up to the first of them."""
         return self._prefixes[is_keyed]
 
     def schema_of_several(self, count: int, is_keyed: bool) -> Schema | None:
@@ -192,7 +194,7 @@ def _keys_to_answers(settings: Settings) -> list[str] | None:
 
 
 def _has_default_shape(settings: Settings) -> bool:
-    """Whether the user has left the shape of replies to this package."""
+    """Whether the user has left the choice of the replies' shape to this package."""
     is_given = settings.response_path is not None or settings.response_value_field is not None
     return not is_given and settings.response_index_field == "index"
 
@@ -220,11 +222,11 @@ def single_schema(output: Output, value_field: str) -> Schema:
 
 
 def keyed_schema(output: Output, count: int) -> Schema:
-    """Schema of a keyed reply: `{"1": answer, …, "n": answer}`, the answer's type once in
+    """Schema of a keyed reply: `{"1": answer, …, "n": answer}`, with the answer's type once in
     `$defs`."""
     definitions = output.schema.get("$defs", {})
     name = "a"
-    # A definition of the user's may have the name already.
+    # One of the user's definitions may have the name already.
     while name in definitions:
         name += "a"
     keys = [str(index) for index in range(1, count + 1)]
@@ -241,7 +243,7 @@ def array_schema(output: Output, shape: Shape, keys: Sequence[str], count: int) 
     """Schema of a reply of numbered answers: an array of them, under `keys` from the root.
 
     Args:
-      count: of the answers; 0 leaves it open.
+      count: number of answers; 0 leaves it open.
     """
     answer = _without_definitions(output.schema)
     if shape.fields:
@@ -260,7 +262,7 @@ def array_schema(output: Output, shape: Shape, keys: Sequence[str], count: int) 
 
 
 def _wrap(schema: Schema, keys: Sequence[str]) -> Schema:
-    """Objects of one property each around the schema; its definitions move to the root."""
+    """The schema inside objects of one property each; its definitions move to the root."""
     inner = _without_definitions(schema)
     for key in reversed(keys):
         properties = {key: inner}

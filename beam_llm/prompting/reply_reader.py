@@ -32,9 +32,9 @@ class ReplyReader:
     """Reads one task's replies.
 
     Args:
-      output: what an answer has to be.
+      output: the type of an answer.
       shape: where an answer is in a reply.
-      reader: of the reply's format.
+      reader: reads the reply's format.
       kind: of the reply: `json`, `xml`, `delimited` or `custom`.
       log_data: whether messages may quote a reply.
     """
@@ -48,12 +48,13 @@ class ReplyReader:
         """The answers that the reply gives to the `count` records of its prompt. Never raises.
 
         Args:
-          is_single: the one record was sent without an envelope, and so may be its answer.
+          is_single: the one record was sent without an envelope, so its answer may come without
+            one.
         """
         try:
             return self._read(count, completion, is_single)
         except Exception as error:
-            # An error in one reply concerns only its own records; other records must not suffer.
+            # An error in one reply must affect only its own records.
             failure = Failure(Kind.UNREADABLE, f"the reply can't be read: {type(error).__name__}")
             return _no_values(failure)
 
@@ -131,8 +132,8 @@ class ReplyReader:
         return self._reader.find(text, count, is_cut)
 
     def _read_bare(self, text: str, count: int, is_cut: bool) -> Reading | None:
-        """The answer to a single record, without anything around it. Not for free text, which may
-        be an answer or not."""
+        """The answer to a single record, without anything around it. Not for free text, which might
+        not be an answer."""
         if count != 1 or is_cut or self._is_custom or self._output.is_text or may_be_deep(text):
             return None
         try:
@@ -186,7 +187,7 @@ class ReplyReader:
         """Reads one answer without an envelope: JSON as requested, JSON with noise around it, or
         the bare value.
 
-        Two different answers in one reply count as none: one may be a draft or an example.
+        Two different answers in one reply are as good as none: one may be a draft or an example.
         """
         assert isinstance(self._reader, JsonReader)
         found: Reading | None = None
@@ -300,8 +301,8 @@ def _no_answer_failure() -> Failure:
 
 
 def _refusal_reason(error: Exception) -> str:
-    """What may be said about a refused value: our own reason, or only the name of a user's
-    exception.
+    """The reason that a message may give for a refused value: our own reason, or only the name of a
+    user's exception.
     """
     return (
         str(error) if isinstance(error, ValueError) else f"its class raised {type(error).__name__}"

@@ -1,4 +1,4 @@
-"""The shape of answers in a task's replies, by its settings, and the reader of such replies."""
+"""Where the answers are in a task's replies, by its settings, and the reader of such replies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from beam_llm.values import Schema
 
 
 def reply_kind(settings: Settings) -> str:
-    """`json`, `xml`, `delimited`, or `custom` for a parser of the user's."""
+    """`json`, `xml`, `delimited`, or `custom` for a user's own parser."""
     declared = settings.response_format
     return declared if declared in RESPONSE_FORMATS else "custom"
 

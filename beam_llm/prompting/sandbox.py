@@ -1,8 +1,8 @@
-"""A Jinja2 environment whose templates end and don't fill memory: output, repetitions and loops are
-bounded.
+"""A Jinja2 environment whose templates come to an end and don't fill the memory: output,
+repetitions and loops are bounded.
 
 Jinja's own sandbox keeps a template away from the interpreter, but lets it write `{{ "x" * 10**9
-}}`, pad a text to a gigabyte, or run ten thousand million rounds of two nested loops.
+}}`, pad a text to a gigabyte, or run ten billion rounds of two nested loops.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from jinja2.exceptions import SecurityError
 from jinja2.runtime import LoopContext, Macro
 
 MOST_CHARACTERS = 10_000_000
-"""Length of a template's output, or of any intermediate text: more than any model's window."""
+"""The greatest length of a template's output, or of any intermediate text: more than any model's
+window."""
 MOST_ROUNDS = 1_000_000
-"""Rounds of all loops of one rendering together. A call counts as ten: a macro may call itself,
-twice.
+"""The most rounds of all loops of one rendering together. A call counts as ten: a macro may call
+itself, twice.
 """
 MOST_REPEATS = 100_000
-"""Largest number given to a function: widths, counts, ranges."""
+"""The largest number that may be given to a function: widths, counts, ranges."""
 MOST_BITS = 4_096
-"""Size of the result of a power."""
+"""The largest result of a multiplication or a power, in bits."""
 
 _SIZED_FILTERS = (
     "center",
@@ -143,7 +144,7 @@ def render_bounded(render: Callable[..., Iterable[str]], *args: Any, **variables
 
 def _count_items(items: Any) -> Iterator[Any]:
     """Yields the items, counting each as a round of the rendering's loops."""
-    # Outside of `bounded`, for an expression alone, each loop counts its own rounds.
+    # Outside of `render_bounded`, for an expression alone, each loop counts its own rounds.
     rounds = _rounds.get([0])
     for item in items:
         _count_rounds(rounds, 1)
@@ -151,15 +152,16 @@ def _count_items(items: Any) -> Iterator[Any]:
 
 
 def _with_counted_items(filter_: Callable[..., Any]) -> Callable[..., Any]:
-    """The filter, with its rounds counted like a loop's and its results' total size bounded."""
+    """The filter with its rounds counted like a loop's, and with the total size of its results
+    bounded."""
     place = value_place(filter_)
 
     @functools.wraps(filter_)
     def iterating(*args: Any, **kwargs: Any) -> Any:
         items = args[place]
         if isinstance(items, (list, tuple, Mapping)):
-            # These are the record's own and iterated in C: a hundred take no longer than one round
-            # of a loop.
+            # These are the record's own and are iterated over in C: a hundred items take no longer
+            # than one round of a loop.
             _count_rounds(_rounds.get([0]), len(items) // 100)
         elif isinstance(items, (range, Iterator)):
             items = _count_items(items)
@@ -223,12 +225,12 @@ def _check_use(name: str, subject: Any, values: tuple[Any, ...]) -> None:
         _check_format(str(subject), values)
         return
     _check_arguments(values)
-    # For a width or an indentation: the number itself, or a text in its place.
+    # A width or an indentation is the number itself, or the text that is given in its place.
     longest = max([_extent(value, numbers=True) for value in values], default=0)
     if name == "replace" and _are_alike(subject, *values[:2]):
         _check_size(subject.count(values[0]) * len(values[1]))
     elif name == "join" and values and isinstance(values[0], Sized):
-        # The method is the separator's, the filter the list's.
+        # The method belongs to the separator, the filter to the list.
         _check_size(len(subject) * len(values[0]) + _extent(subject) + _extent(values[0]))
     elif name == "indent":
         _check_size((str(subject).count("\n") + 1) * longest)

@@ -37,7 +37,7 @@ _TYPES_OF_WORDS = {
 
 
 class SchemaChecker:
-    """A JSON schema given as a dict, checked by `jsonschema`; values stay plain JSON values."""
+    """The type of an answer, given as a JSON schema (a dict); values stay plain JSON values."""
 
     def __init__(self, declared: Mapping[str, Any]):
         given = _read_schema(declared)
@@ -152,7 +152,7 @@ def _build_validator(given: Schema) -> Any:
 
 
 def _schema_reason(error: Any) -> str:
-    """`score: breaks "maximum": 1`; `jsonschema`'s own message holds the value."""
+    """The reason as `score: breaks "maximum": 1`; `jsonschema`'s own message contains the value."""
     place = ".".join(
         str(part) if isinstance(part, int) or part in _names_of(error) else "…"
         for part in error.absolute_path
@@ -167,7 +167,7 @@ def _names_of(error: Any) -> set[str]:
 
 
 def _without_nulls(schema: Any, value: Any) -> Any:
-    """The value without the nulls of optional properties, at every depth the schema names."""
+    """The value without the nulls of optional properties, at every depth of the schema."""
     if not isinstance(schema, dict):
         return value
     if isinstance(value, list):

@@ -11,7 +11,7 @@ import orjson
 
 from beam_llm.values import Schema
 
-# Where schemas stand inside a schema (JSON Schema 2020-12, "Applicator" and "Core" vocabularies).
+# Where a schema contains others (JSON Schema 2020-12, "Applicator" and "Core" vocabularies).
 _MAPS = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
 _SINGLES = (
@@ -212,8 +212,8 @@ def _merge_single_all_of(schema: Any) -> Any:
 
 
 def require_every_field(schema: Any) -> Any:
-    """The schema of a Python type as it is sent to a model: every field is required, also one with
-    a default.
+    """The schema of a Python type as it is sent to a model: every field is required, including
+    those with a default.
 
     A model that may leave a field out does so at random, and the class's default would look like an
     answer. Titles, which pydantic derives from the names, are dropped; so neither they nor defaults
@@ -227,7 +227,7 @@ def require_every_field(schema: Any) -> Any:
 
 
 def may_be_object(schema: Schema) -> bool:
-    """Whether a value of the schema may be a JSON object; also where that is not certain."""
+    """Whether a value of the schema may be a JSON object; True also where that is not certain."""
     return _may_be_object(schema, schema, 8)
 
 

@@ -1,7 +1,7 @@
 """One use of a chat model in sessions: each turn's prompt includes the turns before it. Pure: no
 I/O, no clock.
 
-turns before it ─► exchanges ─ recent() ─► those there is room for
+turns before ─► exchanges ─ recent() ─► those for which there is room
                                   └ SessionTask.after() ─► a task whose prompts begin with them
 """
 
@@ -26,8 +26,8 @@ class Exchange(NamedTuple):
     fields are only ever appended.
 
     Attributes:
-      message: what the user said.
-      reply: what the model answered.
+      message: the user's message.
+      reply: the model's answer.
       tokens: estimated tokens of both messages and their framing.
     """
 
@@ -45,7 +45,7 @@ class SessionTask(ChatTask):
         request = task.after(history).render([task.record({}, "Who am I?")])
         [message.role for message in request.messages]      # ["user", "assistant", "user"]
 
-    Messages of users and replies take turns: an exchange has one of each, and neither is blank.
+    User messages and replies alternate: an exchange has one of each, and neither is blank.
     """
 
     _history: tuple[Exchange, ...] = ()
@@ -60,8 +60,9 @@ class SessionTask(ChatTask):
     def exchange(self, record: Record, value: Any) -> Exchange | None:
         """The turn as later prompts show it; None where there is nothing to show.
 
-        A reply is shown in the shape in which one record's reply is asked for. Providers refuse
-        blank messages, and would refuse every later turn for one: such an exchange is left out.
+        A reply is shown in the shape in which the reply to one record is requested. Providers
+        refuse blank messages, and one of them would make every later turn fail, so such an exchange
+        is left out.
         """
         message = self.message(record)
         try:
@@ -107,7 +108,7 @@ class SessionTask(ChatTask):
 
 
 def recent(history: Sequence[Exchange], most_turns: int, most_tokens: int) -> list[Exchange]:
-    """The newest exchanges within both bounds, in their order: the oldest are left out first."""
+    """The newest exchanges within both bounds, oldest first."""
     kept: list[Exchange] = []
     for exchange in reversed(history[max(len(history) - most_turns, 0) :]):
         most_tokens -= exchange.tokens

@@ -32,7 +32,7 @@ _SELF = "field_called_self"
 
 class _FieldsFirst(BoundedEnvironment):
     """Looks a name up among an object's fields before its methods: `order.items` is the field,
-    where there is one, and `order.items()` is dict's method. See `_compile`."""
+    where there is one, and `order.items()` is the dict's method. See `_compile`."""
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         if attribute[:1] == _MARK:
@@ -46,15 +46,15 @@ class _FieldsFirst(BoundedEnvironment):
 
 
 def _or_none(value: Any) -> Any:
-    """The value, or None for a missing one such as NaN, which is true in Python, so that `{{ text
-    or 'no text' }}` would show nothing.
+    """The value, or None for a missing one such as NaN. NaN is true in Python, so `{{ text or 'no
+    text' }}` would otherwise show nothing.
     """
     return None if type(value) is not str and is_missing(value) else value
 
 
 def _build_environment() -> _FieldsFirst:
-    """A sandboxed, bounded and strict environment without random filters, so that a prompt depends
-    on its record only."""
+    """A sandboxed, bounded and strict environment without random functions, so that a prompt
+    depends only on its record."""
     environment = _FieldsFirst(undefined=jinja2.StrictUndefined, finalize=show)
     environment.filters.pop("random")
     environment.globals.pop("lipsum")
@@ -72,8 +72,8 @@ _TEXT_FILTERS = (
 
 
 def _none_for_none(filter_: Callable[..., Any]) -> Callable[..., Any]:
-    """The filter, but it returns None for None, as SQL's functions do: Jinja's `trim` would give
-    the text "None"."""
+    """The filter, except that it returns None for None, as SQL's functions do: Jinja's `trim` would
+    give the text "None"."""
     place = value_place(filter_)
 
     @functools.wraps(filter_)
@@ -114,8 +114,8 @@ def parse(source: str, option: str) -> nodes.Template:
 
 
 def _compile(tree: nodes.Template) -> jinja2.Template:
-    """The tree as a template in which names belong to the data: `self` is a field, not Jinja's own,
-    and an attribute that isn't called is a field, not a method."""
+    """The tree as a template in which names belong to the data: `self` is a field, not Jinja's own
+    `self`, and an attribute that isn't called is a field, not a method."""
     # A copy, because names are changed in it; the caller's tree keeps the original ones.
     tree = copy.deepcopy(tree)
     called = {id(call.node) for call in tree.find_all(nodes.Call)}
@@ -131,7 +131,7 @@ def _compile(tree: nodes.Template) -> jinja2.Template:
 
 
 def _variables(fields: Mapping[str, Any], element: Any) -> dict[str, Any]:
-    # Jinja's names are strings; fields with other names can only be reached by `element`.
+    # Jinja's names are strings; fields with other names can only be reached through `element`.
     named = {name: _or_none(value) for name, value in fields.items() if isinstance(name, str)}
     variables = {**named, ELEMENT: _or_none(element)}
     if "self" in named:
@@ -181,7 +181,7 @@ class PromptTemplate:
       instruction: the text that all records share, each varying part as `<name>`.
       shared: the text that all records share, without the varying parts; for counting tokens.
       lead: how many of its characters come before the first varying part.
-      required: fields that every element has to have: those that are alone in `{{ … }}`. Other
+      required: fields that every element has to have: those that stand alone in `{{ … }}`. Other
         fields may or may not be read, depending on the template's logic and the element.
       only_field: the field whose text is the only input, where nothing else has to be rendered;
         None otherwise. Like the other names of fields here it may be `element`, the complete
@@ -286,7 +286,7 @@ class PromptTemplate:
             _raise_prompt_error(error, fields)
 
     def check_inputs(self, inputs: Sequence[str], fields: Mapping[str, Any], element: Any) -> None:
-        """Checks that there is anything to ask about. A model that is asked about nothing makes
+        """Checks that there is something to ask about. A model that is asked about nothing makes
         something up; in SQL, too, the answer about NULL is NULL. A missing field among others is
         shown as an empty text, and whatever a template computes is accepted.
 
@@ -432,7 +432,7 @@ class BatchTemplate:
     """The user's own way of putting several records into a prompt: Jinja2 over `records`.
 
     Attributes:
-      names_reply: the template places the words on the reply's shape itself, by `{{ reply_format
+      names_reply: the template itself places the words on the reply's shape, with `{{ reply_format
         }}`.
 
     Raises:

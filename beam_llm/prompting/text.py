@@ -90,8 +90,8 @@ def _standard_json(value: Any) -> str:
 
 
 def _json_substitute(value: Any) -> Any:
-    """A substitute for a value that JSON can't write; duck-typed, so that neither Beam nor pydantic
-    is imported here.
+    """A substitute for a value that JSON can't write. Types are recognized by their methods, so
+    that neither Beam nor pydantic is imported here.
     """
     if inspect.isroutine(value) or isinstance(value, type):
         raise NotAValue(
@@ -111,7 +111,7 @@ def _json_substitute(value: Any) -> Any:
         return sorted(value, key=repr)
     if isinstance(value, (bytes, bytearray, memoryview)):
         return _bytes_text(bytes(value))
-    # Subclasses of str and of numbers: orjson leaves them to us (OPT_PASSTHROUGH_SUBCLASS).
+    # Subclasses of str and of numbers, which orjson passes on (OPT_PASSTHROUGH_SUBCLASS).
     if isinstance(value, str):
         return str(value)
     if isinstance(value, (int, float)):
@@ -157,7 +157,7 @@ def request_json(body: Mapping[str, Any]) -> bytes:
     """A request's body as JSON with all its texts as valid UTF-8."""
     try:
         return orjson.dumps(body)
-    except TypeError:  # lone surrogates are rare: they are looked for only where this has failed
+    except TypeError:  # lone surrogates are rare, so they are looked for only after a failure
         return orjson.dumps(cleaned(body))
 
 

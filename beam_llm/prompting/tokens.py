@@ -1,5 +1,5 @@
-"""How many tokens a text is, in steps: a bound that costs nothing, an estimate that costs a
-microsecond; exact with an extra.
+"""How many tokens a text has, in three grades: a bound that costs nothing, an estimate that costs a
+microsecond, and, with an extra, an exact count.
 
     utf8_bytes       a bound: no vocabulary makes more tokens than bytes  ~0.1 µs
     estimate_tokens  words, digits, punctuation, scripts, weighted        ~1 µs + 5 ns a character
@@ -22,8 +22,8 @@ from beam_llm.caps import utf8_bytes
 from beam_llm.provider_table import OLDER_VOCABULARY
 
 _UNBROKEN = b"a" * 16
-"""No word of prose but some German ones: more likely a key, a sequence or an encoding, at about
-half a token for each letter."""
+"""Hardly ever a word of prose, except in German: more likely a key, a sequence or an encoding, with
+about half a token for each letter."""
 
 
 def rough_tokens(text: str, up_to_bytes: int) -> int:
@@ -33,11 +33,11 @@ def rough_tokens(text: str, up_to_bytes: int) -> int:
 
 
 class SampledTokens:
-    """Estimates for many texts in a row, whose sum matters, at a third of the price.
+    """Counts tokens of many texts in a row, where their sum matters, in a third of the time.
 
-    The first 64 and then one in eight are estimated; the others, by their bytes, at the rate of
-    those before them. Which ones depends on nothing but their place, and never on a period that the
-    texts may have (multiples of the golden ratio).
+    The first 64 texts and then one in eight are estimated; the others are counted by their bytes,
+    at the rate of those before them. Which ones are estimated depends only on their place, and
+    never coincides with a period that the texts may have (multiples of the golden ratio).
 
     Args:
       up_to_bytes: longer texts are always estimated.
@@ -51,7 +51,7 @@ class SampledTokens:
         self.restart()
 
     def restart(self) -> None:
-        """As if no text had been seen: equal texts in equal order are counted equally."""
+        """Forgets all texts so far, so that equal texts in equal order are counted equally."""
         self._seen = 0
         self._per_byte = 0.0
 
@@ -71,14 +71,14 @@ class SampledTokens:
 
 
 def estimate_tokens(text: str) -> int:
-    """Input tokens of the text: an upper estimate, at most 10 % below the truth and usually some 25
-    % above it."""
+    """Input tokens of the text: an upper estimate, at most 10 % below the true count and usually
+    about 25 % above it."""
     if not text.isascii():
         return _estimate_any_script(text.encode("utf-8", "surrogatepass"))
     data = text.encode()
     count = data.translate(_ASCII_CLASSES).count
-    # A word is a token with its space in front, and long ones are several; a digit run is one for
-    # each three digits.
+    # A word with the space before it is one token, a long word is several; a run of digits is one
+    # for each three digits.
     tokens = 1.0 + 0.95 * count(b".a") + 1.15 * count(b"aaaaaa") + 4.0 * count(_UNBROKEN)
     if not data.islower():
         tokens += 2.0 * data.translate(_CASES).count(b"aA")
@@ -90,8 +90,8 @@ def estimate_tokens(text: str) -> int:
 
 
 def _estimate_any_script(data: bytes) -> int:
-    """The same for other scripts in UTF-8: every lead byte names its script, and a script has its
-    price per character."""
+    """The estimate for all scripts, in UTF-8: every lead byte names its script, and a script has
+    its price per character."""
     count = data.translate(_SCRIPT_CLASSES).count
     tokens = 1.0 + 1.22 * count(b" a") + 0.85 * count(b"aaaaaa") + 4.0 * count(_UNBROKEN)
     tokens += 0.36 * count(b"0") + 3.6 * count(b" 0") + 1.65 * count(b"0a")
@@ -112,7 +112,7 @@ def _estimate_any_script(data: bytes) -> int:
 
 
 def _translation_table(classes: Iterable[tuple[Iterable[int], bytes]], rest: bytes) -> bytes:
-    """A translation table for `bytes.translate`: each byte value to its class."""
+    """A table for `bytes.translate` from each byte value to its class."""
     table = bytearray(rest * 256)
     for values, name in classes:
         for value in values:
@@ -127,7 +127,7 @@ _CASES = _translation_table(
     [(range(ord("a"), ord("z") + 1), b"a"), (range(ord("A"), ord("Z") + 1), b"A")], b"."
 )
 # In UTF-8, accented Latin (lead bytes up to CC, and E1 for Vietnamese) and all continuation bytes
-# go on with a word.
+# continue a word.
 _SCRIPT_CLASSES = _translation_table(
     [(range(128), b"."), *_ASCII, (b" ", b" "), ((*range(0x80, 0xCD), 0xE1), b"a")], b"x"
 )
@@ -154,7 +154,7 @@ _LEADS = _translation_table(
 _SCRIPT_PRICES = [(bytes([i]), price) for i, (_, price) in enumerate(_SCRIPTS.values())]
 _NOT_LEADS = bytes(range(0xC2))
 _HARDLY_KNOWN = re.compile(rb"\xe1[\x84-\xb7]")
-"""Ethiopic, Khmer, Cherokee and others, of which o200k_base knows little more than the bytes."""
+"""Ethiopic, Khmer, Cherokee and others, for which o200k_base has little more than the bytes."""
 
 
 def exact_tokens(text: str, model: str = "") -> int | None:
@@ -189,7 +189,7 @@ _OLDER_MODELS = re.compile(OLDER_VOCABULARY)
 def encoder_of(vocabulary: str) -> Callable[[str], list[int]] | None:
     """Loads the vocabulary once per process (0.2 s, 150 MB); None where there is none to load."""
     with warnings.catch_warnings():
-        # bpe-openai 0.1.4 opens its files in a way that Python 3.11 calls old.
+        # bpe-openai 0.1.4 opens its files in a way that Python 3.11 calls deprecated.
         warnings.simplefilter("ignore", DeprecationWarning)
         try:
             import bpe_openai

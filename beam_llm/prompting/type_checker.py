@@ -1,4 +1,4 @@
-"""Python types as types of answers, checked by pydantic with JSON's rules; no reason quotes the
+"""Python types as types of answers, checked by pydantic with JSON's rules. No reason quotes the
 value.
 """
 
@@ -151,7 +151,7 @@ _NO_NUMBER = "a boolean is not a number"
 
 
 def _error_name(error: BaseException) -> str:
-    """The kind of the error only: its text may hold the answer."""
+    """The kind of the error only, since its text may contain the answer."""
     return (
         TOO_DEEP
         if isinstance(error, RecursionError)
@@ -190,7 +190,8 @@ def _validate_and_dump_of(
 
 
 _NO_PARTS = frozenset({"metadata", "default", "expected", "computed_fields"})
-"""Keys of a core schema that hold no schema of an answer: a user's own values, and computed fields.
+"""Keys of a core schema that contain no schema of an answer: a user's own values, and computed
+fields.
 """
 
 
@@ -317,8 +318,8 @@ def _refuse_unusable_parts(declared: Any, parts: Sequence[Mapping[str, Any]]) ->
             )
             raise unusable_type(declared, why)
         if _is_deep_alias(part.get("validation_alias")) and not takes_names:
-            # Its JSON schema has the field's own name, but pydantic doesn't look there for the
-            # value.
+            # Its JSON schema has the field's own name, but pydantic doesn't look for the value
+            # there.
             raise unusable_type(
                 declared, "a validation_alias is a path, which no JSON schema can say"
             )

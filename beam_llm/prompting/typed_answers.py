@@ -1,4 +1,4 @@
-"""Typed values of answers, as a reply's format spells them."""
+"""The typed values of answers, read from the way that a reply's format writes them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from beam_llm.prompting.readers.json_text import inner_json, without_surrogates
 
 
 def typing_function(output: Output, kind: str) -> Callable[[Any], tuple[Any, Any]]:
-    """A function from an answer to its typed value and the JSON that this was made from.
+    """A function from an answer to its typed value and the JSON that the value was made from.
 
         typing_function(Output(int), "delimited")("3")  # (3, 3)
 
-    The function raises ValueError, or what a user's class raises, where the answer doesn't fit.
+    The function raises ValueError, or whatever a user's class raises, where the answer doesn't fit.
 
     Args:
       kind: of the reply: `json`, `xml`, `delimited` or `custom`.
@@ -32,7 +32,7 @@ def typed_json(output: Output, answer: Any) -> tuple[Any, Any]:
     except ValueError:
         if not isinstance(answer, str):
             raise
-        # JSON inside a string, as models write the arguments of tools; or a label.
+        # JSON inside a string, which is how models write the arguments of tools; or a label.
         inner = inner_json(answer)
         value = output.choice_of(answer, None) if inner is None else inner
         if value is None:
@@ -64,7 +64,7 @@ def _typed_custom(output: Output, answer: Any) -> tuple[Any, Any]:
         typed, raw = output.parse_text(answer)
     try:
         orjson.dumps(raw)
-    except TypeError:  # a value that can't be written has to be found here, with its record
+    except TypeError:  # a value that can't be written has to be noticed here, with its record
         raw = _jsonable_or(raw, lambda: output.dump(typed))
     return typed, raw
 

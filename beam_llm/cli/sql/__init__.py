@@ -1,10 +1,10 @@
-"""Runs a SQL file's plans: tables are files, answers are kept until all are there, as `predict`
-keeps them.
+"""Runs a SQL file's plans. Tables are files, and answers are kept until all of them have come, as
+with `predict`.
 
     command, dry_run          the command; what it would do
-    run, pipeline             statement by statement; one in Beam
-    looking, groups, rows     a plan's source before anything is paid, and row by row
-    sorting                   ORDER BY, of what is read or of what comes out
-    destinations, outputs     where rows go; the files that hold them
+    run, pipeline             statement by statement; one statement in Beam
+    looking, groups, rows     a plan's source before anything is paid for, and row by row
+    sorting                   ORDER BY, of the input or of the output
+    destinations, outputs     where rows go; how files are written
     ends, reporting           how a plan's rows ended; the file's summary and page
 """

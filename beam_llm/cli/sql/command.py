@@ -1,4 +1,4 @@
-"""`beam-llm run FILE.sql`: reads the file, says what is odd, runs it, and says how it ended."""
+"""`beam-llm run FILE.sql`: reads the file, prints notices, runs it, and prints how it ended."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from beam_llm.fronts.sql.tables import Permissions
 
 def run(chosen: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
-    # First: a page that can't be written is told before anything is read, or paid for.
+    # First, so that a page that can't be written is an error before anything is read or paid for.
     files = RunFiles(chosen)
     script = read_script(
         text_of(chosen.file),
@@ -53,7 +53,7 @@ def _run_all(chosen: argparse.Namespace, script: Script) -> list[Ended]:
     ended = []
     try:
         for step in script.steps:
-            # In the file's order: what SHOW tells is of the moment at which it stands there.
+            # In the file's order, so that output appears where the file asks for it.
             if isinstance(step, Printed):
                 print(_format_printed(step))
             elif (one := runner.run(step)) is not None:

@@ -1,4 +1,4 @@
-"""Where the rows of each statement go, and what an earlier run has left there."""
+"""Where the rows of each statement go, and what an earlier run has written there."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Destination:
     """Where a plan's rows go.
 
     Attributes:
-      plan: to be run.
+      plan: the plan to run.
       path: the file that is written; `-` for stdout, empty for a Beam sink.
       folder: where answers are kept until there is one for every row.
-      finished: an earlier run has written it.
+      finished: there is nothing to run: an earlier run has written it, say.
     """
 
     plan: Plan
@@ -39,24 +39,24 @@ class Destination:
 
     @property
     def is_part(self) -> bool:
-        """Whether it is one of its table's files, and not the only one."""
+        """Whether it is one of several files of its table."""
         return is_folder(self.plan)
 
     @property
     def name(self) -> str:
-        """What a summary calls it."""
+        """Its name in a summary."""
         sink = self.plan.target
         return self.path or (sink.transform if sink is not None else "")
 
     def spool(self, *, force: bool) -> Spool:
-        """Where its answers are kept; empty where all is asked anew."""
+        """The spool that keeps its answers; an empty one where every row is asked about again."""
         if force and is_marked_kept(self.folder):
             Spool(self.folder).remove()
         return Spool(self.folder)
 
     def plan_of_retry(self) -> Plan:
-        """The plan with a name of its own for answers of batch runs: the ledger knows the old ones,
-        errors among them.
+        """The plan, whose batch runs now need new answers: the ledger has the old ones, including
+        the errors.
         """
         version = version_of(Target(self.path))
 
@@ -68,7 +68,7 @@ class Destination:
 
 
 def is_folder(plan: Plan) -> bool:
-    """Whether the plan's table is a folder of parts."""
+    """Whether the plan writes to a table that is a folder of parts."""
     sink = plan.target
     return sink is not None and sink.connector == "filesystem" and sink.is_folder
 
@@ -86,7 +86,8 @@ def destinations_of(plans: Sequence[Plan], *, here: bool) -> list[Destination]:
         path = "-" if sink is None or sink.connector == "print" else ""
         part = ""
         if sink is not None and sink.connector == "filesystem":
-            # The same INSERT twice in a file writes two parts, and each has to find its own again.
+            # The same INSERT twice in a file writes two parts, and each has to find its own part
+            # again.
             number = seen[sink.path, question]
             seen[sink.path, question] += 1
             part = f"{question[:6].hex()}-{number:02}" if number else question[:6].hex()
@@ -94,7 +95,7 @@ def destinations_of(plans: Sequence[Plan], *, here: bool) -> list[Destination]:
         hidden = path
         if path != "-" and is_folder(plan):
             head, _, name = path.rpartition("/")
-            hidden = f"{head}/.{name}"  # a reader of the folder passes it over
+            hidden = f"{head}/.{name}"  # readers of the folder skip it
         folder = folder_for(hidden, question + part.encode(), (), here=here)
         found.append(Destination(plan, path, folder))
     return found
@@ -103,15 +104,15 @@ def destinations_of(plans: Sequence[Plan], *, here: bool) -> list[Destination]:
 def look_at_outputs(
     destinations: Sequence[Destination], *, force: bool, retries: bool
 ) -> Iterator[str]:
-    """Notes what earlier runs have finished; yields what to say of it.
+    """Notes what earlier runs have finished; yields messages about it.
 
     Args:
-      force: all of it is asked anew.
-      retries: only what ended as errors is asked, so that an output counts as finished where
-        nothing of it did.
+      force: every row is asked about again.
+      retries: only rows that ended as errors are asked about, so an output without any counts as
+        finished.
 
     Raises:
-      UsageError: an output that can't be written, or there is nothing to do.
+      UsageError: an output can't be written, or there is nothing to do.
     """
     files = [one for one in destinations if one.is_file]
     for one in files:
@@ -132,7 +133,7 @@ def look_at_outputs(
 
 
 def _is_written(one: Destination) -> bool:
-    # A file has its name once it is complete, so that its being there is enough.
+    # A file gets its name when it is complete, so it is enough that it exists.
     try:
         return is_there(one.path)
     except LLMError as error:
@@ -155,7 +156,7 @@ def _look_at_errors(destinations: Sequence[Destination], paths: str) -> Iterator
             one.finished = False
             one.plan = one.plan_of_retry()
         elif not one.is_file:
-            # Its rows are nowhere to be found again, and would all be asked.
+            # Its rows are not kept anywhere, so models would be asked about all of them.
             one.finished = True
             yield f"{one.plan.place}: passed over: --retry-errors goes through tables of files"
     _redo_readers(destinations)
@@ -167,11 +168,11 @@ def _look_at_errors(destinations: Sequence[Destination], paths: str) -> Iterator
 
 
 def _redo_readers(destinations: Sequence[Destination]) -> None:
-    """Has what was made of a table be made again where that table is written anew.
+    """Marks outputs as unfinished that were made from a table that is now written again.
 
     Raises:
-      UsageError: that would ask models about rows that they have answered, for answers are kept
-        only where an error is among them.
+      UsageError: that would ask models about rows that they have answered, since answers are kept
+        only where there is an error among them.
     """
     anew: set[str] = set()
     for one in destinations:

@@ -1,5 +1,5 @@
-"""`beam-llm run FILE.sql --dry-run`: the pipeline that would run, what each model is asked with,
-and the first request. No call is made and nothing is written.
+"""`beam-llm run FILE.sql --dry-run`: the pipeline that would run, the options of each model, and
+the first request. No call is made and nothing is written.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from beam_llm.fronts.sql.script import Job, Script
 
 
 def dry_run(script: Script) -> None:
-    """Prints what a file would do, statement by statement."""
+    """Prints what the file would do, statement by statement."""
     for plan in (plan for step in script.steps if isinstance(step, Job) for plan in step.plans):
         print(printable(f"{plan.place}: {plan.text}"))
         for line in _describe_plan(plan):
@@ -37,7 +37,7 @@ def _describe_plan(plan: Plan) -> Iterator[str]:
     sources = [] if is_beam(plan.source) else sources_of(plan)
     noun = "record" if plan.grouping is None else "group"
     count = "" if is_beam(plan.source) else f", {plural(look(plan, sources).rows, noun)}"
-    # Rows that a first WHERE leaves out are not counted: the number stands behind what they pass.
+    # Rows that a first WHERE leaves out are not counted: their number comes after the conditions.
     rows = count if plan.grouping is None else ""
     yield printable(f"Read {_source_name(plan)}{'' if plan.reading.filters else rows}")
     if plan.grouping is not None:
@@ -58,7 +58,7 @@ def _describe_plan(plan: Plan) -> Iterator[str]:
 
 
 def _describe_stage(stage: Compute, rows: str = "") -> Iterator[str]:
-    """Its steps, with the number of rows behind the last condition."""
+    """The steps of a stage, with the number of rows after the last condition."""
     for place, condition in enumerate(stage.filters, 1):
         yield printable(f"Filter {condition}{rows if place == len(stage.filters) else ''}")
     for name, sql, kind in stage.outputs:
@@ -102,7 +102,7 @@ def _rows(plan: Plan, sources: list[Any]) -> Iterator[dict[str, Any]]:
 def _of_first_group(
     grouping: Grouping, ask: Ask, rows: Iterable[dict[str, Any]]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """All records of one group: which of them share its first prompt depends on all."""
+    """All records of the first group: which of them share its first prompt depends on all."""
     first = None
     for row in rows:
         key = key_of(grouping, row)

@@ -1,4 +1,4 @@
-"""How the rows of a plan ended: their sums, what comes out of them, and examples of errors."""
+"""How the rows of a plan ended: totals, the output, and examples of errors."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from beam_llm.fronts.sql.tables import Table
 
 @dataclass
 class PlanRun:
-    """A plan under way.
+    """A plan that is being run.
 
     Attributes:
-      plan: as it is asked.
-      spool: None where a Beam sink takes the rows.
-      done: one byte per row: 1 where it isn't to be asked.
-      failed: rows that ended as errors.
-      first: place of its first row among all of the file.
+      looked: what was found in the plan's source.
+      spool: keeps the answers; None where a Beam sink takes the rows.
+      done: one byte per row: 1 where no model is to be asked about it.
+      failed: how many rows ended as errors.
+      first: ordinal of its first row among those of all of the file's plans.
     """
 
     destination: Destination
@@ -49,12 +49,12 @@ class PlanRun:
 
     @property
     def plan(self) -> Plan:
-        """The plan as it is asked."""
+        """The plan as it is run."""
         return self.destination.plan
 
     def empty_group(self) -> str | None:
-        """The place of the one group of all rows, which is there also without a row; None where
-        there is none, or it is done.
+        """The place of the one group of all rows, which exists even without rows; None where the
+        plan has no such group, or it is done.
         """
         grouping = self.plan.grouping
         if grouping is None or grouping.keys or self.done[:1] == b"\1":
@@ -69,14 +69,14 @@ class PlanRun:
         return self.spool.answers(self.looked.digests)
 
     def note_done(self, *, retries: bool) -> None:
-        """Rows with an answer aren't asked; where errors are retried, nor those that may be paid
-        for already.
+        """Notes the rows about which no model is asked: those with an answer and, where errors are
+        retried, those that may be paid for already.
         """
         with self.index() as index:
             done = bytearray(index.done())
             if retries and any(map(holds_doubtful, settings_of(self.plan))):
                 for answer in index.answers_so_far():
-                    # It may be paid for: only who says so (`on_doubt`) has it asked again.
+                    # It may be paid for: only if the user says so (`on_doubt`) is it asked again.
                     done[answer.ordinal] |= answer.kind == Kind.DOUBTFUL
         self.done = bytes(done)
 
@@ -84,7 +84,7 @@ class PlanRun:
         """Adds up how the rows ended.
 
         Raises:
-          RunError: rows without an end: the input was changed while the run was on.
+          RunError: some rows have not ended: the input has changed during the run.
         """
         tally = Tally()
         if is_beam(self.plan.source):
@@ -105,7 +105,7 @@ class PlanRun:
         return tally
 
     def rows(self) -> Iterator[list[Any]]:
-        """What comes out, in the order of the input, or sorted."""
+        """The output rows, in the order of the input, or sorted."""
         if is_beam(self.plan.source):
             yield from (one.value for one in self._rows_as_they_came() if one.value is not None)
             return
@@ -120,24 +120,24 @@ class PlanRun:
                 yield index.answer(ordinal).value[:width]
 
     def _rows_as_they_came(self) -> Iterator[StoredAnswer]:
-        """Rows of a Beam source, as they came."""
+        """The rows of a Beam source, in the order in which they came."""
         assert self.spool is not None
         return self.spool.lines()
 
     def first_model_inputs(self) -> Iterator[Mapping[str, Any]]:
-        """What its first model is asked about, row by row, read anew."""
+        """The inputs of its first call, row by row, read again from the source."""
         for source in self.sources:
             for row in read_input(self.plan, source, Evaluator(self.plan.reading)):
                 if has_input(self.plan.asks[0], row.fields):
                     yield inputs_of(self.plan.asks[0], row.fields)
 
     def examples(self, tally: Tally) -> dict[int, tuple[str, Mapping[str, Any]]]:
-        """Where the rows of a tally's examples stand, and what was asked of them."""
+        """The places of the rows in a tally's examples, and the inputs of their first call."""
         wanted = {ordinal for found in tally.examples.values() for ordinal, _ in found}
         if not wanted or is_beam(self.plan.source) or not self.plan.asks:
             return {}
         evaluator = Evaluator(self.plan.reading)
-        # Read anew, and no further than the last example: answers are kept without their records.
+        # Read again, up to the last example: answers are kept without their records.
         rows = chain.from_iterable(
             ((source, row) for row in read_input(self.plan, source, evaluator))
             for source in self.sources
@@ -160,7 +160,9 @@ def _first_rows(
     plan: Plan,
     first: int,
 ) -> dict[int, tuple[str, Mapping[str, Any]]]:
-    """Where the first rows of groups stand, and the groups' keys; of sorted rows what is asked."""
+    """The places of the first rows of groups, with the groups' keys; for sorted rows, the places of
+    the rows, with the inputs of their first call.
+    """
     grouping = plan.grouping
     found: dict[int, tuple[str, Mapping[str, Any]]] = {}
     names = {column: name for name, column, _ in plan.outputs}
@@ -170,7 +172,7 @@ def _first_rows(
             if grouping is None:
                 shown = inputs_of(plan.asks[0], row.fields)
             else:
-                # A key that comes out nowhere is called as in flight.
+                # A key that is not an output has the name of its column in flight.
                 shown = {
                     names.get(key, key.removeprefix("c.")): row.fields[key] for key in grouping.keys
                 }
@@ -181,7 +183,7 @@ def _first_rows(
 
 
 def is_beam(table: Any) -> bool:
-    """Whether Beam's own source or sink stands behind it."""
+    """Whether it is a table of a Beam source or sink."""
     return isinstance(table, Table) and table.connector == "beam"
 
 

@@ -1,5 +1,5 @@
-"""Groups of a plan's rows, found in the one look through its source: which rows are of which, and
-what each group was.
+"""Finds the groups of a plan's rows in one pass over its source: which rows each group has, and
+what its content is.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from beam_llm.fronts.sql.group_steps import digest_of_group, key_of
 from beam_llm.fronts.sql.plan import Plan
 
 NUMBER = "I"
-"""Of a row's group, in an array: 32 bits, from 1; 0 where the group is not to be asked."""
+"""Type code of an array of the rows' group numbers: 32 bits, from 1; 0 where no model is to be
+asked about the group."""
 
 
 class LookedGroups(NamedTuple):
-    """What one look found; in place of `Looked`, with groups for rows. Of sorted rows each is a
-    group of its own.
+    """The groups that one pass over a source found; takes the place of `Looked`. With sorted rows,
+    each row is a group of its own.
 
     Attributes:
-      numbers: per source the group of each row, as `NUMBER`.
+      numbers: per source, the group number of each row, in arrays of type `NUMBER`.
       digests: of the groups, 16 bytes each, in the order of their first rows.
     """
 
@@ -37,7 +38,7 @@ class LookedGroups(NamedTuple):
         return len(self.digests) // DIGEST_BYTES
 
     def files(self, sources: Sequence[Source], done: bytes) -> Iterator[tuple[Source, bytes]]:
-        """Per source what it is, and the group of each of its rows; 0 where it is done."""
+        """Each source, with the group number of each of its rows; 0 where the group is done."""
         for source, numbers in zip(sources, self.numbers, strict=True):
             wanted = [
                 0 if number == 0 or done[number - 1] else number
@@ -46,13 +47,13 @@ class LookedGroups(NamedTuple):
             yield source, array(NUMBER, wanted).tobytes()
 
     def ordinals(self) -> Iterator[int]:
-        """The group of each row in order, from 0; -1 where LIMIT leaves it out."""
+        """The group of each row, in order and from 0; -1 where LIMIT leaves it out."""
         for numbers in self.numbers:
             yield from (number - 1 for number in array(NUMBER, numbers))
 
 
 def look_at_groups(plan: Plan, sources: Sequence[Source]) -> LookedGroups:
-    """Reads everything once.
+    """Reads all sources once.
 
     Raises:
       DataError: as for `look`.
@@ -62,7 +63,7 @@ def look_at_groups(plan: Plan, sources: Sequence[Source]) -> LookedGroups:
     found = _Groups()
     limit = plan.reading_limit
     if not plan.grouping.keys:
-        found.of(key_of(plan.grouping, {}))  # also where there is no row
+        found.of(key_of(plan.grouping, {}))  # this group exists even without rows
     numbers = []
     for source in sources:
         of_rows = array(NUMBER)
@@ -74,7 +75,7 @@ def look_at_groups(plan: Plan, sources: Sequence[Source]) -> LookedGroups:
 
 
 class _Groups:
-    """Groups in the order of their first rows, and the sums of their rows' digests."""
+    """Numbers groups in the order of their first rows, and adds up the digests of their rows."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
@@ -90,6 +91,6 @@ class _Groups:
         return number
 
     def digests(self, limit: int | None) -> bytes:
-        """What each group is, one after another."""
+        """The digests of the groups, one after another."""
         groups = islice(zip(self._numbers, self._sums, strict=True), limit)
         return b"".join(digest_of_group(key, total) for key, total in groups)

@@ -1,4 +1,6 @@
-"""One look through a plan's source before anything is paid: how many rows, and what each was."""
+"""One pass over a plan's source before anything is paid for: how many rows it has, and what each
+contains.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,11 @@ from beam_llm.providers import compile_reduce
 
 
 class Looked(NamedTuple):
-    """What one look found.
+    """The rows that one pass over a source found.
 
     Attributes:
-      counts: rows per source that WHERE and LIMIT leave in.
-      digests: of these, 16 bytes each, in order.
+      counts: how many rows per source WHERE and LIMIT leave in.
+      digests: of these rows, 16 bytes each, in order.
     """
 
     counts: tuple[int, ...]
@@ -37,16 +39,16 @@ class Looked(NamedTuple):
         return len(self.digests) // DIGEST_BYTES
 
     def files(self, sources: Sequence[Source], done: bytes) -> Iterator[tuple[int, Source, bytes]]:
-        """Per source what is to be read of it: see `with_done`."""
+        """Each source, with what is to be read from it: see `with_done`."""
         return with_done(sources, self.counts, done)
 
 
 def look(plan: Plan, sources: Sequence[Source]) -> Looked | LookedGroups:
-    """Reads everything once.
+    """Reads all sources once.
 
     Raises:
-      DataError: a line that can't be read, a value that isn't of its column's type, or one that an
-        expression fails on.
+      DataError: a line that can't be read, a value that isn't of its column's type, or one on which
+        an expression fails.
     """
     if plan.grouping is not None:
         return look_at_groups(plan, sources)
@@ -57,7 +59,7 @@ def look(plan: Plan, sources: Sequence[Source]) -> Looked | LookedGroups:
     counts = []
     for source in sources:
         before = len(digests)
-        # LIMIT is of all files together, in their order.
+        # LIMIT applies to all files together, in their order.
         limit = plan.reading_limit
         left = None if limit is None else limit - before // DIGEST_BYTES
         for row in islice(read_input(plan, source, evaluator), left):
@@ -67,7 +69,9 @@ def look(plan: Plan, sources: Sequence[Source]) -> Looked | LookedGroups:
 
 
 def question_of(plan: Plan) -> bytes:
-    """Names what a plan does to its rows: another question, another set of kept answers."""
+    """32 bytes that identify what a plan does to its rows: another question has another set of kept
+    answers.
+    """
     asks = [
         (ask.label, ask.model_column, ask.inputs, ask.record_id, ask.outputs,
          *([] if ask.when is None else [ask.when]))
@@ -82,12 +86,14 @@ def question_of(plan: Plan) -> bytes:
 
 
 def _of_grouping(grouping: Grouping) -> tuple[object, ...]:
-    """All of it, in one order: a set's own differs from process to process."""
+    """The parts of a grouping that have a fixed order: a set's differs between processes."""
     return grouping.compute, grouping.keys, grouping.aggregates
 
 
 def _fingerprint(settings: Settings) -> bytes:
-    """Everything that shapes an answer; of a model that a record chooses, its template too."""
+    """Everything that shapes an answer; where each record chooses its model, also the model's
+    template.
+    """
     if settings.task == "reduce":
         task, size = compile_reduce(settings), (settings.batch_size, settings.max_input_tokens)
         words = (settings.instruction, settings.combine_instruction, settings.on_bad_record)
@@ -97,5 +103,7 @@ def _fingerprint(settings: Settings) -> bytes:
 
 
 def _source_name(source: Table | Rows) -> str:
-    """Files of a table may come and go: answers belong to their records."""
+    """The source as part of the question. Files of a table may come and go: answers belong to
+    records, not to files.
+    """
     return source.path or source.transform if isinstance(source, Table) else repr(source)

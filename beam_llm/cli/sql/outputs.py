@@ -1,4 +1,6 @@
-"""Where a plan's rows go: a file or a folder of parts, each complete or not there, or stdout."""
+"""Writes a plan's rows: to a file or a folder of parts, each either complete or absent, or to
+stdout.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ def file_of(sink: Table, part: str) -> str:
 
 
 def make_folder(path: str) -> None:
-    """The folder of a table's parts; of one file the folder has to be there."""
+    """Makes the folder of a table's parts. For a table of one file, the folder has to exist."""
     if not is_remote(path):
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
 
@@ -43,10 +45,10 @@ def write_file(
     rows: Iterable[Values],
     answers: set[str],
 ) -> None:
-    """Writes rows under the file's name in one step.
+    """Writes all rows; the file gets its name in one step.
 
     Args:
-      answers: columns that a model's words may be in, for the cells of a CSV file.
+      answers: names of columns that may contain a model's words, for the cells of a CSV file.
     """
     with open_target(target) as file:
         if target.format == "csv":
@@ -59,7 +61,7 @@ def write_file(
 
 
 def _is_guarded(csv_safe: str, is_answer: bool) -> bool:
-    """Whether a column's cells are kept from being formulas; see `Target`."""
+    """Whether a column's cells are protected from being read as formulas; see `Target`."""
     return csv_safe == ALL_CELLS or (csv_safe != NO_CELLS and is_answer)
 
 
@@ -99,16 +101,16 @@ def _write_parquet(
 def _array(values: list[Any], kind: SqlType) -> Any:
     import pyarrow as pa
 
-    if kind.kind == "TIME":  # of which Arrow makes none from text
+    if kind.kind == "TIME":  # Arrow makes no times from text
         times = [None if value is None else time.fromisoformat(value) for value in values]
         return pa.array(times, parquet_type(kind))
-    # As DuckDB is given them, and Arrow takes a map as its pairs.
+    # As for DuckDB, except that Arrow takes a map as its pairs.
     given = [to_duckdb(kind, value, list) for value in values]
     return pa.array(given, arrow_type(kind)).cast(parquet_type(kind))
 
 
 def parquet_type(kind: SqlType) -> Any:
-    """The column's type in a parquet file: dates, times and decimals have their own."""
+    """The column's type in a parquet file, where dates, times and decimals have their own types."""
     import pyarrow as pa
 
     if kind.kind == "DECIMAL":
@@ -117,7 +119,7 @@ def parquet_type(kind: SqlType) -> Any:
         "DATE": pa.date32(), "TIMESTAMP": pa.timestamp("us"),
         "TIMESTAMP_LTZ": pa.timestamp("us", "UTC"), "TIME": pa.time64("us"),
     }  # fmt: skip
-    # In flight these are text; a file's readers expect its own types.
+    # In flight these are text, but readers of a file expect its own types.
     return own.get(kind.kind) or arrow_type(kind)
 
 
@@ -126,7 +128,7 @@ def parquet_type(kind: SqlType) -> Any:
 
 
 def print_rows(plan: Plan, rows: Iterator[Values]) -> None:
-    """A SELECT's rows as a table, or a print table's as Flink prints them: `+I[1, positive]`."""
+    """Prints a SELECT's rows as a table, and a print table's as Flink does: `+I[1, positive]`."""
     columns = [(name, kind) for name, _, kind in plan.outputs]
     if plan.target is None:
         shown = [

@@ -1,4 +1,4 @@
-"""The Beam side of a SQL file: reads a plan's rows, runs its stages, keeps what came out."""
+"""The Beam side of a SQL file: reads a plan's rows, runs its stages, and keeps the output."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Branch(NamedTuple):
     """One plan in a pipeline.
 
     Attributes:
-      files: per source its first ordinal, what it is, and which of its rows are done: one byte for
-        each that is to come out of it; of groups what `LookedGroups.files` gives.
+      files: for each source, its first ordinal, the source, and which of its rows are done, with
+        one byte for each row that is to be read; for groups the result of `LookedGroups.files`.
+      spool: folder for the output; None where a Beam sink takes it.
       empty_group: the place of the one group of all rows, which exists even without rows.
-      spool: folder for what comes out; None where a Beam sink takes it.
     """
 
     plan: Plan
@@ -50,8 +50,8 @@ class Branch(NamedTuple):
 
 
 class ReadTable(beam.DoFn):
-    """(first ordinal, Source, done) in, `(place, row)` out, after stage 0, for every row that is to
-    be asked.
+    """(first ordinal, Source, done) in, `(place, row)` out, after stage 0, for every row that is
+    not done.
     """
 
     def __init__(self, plan: Plan):
@@ -60,7 +60,7 @@ class ReadTable(beam.DoFn):
     def process(self, element: tuple[int, Source, bytes]) -> Iterator[tuple[str, dict[str, Any]]]:
         first, source, done = element
         evaluator = Evaluator(self._plan.reading)
-        # What a coder hands on may be another tuple than a Source.
+        # A coder may turn a Source into a plain tuple.
         rows = read_input(self._plan, Source(*source), evaluator)
         for number, row in enumerate(islice(rows, len(done))):
             if stopping.is_set():
@@ -70,8 +70,8 @@ class ReadTable(beam.DoFn):
 
 
 class ReadGroups(beam.DoFn):
-    """(Source, numbers of its rows' groups) in, `(place, row)` out for every row of a group that is
-    to be asked; the place has the group's ordinal, or the row's own among sorted ones.
+    """(Source, group numbers of its rows) in, `(place, row)` out for every row of a group that is
+    not done. The place has the group's ordinal, or with sorted rows the row's own.
     """
 
     def __init__(self, plan: Plan):
@@ -80,7 +80,7 @@ class ReadGroups(beam.DoFn):
     def process(self, element: tuple[Source, bytes]) -> Iterator[tuple[str, dict[str, Any]]]:
         source, numbers = element
         rows = read_input(self._plan, Source(*source), Evaluator(self._plan.reading))
-        # An input that has changed meanwhile has other groups, whose digests nobody waits for.
+        # An input that has changed meanwhile has other groups, whose digests are not expected.
         for number, row in zip(array(NUMBER, numbers), rows, strict=False):
             if stopping.is_set():
                 return
@@ -89,7 +89,7 @@ class ReadGroups(beam.DoFn):
 
 
 class TakeElements(beam.DoFn):
-    """Elements of a Beam source → `(place, row)`, after stage 0; they have no place."""
+    """Elements of a Beam source → `(place, row)`, after stage 0; the place is empty."""
 
     def __init__(self, plan: Plan):
         self._plan = plan
@@ -107,7 +107,7 @@ class TakeElements(beam.DoFn):
 
 
 class StoreRows(StoreInSpool):
-    """Rows into the spool: what comes out of each, and how its calls ended."""
+    """Puts rows into the spool: the output of each, and how its calls ended."""
 
     def __init__(self, plan: Plan, folder: str):
         super().__init__(folder)
@@ -122,7 +122,7 @@ class StoreRows(StoreInSpool):
 
 
 class LinesOfRows(beam.DoFn):
-    """Rows of a Beam source, which have no place to go back to → stored lines."""
+    """Rows of a Beam source, which have no place in an input → stored lines."""
 
     def __init__(self, plan: Plan):
         self._plan = plan
@@ -136,14 +136,14 @@ class LinesOfRows(beam.DoFn):
 
 
 def stored_answer_of(plan: Plan, place: str, row: dict[str, Any]) -> StoredAnswer:
-    """How a row ended; its value is what comes out, None where a condition left it out.
+    """How a row ended; its value is its output, or None where a condition left it out.
 
-    An error is kept also of a row that is left out: the condition could not know the answer.
+    An error is kept even for a row that is left out: the condition did not have the answer.
     """
     ordinal, digest = place_of(place)
     metas = row.get(META, [])
     failures = [meta for meta in metas if meta[0]] or [[None, None]]
-    # A call in doubt comes before others: it may be paid for, so the row is not simply asked again.
+    # A call in doubt takes precedence: it may be paid for, so it isn't simply made again.
     failed = min(failures, key=lambda meta: meta[0] != Kind.DOUBTFUL)
     # As `in_flight.meta_of` writes them: usage from the third on, then cost, re-use, model.
     usage = sum((Usage(*meta[2:7]) for meta in metas), Usage())
@@ -156,7 +156,7 @@ def stored_answer_of(plan: Plan, place: str, row: dict[str, Any]) -> StoredAnswe
         kind=failed[0],
         error=failed[1],
         cost_usd=sum_of_costs(meta[7] for meta in metas),
-        # A row that no model was asked about has re-used nothing.
+        # A row without any call has re-used nothing.
         reused=bool(metas) and all(meta[8] for meta in metas),
         digest=digest,
         **usage._asdict(),
@@ -165,7 +165,7 @@ def stored_answer_of(plan: Plan, place: str, row: dict[str, Any]) -> StoredAnswe
 
 
 def values_of(plan: Plan, row: dict[str, Any]) -> list[Any]:
-    """What comes out of a row, in the order of the plan's outputs."""
+    """The output values of a row, in the order of the plan's outputs."""
     return [None if column is None else row.get(column) for _, column, _ in plan.outputs]
 
 
@@ -195,7 +195,7 @@ def _read(pipeline: beam.Pipeline, branch: Branch, head: str) -> pvalue.PCollect
         elements = pipeline | f"{head}Read {plan.source.name}" >> transform_of(plan, plan.source)
         take = beam.ParDo(TakeElements(plan)).with_output_types(InFlight)
         rows = elements | f"{head}Take columns" >> take
-        if plan.grouping is not None:  # of all rows, as SQL has them, whatever windows these are in
+        if plan.grouping is not None:  # SQL's groups are over all rows, whatever their windows
             rows = rows | f"{head}Out of windows" >> beam.WindowInto(GlobalWindows())
     else:
         by_number = plan.grouping is not None or plan.sorts_input
@@ -229,13 +229,13 @@ def _into_beam(ways: tuple[pvalue.PCollection, ...], plan: Plan, head: str) -> N
 
 
 def dict_of(plan: Plan, row: dict[str, Any]) -> dict[str, Any]:
-    """What comes out of a row, by name, in JSON's form."""
+    """The output values of a row, by name, in JSON's form."""
     outputs = zip(plan.outputs, values_of(plan, row), strict=True)
     return {name: to_json(kind, value) for (name, _, kind), value in outputs}
 
 
 def row_of(plan: Plan, row: dict[str, Any]) -> beam.Row:
-    """What comes out of a row, as a `beam.Row`."""
+    """The output values of a row, as a `beam.Row`."""
     return beam.Row(**dict_of(plan, row))
 
 
@@ -243,13 +243,13 @@ def transform_of(plan: Plan, table: Table) -> beam.PTransform:
     """The Beam source or sink that a table names.
 
     Raises:
-      UsageError: there is none of that name, or it doesn't take the arguments.
+      UsageError: nothing has that name, or it doesn't take the arguments.
     """
     module, _, name = table.transform.rpartition(".")
     try:
         made = getattr(importlib.import_module(module), name)
         made = made(**(table.arguments or {})) if callable(made) else made
-    except Exception as error:  # whatever the code of somebody else raises when it is made
+    except Exception as error:  # whatever somebody else's code raises when it is called
         raise UsageError(
             f"{plan.place}: the table {table.name!r}: {table.transform} can't be made "
             f"({type(error).__name__}: {error}): name a Beam source or sink as package.module.Name"

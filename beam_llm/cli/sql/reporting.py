@@ -1,4 +1,4 @@
-"""How a SQL file's run went, as its summary and its page show it."""
+"""The summary and the page of a SQL file's run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from beam_llm.fronts.sql.plan import Plan, Rows
 
 
 def summary_of_file(ended: Sequence[Ended]) -> dict[str, Any]:
-    """Each statement as `predict` would have run it."""
+    """The summary of each statement, as if `predict` had run it."""
     statements = [
         {"places": [plan.place for plan in one.plans], **as_json(as_predict(one), one.report)}
         for one in ended
@@ -29,8 +29,8 @@ def summary_of_file(ended: Sequence[Ended]) -> dict[str, Any]:
 
 
 def as_predict(one: Ended) -> PredictCommand:
-    """The job as `predict` would have run it, for the same summary."""
-    # Of several models the first stands for all: the summary's own figures don't depend on it.
+    """The command with which `predict` would have run the job, for the same summary."""
+    # The first of several models stands for all: the summary's figures don't depend on it.
     settings = [found for plan in one.plans for found in settings_of(plan)]
     return PredictCommand((), ", ".join(one.outputs), settings[0] if settings else Settings())
 
@@ -42,13 +42,13 @@ def report_of_file(ended: Sequence[Ended]) -> Report:
     for run, tally in _runs(ended):
         try:
             examples |= run.examples(tally)
-        except (LLMError, OSError):  # the input is gone or changed by now; the run is over
+        except (LLMError, OSError):  # the input is gone or has changed since the run
             continue
     return replace(report, examples=examples)
 
 
 def subject_of_file(ended: Sequence[Ended], beam_options: Sequence[str]) -> Subject:
-    """Which tables were asked about, by which models."""
+    """The subject of the page: which models were asked about which tables."""
     runs = [run for run, _ in _runs(ended)]
     sources = ", ".join(dict.fromkeys(_source_of(run.plan) for run in runs))
     names = dict.fromkeys(run.destination.name for run in runs)
@@ -79,7 +79,7 @@ def _source_of(plan: Plan) -> str:
 
 
 def _uses(runs: Sequence[PlanRun]) -> Mapping[str, Settings]:
-    """Settings by model's name; those of a call with options of its own by its place too."""
+    """Settings by model's name; a call's own settings, where they differ, also by its place."""
     uses: dict[str, Settings] = {}
     for run in runs:
         for ask in run.plan.asks:
@@ -91,12 +91,12 @@ def _uses(runs: Sequence[PlanRun]) -> Mapping[str, Settings]:
 
 
 def _other_ways(ended: Sequence[Ended]) -> OtherWays | None:
-    """Sums over all statements; None where one of them can't be reckoned, as with two calls in a
-    row, whose tokens are not known apart.
+    """The alternatives' totals over all statements; None where one of them can't be estimated, as
+    with two calls per row, whose tokens are not known separately.
     """
     ways = []
     for run, tally in _runs(ended):
-        # What was only re-used would have cost something too: no more is claimed than is known.
+        # Re-used answers would have cost something, too, but how much is not known.
         if not run.plan.asks or not tally.input_tokens:
             continue
         settings = settings_of(run.plan)

@@ -1,5 +1,5 @@
-"""A plan's source, row by row: files of a table with their declared types, or rows of the file
-itself.
+"""Reads a plan's source row by row: files of a table, with the declared types, or rows that the SQL
+file contains.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from beam_llm.fronts.sql.types import SqlType, value_of
 from beam_llm.prompting.text import cleaned
 
 INLINE = Source("", "inline")
-"""In place of a file: the rows stand in the plan."""
+"""Takes the place of a file where the rows are in the plan."""
 
-# Fifteen digits come back from 64 bits as they were.
+# A float keeps fifteen digits exactly.
 _MANY_DIGITS = re.compile(rb"[\d.]{17}")
 
 
@@ -35,9 +35,9 @@ class InputRow(NamedTuple):
     """One row of the source that WHERE leaves in.
 
     Attributes:
-      digest: of the columns that the plan uses: what the record is.
+      digest: of the columns that the plan uses; identifies the record.
       fields: columns in flight, after stage 0.
-      line: where it stands in its source.
+      line: where it is in its source.
     """
 
     digest: bytes
@@ -49,7 +49,8 @@ def sources_of(plan: Plan) -> list[Source]:
     """The source's files, in order.
 
     Raises:
-      UsageError: there is none, or a file without a column that is read.
+      UsageError: there is no file.
+      DataError: a file lacks a column that is read.
     """
     if isinstance(plan.source, Rows):
         return [INLINE]
@@ -61,7 +62,7 @@ def sources_of(plan: Plan) -> list[Source]:
         if folders := folders_in(table):
             raise UsageError(f"{head}: {not_read(table, folders)}") from None
         raise UsageError(f"{head}: {error}") from None
-    except LLMError as error:  # a file system of Beam's that can't be looked at
+    except LLMError as error:  # one of Beam's file systems that can't be listed
         raise LLMError(f"{head}: {error}") from None
     sources = [source._replace(as_text=table.format != "parquet") for source in found]
     for source in sources:
@@ -70,17 +71,19 @@ def sources_of(plan: Plan) -> list[Source]:
 
 
 def _pattern(table: Table) -> str:
-    """A folder stands for the files in it, without hidden ones and those that are being written."""
+    """The pattern of a table's files: a folder stands for the files in it, without hidden ones and
+    those that are being written.
+    """
     if is_remote(table.path):
         return table.path + "*" if table.path.endswith("/") else table.path
     if os.path.isdir(table.path):
-        # As Spark and Hive have it; ours are written under a name with a dot before.
+        # As in Spark and Hive; while ours are being written, their names begin with a dot.
         return os.path.join(glob.escape(table.path), "[!._]*")
     return table.path
 
 
 def folders_in(table: Table) -> list[str]:
-    """Folders in a table's folder, whose files are none of the table's; not the hidden ones."""
+    """The folders, except hidden ones, in a table's folder. Their files are not the table's."""
     if not os.path.isdir(table.path):
         return []
     with os.scandir(table.path) as entries:
@@ -88,14 +91,14 @@ def folders_in(table: Table) -> list[str]:
 
 
 def not_read(table: Table, folders: list[str]) -> str:
-    """What is said of such folders."""
+    """The message about such folders."""
     every = os.path.join(table.path, "**", "*")
     return f"folders in {table.path!r} are not read ({folders[0]!r}): write 'path' = {every!r}"
 
 
 def _check_header(plan: Plan, table: Table, source: Source) -> None:
-    """A file that names its columns has to have those that are read; in JSON lines one may be
-    missing, and is NULL.
+    """Checks that a file that names its columns has those that are read. A field that is missing in
+    JSON lines is NULL.
     """
     header = header_of(source)
     for name, _, _ in plan.columns:
@@ -110,7 +113,7 @@ def read_input(plan: Plan, source: Source, evaluator: Evaluator) -> Iterator[Inp
     """Every row of one source that WHERE leaves in, through stage 0.
 
     Raises:
-      DataError: a value that is not of its column's type, or one that an expression fails on; names
+      DataError: a value that is not of its column's type, or one on which an expression fails; with
         file and line.
     """
     for chunk in chunks(_typed_rows(plan, source), CHUNK_ROWS):
@@ -126,7 +129,7 @@ def read_input(plan: Plan, source: Source, evaluator: Evaluator) -> Iterator[Inp
 
 
 def _typed_rows(plan: Plan, source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line and columns in flight of every row."""
+    """The line and the columns in flight of every row."""
     if isinstance(plan.source, Rows):
         names = [name for name, _ in plan.source.columns]
         for number, values in enumerate(plan.source.rows, 1):
@@ -134,7 +137,8 @@ def _typed_rows(plan: Plan, source: Source) -> Iterator[tuple[int, dict[str, Any
             yield number, {column: by_name[name] for name, column, _ in plan.columns}
         return
     decimals = [name for name, _, kind in plan.columns if _holds_decimals(kind)]
-    # A parquet file's bytes come as the text that they spell, where they do; others' as Base64.
+    # Bytes of a parquet file are read as text where they are UTF-8; those of other files are
+    # Base64.
     binary = [name for name, _, kind in plan.columns if kind.kind == "BYTES"]
     binary = binary if source.format == "parquet" else []
     for row in read_rows(source):
@@ -150,7 +154,9 @@ def _holds_decimals(kind: SqlType) -> bool:
 
 
 def _with_exact(row: Row, decimals: Sequence[str]) -> dict[str, Any]:
-    """A record whose DECIMAL columns are as they stand in its JSON line, beyond 64 bits, too."""
+    """The fields of a record, with DECIMAL columns exactly as in its JSON line, even where they
+    exceed 64 bits.
+    """
     if row.raw is None or not _MANY_DIGITS.search(row.raw):
         return row.fields
     exact = json.loads(row.raw, parse_float=_exact)
@@ -165,15 +171,15 @@ def _exact(number: str) -> Decimal | float:
 
 
 def typed_fields(plan: Plan, fields: Any, place: str) -> dict[str, Any]:
-    """The columns in flight of a record, by the types that its table declares."""
+    """The columns in flight of a record, with the types that its table declares."""
     typed = {}
     for name, column, kind in plan.columns:
         value = fields.get(name)
-        # CSV has no NULL, and nothing but a text can be empty.
+        # CSV has no NULL, and only texts can be empty.
         if value == "" and kind.kind not in ("STRING", "BYTES"):
             value = None
         try:
-            # Half a character has no place in a coder, nor in DuckDB.
+            # Neither Beam's coders nor DuckDB take half of a surrogate pair.
             typed[column] = cleaned(value_of(kind, value))
         except ValueError as error:
             raise DataError(f"{place}: column {name!r}: {error}") from None

@@ -1,7 +1,8 @@
-"""Runs a SQL file: statement by statement, each with its answers kept until its output is written.
+"""Runs a SQL file statement by statement, and keeps the answers of each until its output is
+written.
 
-A stopped run goes on with the same command: what is finished is passed over, and of the statement
-it was at only what has no answer yet is asked.
+The same command resumes a stopped run: it skips finished statements, and of the next one it asks
+models only about the rows that have no answer yet.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class SqlCommand:
     """One `beam-llm run FILE.sql` command.
 
     Attributes:
-      force: outputs that exist are written anew.
-      retry_errors: of outputs that exist, only the rows that ended as errors are asked.
+      force: existing outputs are replaced.
+      retry_errors: for existing outputs, models are asked only about rows that ended as errors.
       csv_safe: see `Target`.
     """
 
@@ -60,11 +61,11 @@ class SqlCommand:
 
 
 class Ended(NamedTuple):
-    """How one job ended.
+    """The result of one job.
 
     Attributes:
-      tallies: of each plan.
-      jobs: numbers of the batch jobs whose answers were waited for, by staging location.
+      tallies: one per plan.
+      jobs: numbers of the batch jobs whose answers the run waited for, by staging location.
     """
 
     runs: tuple[PlanRun, ...]
@@ -84,7 +85,12 @@ class Ended(NamedTuple):
 
 
 class _Asked(NamedTuple):
-    """What asking came to."""
+    """Measurements of one pipeline.
+
+    Attributes:
+      lines: how many requests its new batch jobs have.
+      jobs: as in `Ended`.
+    """
 
     measured: Measured
     meter: Meter
@@ -97,10 +103,10 @@ class SqlRunner:
     """Runs the jobs of one file, one after another.
 
     Args:
-      jobs: all of the file's: what they write is looked at before the first of them runs.
+      jobs: all jobs of the file: their outputs are checked before the first of them runs.
 
     Raises:
-      UsageError: an output that can't be written, or there is nothing to do.
+      UsageError: an output can't be written, or there is nothing to do.
     """
 
     command: SqlCommand
@@ -122,8 +128,8 @@ class SqlRunner:
         """Runs one job; None where an earlier run has finished it.
 
         Raises:
-          UsageError, DataError: a table's files can't be read; nothing of this job was asked.
-          RunError, Interrupted: what was answered is kept for the same command.
+          UsageError, DataError: a table's files can't be read; no call of this job was made.
+          RunError, Interrupted: the run stopped; the answers are kept for the same command.
         """
         destinations = [self._destinations[id(plan)] for plan in job.plans]
         for one in destinations:
@@ -141,7 +147,7 @@ class SqlRunner:
                 tally.merge(counted)
                 run.failed = counted.failed
                 self._write(run)
-            # A table of one file waits for its last INSERT: until then its spools stay open.
+            # A table of one file is written after its last INSERT; its spools stay open until then.
             if self._waiting:
                 stack.pop_all()
         report = Report.of_run(
@@ -166,10 +172,10 @@ class SqlRunner:
         if isinstance(plan.source, Table) and (folders := folders_in(plan.source)):
             self._say(f"{plan.place}: {not_read(plan.source, folders)}")
         if destination.is_file:
-            # Another table, or another spelling of its path, may be the file that is read.
+            # The file may be read as well, through another table or another spelling of its path.
             refuse_overwriting(Target(destination.path, replaces=True), sources)
         found = look(plan, sources)
-        # Without a row nothing is asked, and no key is needed.
+        # Without a row no call is made, and no key is needed.
         if here and (found.rows or is_beam(plan.source)):
             for settings in settings_of(plan):
                 check_key(settings)
@@ -205,11 +211,11 @@ class SqlRunner:
             )
 
     def _ask_unanswered(self, runs: Sequence[PlanRun]) -> _Asked:
-        """Asks what has no answer yet."""
+        """Runs the rows that have no answer yet."""
         total = sum(run.looked.rows for run in runs)
         already = sum(run.done.count(1) for run in runs)
         meter = Meter(total, already)
-        # How much a Beam source holds is not known before it is read.
+        # The number of rows of a Beam source is not known before it is read.
         if already == total and not any(is_beam(run.plan.source) for run in runs):
             return _Asked(Measured({}, None), meter)
         uses = [settings for run in runs for settings in settings_of(run.plan)]
@@ -241,7 +247,7 @@ class SqlRunner:
     # ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def _write(self, run: PlanRun) -> None:
-        """Writes what came out. A table of one file is written after the last INSERT into it."""
+        """Writes the output. A table of one file is written after the last INSERT into it."""
         if run.spool is None:
             return
         path = run.destination.path
@@ -264,14 +270,14 @@ class SqlRunner:
         replaces = self.command.force or self.command.retry_errors
         path = runs[0].destination.path
         target = Target(path, sink.format, replaces, self.command.csv_safe)
-        # `c.` begins the source's own columns; a model's words may be in all others.
+        # The source's own columns begin with `c.`; all others may contain a model's words.
         answers = {
             name
             for run in runs
             for name, column, _ in run.plan.outputs
             if column is not None and not column.startswith("c.")
         }
-        # One file is written from all of its answers, so that all stay where any is an error.
+        # A file is written from all of its answers, so all of them are kept if one is an error.
         spools = [run.spool for run in runs if run.spool is not None]
         keeps = any(run.failed for run in runs)
         for spool in spools if keeps else ():

@@ -1,4 +1,4 @@
-"""ORDER BY: rows by their keys, the first ones where there is a limit."""
+"""ORDER BY: sorts rows by their keys, and keeps only the first ones where there is a limit."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from beam_llm.fronts.sql.plan import Key, Plan
 def first_rows(
     order: Sequence[Key], rows: Iterable[tuple[Any, ...]], limit: int | None
 ) -> list[tuple[Any, ...]]:
-    """Rows in their order, each with its keys as the first of its values. Equal ones stay as they
-    come. With a limit no more than so many are held in memory.
+    """The rows, sorted by the keys that are the first value of each. Rows with equal keys keep
+    their order. No more rows than the limit are held in memory.
     """
 
     def rank(row: tuple[Any, ...]) -> list[Any]:
@@ -36,13 +36,13 @@ def _rank(key: Key, value: Any) -> tuple[bool, Any]:
     if key.type.kind == "DECIMAL":
         value = Decimal(value)
     elif key.type.kind in ("FLOAT", "DOUBLE"):
-        # NaN is above all numbers, and equal to no value, not to itself either.
+        # NaN sorts after all numbers, but compares equal to nothing, not even itself.
         value = (True, 0.0) if value != value else (False, value)
     return key.nulls_first, _Descending(value) if key.descending else value
 
 
 class _Descending:
-    """A value that is less where it is more."""
+    """A value whose order is reversed."""
 
     __slots__ = ("_value",)
 
@@ -59,7 +59,7 @@ class _Descending:
 
 
 def look_at_sorted_rows(plan: Plan, sources: Sequence[Source]) -> LookedGroups:
-    """Reads everything once: each row is numbered by its place in the order.
+    """Reads all sources once, and numbers each row by its place in the order.
 
     Raises:
       DataError: as for `look`.

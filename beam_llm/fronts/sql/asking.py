@@ -1,5 +1,5 @@
-"""Calls of models in a query: which models, what each is given, with which settings, and the
-columns that come of it.
+"""Plans the calls of models in a query: which models, with which inputs and settings, and the
+columns of their answers.
 """
 
 from __future__ import annotations
@@ -30,15 +30,17 @@ from beam_llm.fronts.sql.types import NULL, STRING, SqlType
 from beam_llm.prompting.templates import prompt_template
 
 MOST_CALLS = 20
-"""Calls of models in one query, views and all."""
+"""The most calls of models in one query, including those of its views."""
 
 Argument = tuple[str, Value, int]
-"""Name, value, place."""
+"""An argument's name, value and place."""
 
 
 @dataclass
 class Answer:
-    """What one call comes to: its columns by name, the whole answer, and the error."""
+    """The result of one call: its columns by name, the complete answer, the error, and the metadata
+    columns by name.
+    """
 
     columns: list[tuple[str, Value]]
     whole: Value
@@ -48,12 +50,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Prepared:
-    """One call with all that it takes from the rows it is about.
+    """One call with its settings, and with everything that it takes from the rows it is about.
 
     Attributes:
-      model: whose OUTPUT the answer has.
-      chosen: what gives the model's name; None where there is one.
-      inputs: what is asked about, by its names in the prompt.
+      model: the model whose OUTPUT the answer has.
+      branches: the models that may be asked, with their settings.
+      chosen: the value that names the model; None where there is only one model.
+      inputs: the values that the model is asked about, by their names in the prompt.
       record_id: see `Ask`.
     """
 
@@ -66,10 +69,10 @@ class Prepared:
 
 
 class Asking:
-    """Plans the calls of one query; the same call twice is one.
+    """Plans the calls of one query; the same call in two places is made once.
 
     Args:
-      value: what an expression comes to in a scope.
+      value: gives the value of an expression in a scope.
     """
 
     def __init__(self, known: Known, layers: Layers, value: Callable[[Expression, Scope], Value]):
@@ -77,16 +80,16 @@ class Asking:
         self._source = known.source
         self._layers = layers
         self._value = value
-        # Its place among the calls, of which rows it is needed, and what it comes to.
+        # By call: its number, the rows for which it is needed, and its answer.
         self._answers: dict[Any, tuple[int, Value | None, Answer]] = {}
 
     def ask(
         self, call: Call, scope: Scope, arguments: list[Argument], when: Value | None
     ) -> Answer:
-        """What a call over these arguments comes to.
+        """The answer of a call with these arguments.
 
         Args:
-          when: of which rows it is needed; None for all.
+          when: the rows for which the call is needed; None for all.
         """
         return self.answer(self.prepared(call, scope, arguments), when)
 
@@ -109,7 +112,9 @@ class Asking:
         return Prepared(call, first, tuple(branches), chosen, given, record_id)
 
     def of_rows(self, prepared: Prepared) -> Prepared:
-        """A group's call with its arguments in flight, as long as a row is not yet a group."""
+        """A group's call, with its arguments as columns in flight of the rows before they become
+        groups.
+        """
         inputs = (
             (name, self._layers.in_flight(value), value.type) for name, value in prepared.inputs
         )
@@ -117,7 +122,7 @@ class Asking:
         return replace(prepared, inputs=flown)
 
     def answer(self, prepared: Prepared, when: Value | None = None) -> Answer:
-        """What the call comes to; NULL where it is not needed."""
+        """The answer of the call, which is NULL where the call is not needed."""
         # The same call in SELECT and in WHERE is made, and paid for, once.
         function, branches = prepared.call.function, repr(prepared.branches)
         key = (prepared.inputs, branches, prepared.chosen, function)
@@ -127,7 +132,7 @@ class Asking:
             self._answers[key] = place, when, made
             return made
         place, other, answer = self._answers[key]
-        if other != when:  # it stands in another branch, too
+        if other != when:  # the call occurs in another branch, too
             either = self._either(other, when, place)
             self._answers[key] = place, either, answer
             ask = replace(self._layers.asks[place], **self._given(prepared, either, place))
@@ -135,8 +140,8 @@ class Asking:
         return answer
 
     def _given(self, prepared: Prepared, when: Value | None, place: int) -> dict[str, Any]:
-        """Columns in flight of what an `Ask` takes from the rows. Of a row that takes another
-        branch no argument is reckoned: it may fail there (`IF(n > 0, …10 / n…, '')`).
+        """The columns in flight that an `Ask` takes from the rows. No argument is computed for a
+        row that takes another branch: it may fail there (`IF(n > 0, …10 / n…, '')`).
         """
 
         def column(value: Value) -> str:
@@ -152,12 +157,14 @@ class Asking:
         }
 
     def _either(self, first: Value | None, second: Value | None, place: int) -> Value | None:
-        """The rows of two places; all of them where that isn't known before the call."""
+        """The condition of the rows of two places; None, for all rows, where it can't be computed
+        before the call.
+        """
         if first is None or second is None:
             return None
-        # What the call itself answers, which is NULL until it is made, settles nothing: where the
-        # second place depends on that, the first one has asked (`CASE WHEN … THEN … WHEN call = 'x'
-        # THEN 1 WHEN call = 'y' THEN 2 END`).
+        # The call's own answer, which is NULL until the call is made, doesn't matter here: where
+        # the second place depends on it, the first place has made the call (`CASE WHEN … THEN …
+        # WHEN call = 'x' THEN 1 WHEN call = 'y' THEN 2 END`).
         own = {column for _, column, _ in self._layers.asks[place].outputs}
         if self._layers.level(second._replace(uses=second.uses - own)) > place:
             return None
@@ -173,7 +180,7 @@ class Asking:
         )
 
     def _models(self, call: Call, scope: Scope) -> tuple[list[Model], Value | None]:
-        """The models that a call may ask, and what says which."""
+        """The models that a call may ask, and the value that names one of them for each row."""
         if not isinstance(call.model, Expression):
             return [self._known.model_of(call)], None
         tree = call.model.tree
@@ -192,8 +199,8 @@ class Asking:
                 "write 'm', or an expression that gives the name",
             )  # fmt: skip
         literals = _results(call.model.tree)
-        # Where the names can't be told from the expression, any model may be asked, and all have to
-        # fit.
+        # Where the expression doesn't show the names, any model may be asked, and all of them have
+        # to fit.
         names = sorted(self._known.models) if literals is None else literals
         if not names:
             self._source.fail(call.model_start, "there is no model yet", "write CREATE MODEL")
@@ -202,10 +209,9 @@ class Asking:
     def _inputs(
         self, call: Call, model: Model, arguments: list[tuple[str, Value, int]]
     ) -> list[tuple[str, Value, int]]:
-        """What is asked about, by the names that the prompt knows."""
+        """The values that the model is asked about, by their names in the prompt."""
         declared = model.inputs
-        # AI_COMPLETE's prompt, where it is a column, stands behind the inputs and is not one of
-        # them.
+        # AI_COMPLETE's prompt, where it is a column, follows the inputs and is not one of them.
         extra = arguments[len(call.arguments or call.descriptor) :]
         own = arguments[: len(arguments) - len(extra)]
         if declared is not None and call.function == "ML_PREDICT" and len(declared) != len(own):
@@ -229,7 +235,7 @@ class Asking:
                 value = cast(value, kind)
             usual = "input" if len(own) == 1 else f"input{number + 1}"
             free = name or usual
-            # One column may be given twice, and the prompt has to tell them apart.
+            # One column may be given twice, and the prompt has to distinguish them.
             while any(free == other for other, _, _ in named):
                 free += "_"
             # A bare NULL has no type, which a column in flight needs.
@@ -242,7 +248,7 @@ class Asking:
             self._source, model, known.defaults, known.permissions, call, inputs
         )
         known.notices += [notice for notice in notices if notice not in known.notices]
-        # Most calls of a file have the same settings, and to check them takes long.
+        # Most calls of a file have the same settings, and checking them takes long.
         use = (repr(settings), inputs)
         if use not in known.checked:
             self._check(settings, call)
@@ -256,7 +262,7 @@ class Asking:
         from beam_llm.transforms.reduce import LLMReduce
 
         try:
-            # Made for its checks alone: what is wrong is said at the call's place, before anything
+            # Made only for its checks, so that an error names the call's place, before anything
             # runs.
             transform = LLMReduce if settings.task == "reduce" else LLMPredict
             transform(**arguments_of(settings))
@@ -268,7 +274,9 @@ class Asking:
     def _check_prompt(
         self, settings: Settings, model: Model, call: Call, inputs: tuple[str, ...]
     ) -> None:
-        """A field that no row has would make every row an error, when files have been written."""
+        """Refuses a prompt with a field that no row has: every row would be an error, after files
+        have been written.
+        """
         required = prompt_template(str(settings.prompt)).required if settings.prompt else ()
         for name in required:
             if name not in inputs:
@@ -302,7 +310,9 @@ class Asking:
         return Answer(named, whole, error, self._metadata(call, model, error))
 
     def _new_columns(self, columns: Columns, number: int) -> tuple[list[tuple[str, Value]], Value]:
-        """The columns in flight of an answer, and that of all of it: a single one is both."""
+        """The columns in flight of an answer's fields, and that of the complete answer: a single
+        column is both.
+        """
         new = self._layers.new
         named = [(name, new(f"a{number}.{name}", number, kind)) for name, kind in columns]
         if len(named) == 1:
@@ -310,7 +320,7 @@ class Asking:
         return named, new(f"a{number}", number, SqlType("ROW", fields=columns))
 
     def _metadata(self, call: Call, model: Model, error: Value) -> list[tuple[str, Value]]:
-        """OUTPUT's metadata columns: the error; what isn't known here is NULL, with a notice."""
+        """OUTPUT's metadata columns: the error, and NULL, with a notice, for everything else."""
         metadata = []
         for name, kind, key in model.metadata if call.function not in OWN_OUTPUT else ():
             value = error if key == "error-string" else Value("NULL", frozenset(), NULL)
@@ -328,7 +338,7 @@ class Asking:
         inputs: list[str],
         scope: Scope,
     ) -> tuple[str, str] | None:
-        """The column of 'record.id' where it is not among the inputs."""
+        """The name and column of 'record.id', where it is not one of the inputs."""
         name = branches[0].settings.record_id
         if name is None or name in inputs:
             return None
@@ -339,7 +349,7 @@ class Asking:
 def _fields_of(
     named: list[tuple[str, Value]], whole: Value
 ) -> tuple[tuple[str | None, str, SqlType], ...]:
-    """Where each field of an answer goes, and where all of it does."""
+    """The column of each field of an answer, and that of the complete answer: see `Ask.outputs`."""
     fields = named if len(named) > 1 else []
     return (
         *((name, str(value.column), value.type) for name, value in fields),
@@ -354,8 +364,8 @@ def _shape(model: Model) -> tuple[Any, ...]:
 
 
 def _results(tree: Any) -> list[str] | None:
-    """The texts that an expression may give: of IF, CASE and COALESCE those in their branches; None
-    where they can't be told.
+    """The texts that an expression may give, such as those in the branches of IF, CASE and
+    COALESCE; None where they are not known.
     """
     if isinstance(tree, exp.Literal) and tree.is_string:
         return [str(tree.this)]

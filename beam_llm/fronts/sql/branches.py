@@ -1,4 +1,6 @@
-"""Branches of CASE, IF and COALESCE, sides of AND and OR: of which rows a call there is needed."""
+"""Branches of CASE, IF and COALESCE, and sides of AND and OR: for which rows a call there is
+needed.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,13 @@ _FIRST_THAT_IS = ("COALESCE", "IFNULL")
 
 
 def conditions_of(expression: Expression) -> dict[str, Any]:
-    """By placeholder of a call in a branch, the condition under which that branch is taken: as a
-    tree over what stands before it, and over no call that does not.
+    """For each call in a branch, by its placeholder, the condition under which the branch is taken:
+    a tree over what comes before the call, and over no later call.
     """
     found = {}
     for node, name in _calls_in(expression.tree, expression):
         call = expression.calls.get(name)
-        # A group has its answer over all of its rows before anything is reckoned of it.
+        # A group has its answer over all of its rows before anything is computed for it.
         if call is not None and call.function not in AGGREGATE_CALLS:
             condition = _condition(node, expression)
             if condition is not None:
@@ -30,14 +32,16 @@ def conditions_of(expression: Expression) -> dict[str, Any]:
 
 
 def part_of(expression: Expression, tree: Any) -> Expression:
-    """A part of an expression, with the calls in it alone."""
+    """A part of an expression, with only the calls that it contains."""
     names = {name for _, name in _calls_in(tree, expression)}
     calls = {name: call for name, call in expression.calls.items() if name in names}
     return replace(expression, tree=tree.copy(), calls=calls)
 
 
 def _calls_in(tree: Any, expression: Expression) -> list[tuple[Any, str]]:
-    """Calls by their placeholders; a field of an answer stands behind it."""
+    """The calls in a tree: each column that begins with a placeholder, which a field of the answer
+    may follow, and the placeholder.
+    """
     nodes = [(node, node.parts[0].name) for node in tree.find_all(exp.Column)]
     return [(node, name) for node, name in nodes if name in expression.calls]
 
@@ -48,7 +52,8 @@ def _condition(node: Any, expression: Expression) -> Any:
         if isinstance(parent, exp.If) and parent.arg_key == "ifs":
             case: Any = parent.parent
             before = case.args["ifs"][: parent.index]
-            # In a WHEN the call is needed where none before it was true; in its THEN where it is.
+            # A call in a WHEN is needed where no WHEN before it is true, one in its THEN where the
+            # WHEN itself is true as well.
             own = [] if node.arg_key == "this" else [parent]
             condition = _case(case.this, _pairs(before), own, condition)
             parent = case
@@ -66,7 +71,9 @@ def _condition(node: Any, expression: Expression) -> Any:
 
 
 def _of_side(parent: Any, node: Any, condition: Any, expression: Expression) -> Any:
-    """Where the other side settles it the call is not needed; AND and OR have no order."""
+    """The condition of a call in one side of AND or OR: it is not needed where the other side
+    decides the result. The two sides have no order.
+    """
     other = parent.expression if node.arg_key == "this" else parent.this
     if node.arg_key == "this" and _calls_in(other, expression):
         return condition
@@ -88,20 +95,20 @@ def _of_function(function: Any, place: int, condition: Any) -> Any:
 
 
 def _pairs(ifs: Sequence[Any]) -> list[Any]:
-    """What is false where one of these is true."""
+    """WHENs for which the result is FALSE where one of these is true."""
     return [exp.If(this=one.this.copy(), true=exp.false()) for one in ifs]
 
 
 def _case(operand: Any, before: list[Any], own: Sequence[Any], condition: Any) -> Any:
-    """True where none of `before` is and the one of `own` is, and the condition inside as well.
+    """True where none of `before` is true, the one in `own` is, and so is the condition inside.
 
-    As a CASE, so that what stands behind the branch that is taken is not reckoned.
+    It is a CASE, so that nothing after the branch that is taken is computed.
     """
     inside = exp.true() if condition is None else condition
     if not before and not own:
         return condition
     if operand is None and not own and isinstance(inside, exp.Case) and inside.this is None:
-        # One CASE, and not one in another: a long OR would be too deep.
+        # One CASE instead of nested ones: a long OR would be too deep.
         before, inside = [*before, *inside.args["ifs"]], inside.args["default"]
     pairs = [*before, *(exp.If(this=one.this.copy(), true=inside) for one in own)]
     return exp.Case(

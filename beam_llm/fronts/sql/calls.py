@@ -37,7 +37,7 @@ _FORMS = {
 
 @dataclass
 class _Parts:
-    """A call's arguments as they are met."""
+    """A call's arguments so far, while it is parsed."""
 
     function: str
     start: int
@@ -56,10 +56,10 @@ class _Parts:
 
 
 def parse_call(cursor: Cursor, query: QueryParser | None) -> Call:
-    """The call that stands here.
+    """Parses the call at the cursor.
 
     Args:
-      query: parses a query in the table form's TABLE(…); None where that form can't stand.
+      query: parses a query in the table form's TABLE(…); None where that form is not allowed.
 
     Raises:
       SqlError: it has too few, too many or unknown arguments.
@@ -127,7 +127,7 @@ def _positional(cursor: Cursor, parts: _Parts, query: QueryParser | None) -> Non
         _model(cursor, parts)
     elif parts.function == "AI_CLASSIFY" and cursor.now.word == "ARRAY":
         _labels(cursor, parts)
-    # What is asked about stands before the instruction.
+    # The input comes before the instruction.
     elif parts.function == "AI_COMPLETE" and parts.arguments and parts.prompt is None:
         parts.prompt = parse_expression(cursor)
     else:
@@ -135,7 +135,7 @@ def _positional(cursor: Cursor, parts: _Parts, query: QueryParser | None) -> Non
 
 
 def _is_model(cursor: Cursor) -> bool:
-    """Whether `MODEL m` stands here."""
+    """Whether `MODEL m` is at the cursor."""
     return cursor.now.word == "MODEL" and cursor.ahead().kind in ("name", "quoted")
 
 
@@ -148,7 +148,7 @@ def _model(cursor: Cursor, parts: _Parts) -> None:
         cursor.take()
         parts.model_start = cursor.now.start
         parts.model = cursor.need_path("the model's name")
-    # A text alone is a name; before anything else it begins an expression.
+    # A text alone is a name; if anything else follows it, it begins an expression.
     elif cursor.now.kind == "string" and after.value in (",", ")"):
         parts.model = cursor.take().value
     else:
@@ -173,7 +173,7 @@ def _descriptor(cursor: Cursor, parts: _Parts) -> None:
 
 def _table(cursor: Cursor, parts: _Parts, query: QueryParser | None) -> None:
     parts.table_start = cursor.take().start
-    # A call among SELECT's items asks about its own row, and has no place for a table's.
+    # A call among SELECT's items asks about its own row, and not about those of a table.
     if query is None:
         cursor.source.fail(
             parts.table_start,
@@ -216,7 +216,9 @@ def _instruction(cursor: Cursor, parts: _Parts, given: Expression) -> None:
 
 
 def _sort_arguments(cursor: Cursor, parts: _Parts) -> None:
-    """`AI_AGG(text, 'instruction')`, or with the model before them: which is which."""
+    """Tells the positional arguments apart: `AI_AGG(text, 'instruction')`, perhaps with the model
+    before them.
+    """
     wants_instruction = parts.function == "AI_AGG" and parts.instruction is None
     if parts.model is None and len(parts.arguments) == 2 + wants_instruction:
         named = parts.arguments.pop(0)

@@ -1,7 +1,7 @@
-"""Row-wise expressions, computed by DuckDB: many rows at once, or one.
+"""Row-wise expressions, computed by DuckDB, over many rows at once or one.
 
-DuckDB sees the rows that it is given and nothing else: no files, no extensions, no settings to
-change.
+DuckDB sees the rows that it is given and nothing else: it reads no files, loads no extensions, and
+its settings can't be changed.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Compute:
     """Filters and expressions over a row in flight.
 
     Attributes:
-      inputs: the columns they use, with types.
-      filters: DuckDB's text of conditions; a row stays where all are true.
-      outputs: new columns: name, DuckDB's text, type.
+      inputs: the columns that they use, with types.
+      filters: conditions in DuckDB's SQL; a row is kept where all are true.
+      outputs: new columns: name, DuckDB's SQL, type.
     """
 
     inputs: tuple[tuple[str, SqlType], ...] = ()
@@ -51,7 +51,7 @@ class Compute:
 
 
 def connect() -> Any:
-    """A DuckDB that can't reach anything."""
+    """A connection to a DuckDB in memory that has no access to anything outside."""
     import duckdb
 
     connection = duckdb.connect(
@@ -64,19 +64,19 @@ def connect() -> Any:
             "memory_limit": "1GB",
         },
     )
-    # Every worker has to reckon in one time zone. The lock comes last: nothing is set behind it.
+    # Every worker has to compute in one time zone. The lock comes last: nothing can be set after.
     for setting in ("TimeZone = 'UTC'", "lock_configuration = true"):
         connection.execute(f"SET {setting}")
     return connection
 
 
 def quoted(name: str) -> str:
-    """The name as DuckDB reads it, whatever stands in it."""
+    """The name in DuckDB's quotes, whatever characters it has."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def text_literal(text: str) -> str:
-    """The text as DuckDB reads it, whatever stands in it."""
+    """The text as a DuckDB literal, whatever characters it has."""
     return "'" + text.replace("'", "''") + "'"
 
 
@@ -84,23 +84,23 @@ def types_of(connection: Any, sql: str, inputs: Sequence[tuple[str, SqlType]]) -
     """The types of a comma-separated list of expressions over these columns.
 
     Raises:
-      ExpressionError: it has none; DuckDB's reason in one line.
+      ExpressionError: they have none; with DuckDB's reason in one line.
     """
     columns = ", ".join(f"CAST(NULL AS {kind.duckdb}) AS {quoted(name)}" for name, kind in inputs)
     source = f" FROM (SELECT {columns})" if columns else ""
-    # DuckDB only binds this query, so NULLs stand for the columns' values.
+    # DuckDB only binds this query, so NULLs can take the place of the columns' values.
     return [type_of_duckdb(kind) for kind in _types(connection, f"SELECT {sql}{source}")]
 
 
 def _types(connection: Any, query: str) -> list[Any]:
     try:
         return list(connection.sql(query).types)
-    except Exception as error:  # DuckDB's own errors, and Python's of odd texts
+    except Exception as error:  # DuckDB's own errors, and Python's about odd texts
         raise ExpressionError(reason_of(error)) from None
 
 
 def rows_of(connection: Any, query: str) -> tuple[list[SqlType], list[tuple[Any, ...]]]:
-    """A query without input, such as VALUES: its types, and its rows in flight."""
+    """The types and the rows, in flight, of a query without input, such as VALUES."""
     kinds = [type_of_duckdb(kind) for kind in _types(connection, query)]
     try:
         found = connection.execute(query).fetchall()
@@ -113,13 +113,13 @@ def rows_of(connection: Any, query: str) -> tuple[list[SqlType], list[tuple[Any,
 
 
 def reason_of(error: BaseException) -> str:
-    """DuckDB's reason in one line, without its picture of our query."""
+    """DuckDB's reason in one line, without its excerpt of the query."""
     text = str(error).split("\n\nLINE ")[0].split("\nLINE ")[0]
-    if "expression depth limit" in text:  # it goes on to name a setting of its own
+    if "expression depth limit" in text:  # DuckDB would name one of its settings
         return "this is nested too deeply, or has too many parts"
-    if "Division by zero" in text:  # it names settings here as well
+    if "Division by zero" in text:  # DuckDB would name a setting here as well
         return "division by zero (write NULLIF(…, 0) for what is divided by)"
-    if "Overflow in" in text:  # Flink goes on with a number that is wrong
+    if "Overflow in" in text:  # Flink continues with a wrong number
         return f"{text.rstrip('!')} (CAST a side AS BIGINT, or AS DECIMAL(38, 0))"
     text = text.split(" You might need to add explicit type casts.")[0]  # candidates follow
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -128,7 +128,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def from_duckdb(kind: SqlType, value: Any) -> Any:
-    """A value of DuckDB's Python in flight."""
+    """The value in flight for a Python value that DuckDB gives."""
     if value is None:
         return None
     if isinstance(value, (decimal.Decimal, datetime.date, datetime.time)) and kind.kind != "STRING":
@@ -171,7 +171,7 @@ class Evaluator:
         """Each row with the new columns; None for one that a filter leaves out.
 
         Raises:
-          ExpressionError: an expression failed; its `row` says on which.
+          ExpressionError: an expression failed, on the row with the number `row`.
         """
         if self._compute.is_empty or not rows:
             return list(rows)
@@ -180,11 +180,11 @@ class Evaluator:
         try:
             return self._joined(rows, self._many(rows))
         except Exception:
-            # One by one again: a failed query doesn't say at which of its rows.
+            # Once more, one by one: a failed query doesn't say on which of its rows.
             return [self._row_at(number, row) for number, row in enumerate(rows)]
 
     def _query(self, rows: str) -> str:
-        # Put together, and not by `format`: the texts of a file hold braces themselves.
+        # Without `format`: the texts of a file contain braces themselves.
         return f"{self._select} FROM ({rows}){self._where}"
 
     def _row_at(self, number: int, row: dict[str, Any]) -> dict[str, Any] | None:
@@ -239,7 +239,7 @@ class Aggregator(Evaluator):
     _number = "0"
 
     def values(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """What the aggregates come to over these rows.
+        """The values of the aggregates over these rows.
 
         Raises:
           ExpressionError: one of them failed.
@@ -255,7 +255,7 @@ class Aggregator(Evaluator):
 
 
 def arrow_type(kind: SqlType) -> Any:
-    """The Arrow type of a value in flight: dates, times and decimals are text."""
+    """The Arrow type of a value in flight, in which dates, times and decimals are text."""
     import pyarrow as pa
 
     if kind.kind == "ARRAY":

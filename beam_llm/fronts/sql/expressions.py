@@ -1,4 +1,6 @@
-"""Expressions of a SELECT → DuckDB's text over columns in flight, with every name looked up."""
+"""Translates the expressions of a SELECT to DuckDB's SQL over columns in flight, with every name
+resolved.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from beam_llm.fronts.sql.syntax import Expression
 from beam_llm.fronts.sql.types import INTEGERS, SqlType
 
 MOST_TEXT = 200_000
-"""Characters of one expression, views and all."""
+"""The most characters of one translated expression, including those of views."""
 
 # What sqlglot parses grows with its versions, so a form that isn't listed is refused.
 _ALLOWED = words(
@@ -28,7 +30,7 @@ _ALLOWED = words(
 
 
 _SIZED = (exp.DataType.Type.CHAR, exp.DataType.Type.VARCHAR)
-# What is otherwise in DuckDB: its text of a value, its names of days and parts of a second.
+# Where DuckDB differs: in the text of a value, the numbers of weekdays and the parts of a second.
 _AS_TEXT = {
     "BOOLEAN": "upper(CAST({} AS VARCHAR))",
     "BYTES": "decode({})",
@@ -54,11 +56,11 @@ _INSTEAD = {
 
 
 class Value(NamedTuple):
-    """What a column or an expression is.
+    """The value of a column or an expression, as DuckDB's SQL.
 
     Attributes:
-      sql: DuckDB's text over columns in flight.
-      uses: names of those.
+      sql: DuckDB's SQL over columns in flight.
+      uses: the names of those columns.
       type: its type.
     """
 
@@ -68,7 +70,7 @@ class Value(NamedTuple):
 
     @property
     def column(self) -> str | None:
-        """The one column in flight that it is, as it stands; None where it has to be reckoned."""
+        """The column in flight that has exactly this value; None where it has to be computed."""
         name = next(iter(self.uses)) if len(self.uses) == 1 else None
         return name if name is not None and self.sql == quoted(name) else None
 
@@ -77,8 +79,8 @@ class Column(NamedTuple):
     """A column that expressions can name.
 
     Attributes:
-      table: the alias that may stand before its name.
-      hidden: `*` leaves it out, and another column of its name goes before it.
+      table: the alias that may qualify its name.
+      hidden: `*` leaves it out, and another column with its name takes precedence.
     """
 
     table: str | None
@@ -93,7 +95,7 @@ def column_in_flight(name: str, kind: SqlType) -> Value:
 
 
 def both(outer: Value | None, inner: Value) -> Value:
-    """Whether both are true; the inner one is reckoned only where the outer one is."""
+    """The condition that both are true; `inner` is computed only where `outer` is true."""
     if outer is None:
         return inner
     sql = f"CASE WHEN {outer.sql} THEN {inner.sql} ELSE FALSE END"
@@ -101,7 +103,7 @@ def both(outer: Value | None, inner: Value) -> Value:
 
 
 def cast(value: Value, kind: SqlType) -> Value:
-    """The value as one of the type."""
+    """The value cast to the type."""
     if value.type.duckdb == kind.duckdb and value.type.kind != "NULL":
         return value._replace(type=kind)
     sql = _whole(value.sql, value.type.kind) if kind.kind in INTEGERS else value.sql
@@ -109,8 +111,8 @@ def cast(value: Value, kind: SqlType) -> Value:
 
 
 def _whole(sql: str, kind: str) -> str:
-    """The text of a number without what is behind its point: Flink's casts to integers cut it, and
-    DuckDB's round.
+    """The SQL of a number without its fraction: Flink's casts to integers truncate, and DuckDB's
+    round.
     """
     if kind in ("FLOAT", "DOUBLE", "DECIMAL"):
         return f"trunc({sql})"
@@ -122,8 +124,8 @@ class Scope:
     """The columns that a clause can name.
 
     Attributes:
-      keys: of groups: the expressions of GROUP BY as sqlglot's trees, and what each comes to.
-      of_rows: names that only a group's rows have.
+      keys: of groups: the expressions of GROUP BY as sqlglot's trees, each with its value.
+      of_rows: names of columns that only the rows of a group have, and not the group.
     """
 
     columns: list[Column]
@@ -131,16 +133,16 @@ class Scope:
     of_rows: frozenset[str] = frozenset()
 
     def seen(self, table: str | None = None) -> list[Column]:
-        """What `*`, or `t.*`, stands for."""
+        """The columns that `*`, or `t.*`, stands for."""
         return [one for one in self.columns if not one.hidden and table in (None, one.table)]
 
     def tables(self) -> list[str]:
-        """The aliases that may stand before a column's name."""
+        """The aliases that may qualify a column's name."""
         return sorted({one.table for one in self.columns if one.table is not None})
 
     def find(self, parts: Sequence[str]) -> tuple[Column | None, bool, int]:
-        """The column that a dotted name names, whether several would fit, and how many of its parts
-        do so.
+        """The column that a dotted name refers to, whether several would fit, and how many parts of
+        the name it takes.
         """
         if len(parts) > 1:
             named = [one for one in self.columns if (one.table, one.name) == tuple(parts[:2])]
@@ -150,7 +152,7 @@ class Scope:
 
 
 def _only(fits: list[Column]) -> tuple[Column | None, bool]:
-    """The one that `*` doesn't leave out, and whether there are more."""
+    """The first of these that `*` doesn't leave out, and whether there are more."""
     seen = [one for one in fits if not one.hidden] or fits
     return (seen[0] if seen else None), len(seen) > 1
 
@@ -159,7 +161,7 @@ class Translator:
     """Translates the expressions of one SELECT.
 
     Args:
-      connection: a DuckDB, which is asked for types.
+      connection: a DuckDB that derives types.
       types: of all columns in flight.
     """
 
@@ -169,13 +171,13 @@ class Translator:
         self._types = types
 
     def value(self, expression: Expression, scope: Scope, calls: Mapping[str, Value]) -> Value:
-        """What an expression comes to.
+        """The value of an expression.
 
         Args:
-          calls: what the calls in it come to, by placeholder.
+          calls: the values of the calls in it, by placeholder.
 
         Raises:
-          SqlError: a name that is unknown, a form that isn't run, or types that don't fit.
+          SqlError: an unknown name, a form that isn't supported, or types that don't fit.
         """
         translation = _Translation(self._source, expression, scope, calls, self._type)
         try:
@@ -184,7 +186,7 @@ class Translator:
             self._fail(expression, "this is nested too deeply", "make a view of a part of it")
         except SqlError:
             raise
-        except Exception as error:  # of sqlglot's generator on what its parser took
+        except Exception as error:  # from sqlglot's generator, about what its parser accepted
             self._fail(
                 expression, f"this can't be run ({type(error).__name__})", "write it simpler"
             )
@@ -210,7 +212,9 @@ class Translator:
 
 
 class _Translation:
-    """One expression under way: parts that are translated stand in the tree as marked columns."""
+    """The translation of one expression: in its tree, marked columns take the place of the parts
+    that are translated already.
+    """
 
     def __init__(
         self,
@@ -228,16 +232,16 @@ class _Translation:
         self._texts: list[str] = []
         self.uses: set[str] = set()
         text = source.text[expression.start : expression.end]
-        # A mark that the expression doesn't hold, so that none of its own names is taken for one.
+        # A mark that the expression doesn't contain, so that none of its own names is taken for it.
         self._mark = next(mark for mark in _marks() if mark not in text)
 
     def text(self, tree: Any) -> str:
-        """DuckDB's text of the tree."""
+        """DuckDB's SQL for the tree."""
         # A copy: a view's expressions are translated anew at each of its uses.
         return self._part(tree.copy())
 
     def _part(self, tree: Any) -> str:
-        """DuckDB's text of a part of the copy, which is used up."""
+        """DuckDB's SQL for a part of the copy, which the translation consumes."""
         made = tree.transform(self._replaced, copy=False)
         return self._filled(made.sql(dialect="duckdb", comments=False))
 
@@ -245,8 +249,8 @@ class _Translation:
         return re.sub(rf'"{self._mark}(\d+)"', lambda found: self._texts[int(found[1])], sql)
 
     def _marked(self, text: str) -> Any:
-        # A view's text stands in its name's place, and a function's arguments may stand in its own
-        # text twice, so that each of them around may double it.
+        # A view's SQL takes the place of its name, and a function's SQL may contain an argument
+        # twice, so every function around an expression may double its size.
         if len(text) > MOST_TEXT:
             self._fail(exp.Null(), "this is too large, views and all", "write it simpler")
         self._texts.append(text)
@@ -289,10 +293,10 @@ class _Translation:
         if isinstance(node, exp.In) and (node.args.get("query") or node.args.get("unnest")):
             self._fail(node, "a query inside an expression is not run here", "list the values")
         if isinstance(node, exp.DataType) and node.this == exp.DataType.Type.DECIMAL:
-            # Of ten digits where there is no number; DuckDB has (18, 3).
+            # DECIMAL alone has ten digits; DuckDB's has (18, 3).
             return node if node.expressions else exp.DataType.build("DECIMAL(10, 0)")
         if isinstance(node, exp.DataType) and node.this in exp.DataType.TEMPORAL_TYPES:
-            # As a column's: the number of digits changes nothing, and in DuckDB it is another type.
+            # As for a column: the number of digits changes nothing, and is another type in DuckDB.
             return exp.DataType(this=node.this)
         if isinstance(node, exp.DataType) and "UNKNOWN" in str(node.this).upper():
             self._fail(node, "this type is not known here", "write STRING, INT, DOUBLE, …")
@@ -328,7 +332,7 @@ class _Translation:
         self._fail(node, f"there are several columns {name!r}", "rename one of them with AS")
 
     def _member(self, node: Any, value: Value, path: list[str]) -> str:
-        """A column's text, or that of a field inside of it."""
+        """The SQL of a column, or of a field inside it."""
         self.uses |= value.uses
         text, kind = value.sql, value.type
         for name in path:
@@ -340,7 +344,7 @@ class _Translation:
                     nearest(name, fields, "fields"),
                 )
             text, kind = f"struct_extract({text}, {text_literal(name)})", fields[name]
-        # What a view's column stands for may be any expression, which the one around must not cut.
+        # A view's column may stand for any expression, which the one around it must not split.
         return text if value.column is not None and not path else f"({text})"
 
     def _call(self, name: str, node: Any, given: list[Any]) -> str:
@@ -373,7 +377,7 @@ class _Translation:
         if template == "{||}":
             return "(" + " || ".join(f"CAST({one} AS VARCHAR)" for one in arguments) + ")"
         nulls = " OR ".join(f"{one} IS NULL" for one in arguments)
-        # In one substitution: an argument's text may hold braces itself.
+        # In one substitution: an argument's SQL may contain braces itself.
         filled = re.sub(
             r"\{(\*|null|\d)\}",
             lambda found: (
@@ -396,8 +400,8 @@ class _Translation:
         return found
 
     def _kind_of(self, text: str) -> str:
-        """The type's name of a part that is translated; empty where it has none: then the whole
-        expression's error has the place.
+        """The name of a translated part's type; empty where it has none: then the error of the
+        complete expression names the place.
         """
         try:
             return self._type_of(text, self.uses).kind
@@ -410,7 +414,9 @@ class _Translation:
         return f"{verb}({_whole(text, self._kind_of(text))} AS {self._part(node.to)})"
 
     def _text_cast(self, node: Any) -> str:
-        """Flink cuts a text that is longer, and pads a CHAR; DuckDB knows no lengths."""
+        """A cast to a text. Flink truncates a text that is too long, and pads a CHAR; DuckDB has no
+        lengths.
+        """
         text = f"({self._part(node.this)})"
         made = _AS_TEXT.get(self._kind_of(text), "CAST({} AS VARCHAR)").replace("{}", text)
         if node.to.this not in _SIZED or not node.to.expressions:
@@ -424,15 +430,17 @@ class _Translation:
         return f"encode({text})" if self._kind_of(text) == "STRING" else f"CAST({text} AS BLOB)"
 
     def _quotient(self, node: Any) -> str:
-        """Flink gives an infinity where a DOUBLE is divided by 0, as DuckDB's `/` does, and an
-        error for other numbers, of which whole ones stay whole: as `//` does.
+        """A division. For a DOUBLE divided by 0 Flink gives an infinity, as DuckDB's `/` does. For
+        other numbers it gives an error, and the quotient of integers is an integer, as with `//`.
         """
         sides = [f"({self._part(side)})" for side in (node.this, node.expression)]
         is_double = any(self._kind_of(side) in ("FLOAT", "DOUBLE") for side in sides)
         return f"({sides[0]} {'/' if is_double else '//'} {sides[1]})"
 
     def _moved(self, node: Any) -> str:
-        """A date that is moved by days stays a date; DuckDB makes it a TIMESTAMP."""
+        """A value plus or minus an interval. A date that is moved by days stays a date; DuckDB
+        makes it a TIMESTAMP.
+        """
         text = f"({self._part(node.this)})"
         sign = "+" if isinstance(node, exp.Add) else "-"
         moved = f"({text} {sign} {self._part(node.expression)})"
@@ -451,7 +459,7 @@ class _Translation:
         start, end = self._expression.start, self._expression.end
         places = [part.meta for part in node.find_all(exp.Identifier) if "start" in part.meta]
         if places:
-            # sqlglot was given the text behind a SELECT, and counts from that.
+            # sqlglot was given the text after a SELECT, and counts from there.
             offset = self._expression.start - len("SELECT ")
             start = offset + min(place["start"] for place in places)
             end = offset + max(place["end"] for place in places) + 1
@@ -467,7 +475,7 @@ def _marks() -> Iterable[str]:
 
 
 def _parts_of(node: Any) -> list[str]:
-    """The names of `a.b.c`; empty where something else stands before a dot."""
+    """The names of `a.b.c`; empty where something else comes before a dot."""
     if isinstance(node, exp.Column):
         return [str(part.name) for part in node.parts]
     if isinstance(node, exp.Dot):

@@ -1,7 +1,8 @@
-"""The functions that a row-wise expression may use: Flink's names, and what each is in DuckDB.
+"""The functions that a row-wise expression may use: Flink's names, and DuckDB's SQL for each.
 
-A template holds DuckDB's text with `{0}`, `{1}` for the arguments and `{*}` for all of them. What
-isn't here can't be called: no function that reads files, the environment or the clock is.
+A template is DuckDB's SQL with `{0}`, `{1}` for the arguments, `{*}` for all of them, and `{null}`
+for the condition that one of them is NULL. A function that isn't here can't be called, and none
+here reads files, the environment or the clock.
 Source: Flink 2.1 documentation, system functions, read 2026-11.
 """
 
@@ -20,11 +21,11 @@ def words(text: str) -> frozenset[str]:
 
 
 class Word(NamedTuple):
-    """An argument that is no value of a row: a unit of time, or a format.
+    """An argument that is not a value of a row: a unit of time, or a format.
 
     Attributes:
-      read: what it is in DuckDB; None where it is none.
-      instead: what can be written.
+      read: translates it to DuckDB's SQL; gives None where it can't.
+      instead: what to write, for an error's message.
     """
 
     read: Callable[[str], str | None]
@@ -32,12 +33,12 @@ class Word(NamedTuple):
 
 
 class Function(NamedTuple):
-    """What a function is in DuckDB.
+    """How a function is written in DuckDB's SQL.
 
     Attributes:
-      least, most: numbers of its arguments.
+      least, most: how many arguments it takes.
       template: one for all numbers of arguments, or one for each.
-      of: templates that go before, by the type of the first argument.
+      of: templates that take precedence, by the type of the first argument.
       words: arguments that are words, by place.
     """
 
@@ -48,7 +49,7 @@ class Function(NamedTuple):
     words: Mapping[int, Word] = {}
 
     def text(self, count: int) -> str:
-        """The template for so many arguments."""
+        """The template for this number of arguments."""
         return self.template if isinstance(self.template, str) else self.template[count]
 
 
@@ -61,17 +62,17 @@ def _same(
     return Function(least, least if most is None else most, f"{name}({{*}})", of or {})
 
 
-# DuckDB makes a DOUBLE of whole numbers, which rounds those beyond 53 bits.
+# DuckDB makes integers a DOUBLE, which rounds those beyond 53 bits.
 _AS_IT_IS = dict.fromkeys(INTEGERS, "{0}")
 
-# DuckDB knows no `lax` and no `strict`, which differ by errors alone, and these are NULL; and it
-# writes `$."a b"` for `$['a b']`.
+# DuckDB has neither `lax` nor `strict`, which differ only in errors, and those are NULL here; and
+# it writes `$."a b"` for `$['a b']`.
 _PATH = (
     "regexp_replace(regexp_replace({1}, '^ *(lax|strict) +', ''), "
     """'[.]?\\[[''"]([^''"]*)[''"]\\]', '."\\1"', 'g')"""
 )
 
-# Before the first character is where the text begins, for DuckDB where it has none.
+# For Flink the place 0 is the text's first character; for DuckDB there is no character there.
 _FROM = "CASE {1} WHEN 0 THEN 1 ELSE {1} END"
 _PADDED = "CASE WHEN {{1}} >= 0 AND {{2}} <> '' THEN {}({{0}}, CAST({{1}} AS INT), {{2}}) END"
 
@@ -90,9 +91,9 @@ FUNCTIONS: dict[str, Function] = {
     "LTRIM": _same("ltrim", 1, 2),
     "RTRIM": _same("rtrim", 1, 2),
     "BTRIM": _same("trim", 1, 2),
-    "CONCAT": Function(1, _MANY, "{||}"),  # NULL where an argument is: DuckDB's own leaves it out
+    "CONCAT": Function(1, _MANY, "{||}"),  # NULL where an argument is; DuckDB's own leaves it out
     "CONCAT_WS": _same("concat_ws", 2, _MANY),
-    # What begins too far before the end is empty, and has no length below 0.
+    # A start too far before the end gives an empty text; a length below 0 gives NULL.
     "SUBSTR": Function(
         2,
         3,
@@ -111,7 +112,7 @@ FUNCTIONS: dict[str, Function] = {
     "REPLACE": _same("replace", 3),
     "REVERSE": _same("reverse", 1),
     "INSTR": _same("instr", 2),
-    # What is looked for stands first in LOCATE, and second in INSTR.
+    # The text to look for is LOCATE's first argument, and INSTR's second.
     "LOCATE": Function(2, 2, "instr({1}, {0})"),
     "ASCII": _same("ascii", 1),
     "CHR": Function(1, 1, "CASE WHEN {0} < 0 THEN '' ELSE chr(CAST({0} % 256 AS INT)) END"),
@@ -121,7 +122,7 @@ FUNCTIONS: dict[str, Function] = {
     "FROM_BASE64": Function(1, 1, "decode(from_base64({0}))"),
     "REGEXP": _same("regexp_matches", 2),
     "REGEXP_LIKE": _same("regexp_matches", 2),
-    # Flink replaces every match, by the text as it stands: no `$1` and no `\\1` in it is a group.
+    # Flink replaces every match by the literal text: neither `$1` nor `\\1` in it is a group.
     # Source: Flink's SqlFunctionUtils.regexpReplace, read 2026-11.
     "REGEXP_REPLACE": Function(3, 3, r"regexp_replace({0}, {1}, replace({2}, '\', '\\'), 'g')"),
     # Flink gives NULL where nothing matches, DuckDB an empty text.
@@ -143,8 +144,8 @@ FUNCTIONS: dict[str, Function] = {
     ),
     "STARTSWITH": _same("starts_with", 2),
     "ENDSWITH": _same("ends_with", 2),
-    # Flink gives NULL where no single value stands, where nothing but one does, and for what is no
-    # JSON: the inner CASE is not looked at then.
+    # Flink's JSON_VALUE gives NULL for anything but a single value, and its JSON_QUERY for a single
+    # value. Both give NULL for what is not JSON, which the outer CASE keeps from the inner one.
     "JSON_VALUE": Function(
         2,
         2,
@@ -211,7 +212,7 @@ FUNCTIONS: dict[str, Function] = {
     "HOUR": _same("hour", 1),
     "MINUTE": _same("minute", 1),
     "SECOND": _same("second", 1),
-    # Flink gives NULL for what is none.
+    # Flink gives NULL for what is not a date or a time.
     "TO_DATE": Function(
         1,
         2,
@@ -228,7 +229,7 @@ FUNCTIONS: dict[str, Function] = {
         {"STRING": "strftime(TRY_CAST({0} AS TIMESTAMP), {1})"},
         _FORMAT,
     ),
-    # The whole ones between the two, as Flink has it; DuckDB's `date_diff` counts their borders.
+    # Like Flink, `date_sub` counts complete units; DuckDB's `date_diff` counts the borders crossed.
     "TIMESTAMPDIFF": Function(
         3,
         3,
@@ -238,10 +239,10 @@ FUNCTIONS: dict[str, Function] = {
 }
 
 WITH_A_SYNTAX = frozenset({"CAST", "TRY_CAST", "EXTRACT", "POSITION", "SUBSTRING", "TRIM"})
-"""Functions whose arguments have words of their own: sqlglot knows them."""
+"""Functions whose arguments have keywords among them, which sqlglot parses."""
 
 AGGREGATE_FUNCTIONS = {"COUNT": "count", "SUM": "sum", "AVG": "avg", "MIN": "min", "MAX": "max"}
-"""Aggregates that are run, and what each is in DuckDB."""
+"""Supported aggregates, and DuckDB's name for each."""
 
 AGGREGATES = words(
     "COLLECT LISTAGG STRING_AGG ARRAY_AGG STDDEV_POP STDDEV_SAMP "
@@ -256,11 +257,12 @@ CLOCKS = words(
     "CURRENT_DATE CURRENT_TIME CURRENT_TIMESTAMP LOCALTIME LOCALTIMESTAMP NOW UNIX_TIMESTAMP "
     "PROCTIME RAND RAND_INTEGER UUID CURRENT_ROW_TIMESTAMP CURRENT_WATERMARK"
 )
-"""What gives another value each time: the same record would be asked, and paid, again."""
+"""Functions that give another value each time: the same record would be asked about, and paid for,
+again."""
 
 AGGREGATE_CALLS = ("AI_AGG", "AI_SUMMARIZE_AGG")
-"""One answer over all rows of a group. Source: Snowflake documentation, AI_AGG and
-AI_SUMMARIZE_AGG, read 2026-11; the model, which these don't name, stands first as in
+"""Functions that give one answer over all rows of a group. Source: Snowflake documentation, AI_AGG
+and AI_SUMMARIZE_AGG, read 2026-11; the model, which Snowflake's don't name, comes first as in
 AI_COMPLETE."""
 
 CALLS = ("ML_PREDICT", "AI_COMPLETE", "AI_CLASSIFY", "AI_EMBED", *AGGREGATE_CALLS)
@@ -284,5 +286,5 @@ NOT_CALLS = {
     "ML_FORECAST": "write ML_PREDICT with a model of yours",
     "ML_DETECT_ANOMALIES": "write ML_PREDICT with a model of yours",
 }
-"""Functions of the engines around that are not run, and what to write: most call models in ways of
-their own."""
+"""Functions of other engines that are not supported, and what to write instead. Most of them call
+models in ways of their own."""

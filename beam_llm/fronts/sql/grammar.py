@@ -1,4 +1,4 @@
-"""Expressions: where one ends, the calls of models in it, and sqlglot's tree of the rest."""
+"""Parses expressions: finds their ends and the calls of models in them; the rest is sqlglot's."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from beam_llm.fronts.sql.syntax import Aggregate, Call, Expression
 from beam_llm.fronts.sql.tokens import Cursor, Token
 
 _PREFIX = "SELECT "
-logging.getLogger("sqlglot").setLevel(logging.CRITICAL)  # what it says goes into our one line
+logging.getLogger("sqlglot").setLevel(logging.CRITICAL)  # its errors become our one-line messages
 _STOPS = words(
     "FROM WHERE GROUP HAVING ORDER LIMIT WINDOW UNION INTERSECT EXCEPT MINUS QUALIFY OFFSET FETCH"
 )
@@ -46,7 +46,7 @@ _TYPES = words(
 class Flink(Dialect):
     """Flink's expressions: names in backticks, indexes from 1, and each function by its own name.
 
-    sqlglot's functions are left out, for what a name means is said in `functions`.
+    sqlglot's functions are left out: `functions` defines what a name means.
     """
 
     INDEX_OFFSET = 1
@@ -70,13 +70,13 @@ class Flink(Dialect):
 
 
 def parse_expression(cursor: Cursor, ends: Collection[str] = ()) -> Expression:
-    """The expression that stands here, up to a comma, a closing parenthesis or the next clause.
+    """Parses the expression at the cursor, up to a comma, a closing parenthesis or the next clause.
 
     Args:
       ends: further words that end it.
 
     Raises:
-      SqlError: it is none, or calls a function that isn't known or isn't row-wise.
+      SqlError: it is not an expression, or calls a function that isn't known or isn't row-wise.
     """
     first = cursor.now
     calls: dict[str, Call] = {}
@@ -86,7 +86,7 @@ def parse_expression(cursor: Cursor, ends: Collection[str] = ()) -> Expression:
     while (token := cursor.now).kind != "end":
         if depth == 0 and (token.value in (",", ";", *_CLOSE) and token.kind == "op"):
             break
-        # The FROM of IS DISTINCT FROM begins no clause.
+        # The FROM of IS DISTINCT FROM doesn't begin a clause.
         if depth == 0 and token.word in _STOPS and (token.word, before) != ("FROM", "DISTINCT"):
             break
         if depth == 0 and token.word in ends and token is not first:
@@ -115,7 +115,7 @@ def parse_expression(cursor: Cursor, ends: Collection[str] = ()) -> Expression:
 
 
 def _call(cursor: Cursor) -> Call:
-    from beam_llm.fronts.sql.calls import parse_call  # calls have expressions, and these have calls
+    from beam_llm.fronts.sql.calls import parse_call  # calls contain expressions, and vice versa
 
     return parse_call(cursor, None)
 
@@ -138,8 +138,8 @@ def _aggregate(cursor: Cursor) -> Aggregate:
 
 
 def _with_placeholders(text: str, start: int, spans: list[tuple[int, int, str]]) -> str:
-    """The text with a name in each call's place, and every character after it where it was."""
-    # From the last one on, so that the places of those before stay right.
+    """The text with a name in the place of each call, and all other characters at their places."""
+    # From the last call to the first, so that the places of those before stay right.
     for begin, end, name in reversed(spans):
         old = text[begin - start : end - start]
         rest = "".join("\n" if character == "\n" else " " for character in old[len(name) :])
@@ -183,7 +183,7 @@ def _check_function(cursor: Cursor, token: Token) -> None:
 
 
 def _check_json_clause(cursor: Cursor, word: str) -> None:
-    """What may stand behind the path of JSON_VALUE and its like, where DuckDB knows nothing."""
+    """Refuses the clauses that may follow the path in JSON_VALUE and its like: DuckDB has none."""
     if word == "RETURNING" and cursor.tokens[cursor.at - 1].kind == "string":
         cursor.fail("RETURNING is not run here", "write CAST(JSON_VALUE(text, '$.a') AS INT)")
     if word == "ON" and cursor.ahead().word in ("ERROR", "EMPTY"):
@@ -203,12 +203,12 @@ def _tree(cursor: Cursor, text: str, first: Token, end: int) -> Any:
         source.fail(first.start + max(0, min(at, end - first.start - 1)), why, _MEND, end)
     except RecursionError:
         source.fail(first.start, "this is nested too deeply", "make a view of a part of it", end)
-    except Exception as error:  # sqlglot meets no text in vain: whatever it raises is said
+    except Exception as error:  # sqlglot may raise anything about an odd text
         source.fail(first.start, f"this can't be read ({type(error).__name__})", _MEND, end)
     select = statements[0] if len(statements) == 1 else None
     if not isinstance(select, exp.Select) or len(select.expressions) != 1:
         source.fail(first.start, "this is not one expression", _MEND, end)
-    # What stands behind an expression may read as a clause of the SELECT that was put before it.
+    # What follows an expression may be parsed as a clause of the SELECT that was put before it.
     if any(value for key, value in select.args.items() if key not in ("expressions", "kind")):
         source.fail(first.start, "this is not one expression", _MEND, end)
     return select.expressions[0]
@@ -225,6 +225,6 @@ def _place_of(error: SqlglotError) -> tuple[int, str]:
     before = str(details[0].get("start_context") or "")
     why = str(details[0].get("description") or "this can't be read").rstrip(".")
     why = "something is missing" if "<class" in why else why
-    # sqlglot shows 100 characters before the place at most: with so many, the place isn't known.
+    # sqlglot shows at most 100 characters before the place: with that many, the place isn't known.
     at = len(before) - len(_PREFIX) if len(before) < 100 else 0
     return at, f"this is not an expression ({why[:80]})"

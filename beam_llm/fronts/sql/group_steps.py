@@ -1,5 +1,5 @@
-"""Groups in Beam: rows of a source → a row for each group, with its aggregates and with one answer
-of a model for each call over all its rows.
+"""Groups in Beam: the rows of a source → one row per group, with its aggregates and, for each call
+over all its rows, one answer of a model.
 
     rows ─ key ─ GroupByKey ─ AggregateRows ─┬─ groups ────────────────────────┬─ join ─ rows
                                              └─ texts of a call ─ LLMReduce ───┘
@@ -39,12 +39,14 @@ Keyed = Tuple[str, InFlight]
 
 
 def key_of(grouping: Grouping, row: Mapping[str, Any]) -> str:
-    """What a row is grouped by, as text: every runner has a coder for it, and NULL is a group."""
+    """The key that a row is grouped by, as text: every runner has a coder for it, and NULL is a
+    key, too.
+    """
     return json.dumps([row.get(column) for column in grouping.keys], sort_keys=True)
 
 
 def digest_of_group(key: str, total: int) -> bytes:
-    """16 bytes that say what a group is, whatever order its rows come in.
+    """16 bytes that identify a group's content, whatever order its rows come in.
 
     Args:
       total: the sum of its rows' digests.
@@ -54,13 +56,14 @@ def digest_of_group(key: str, total: int) -> bytes:
 
 
 def no_row(place: str) -> tuple[str, dict[str, Any]]:
-    """What brings the one group of all rows where there is none."""
+    """An element that makes the one group of all rows exist where there is no row."""
     return place, {DROPPED: True}
 
 
 def _place_of_group(key: str, places: list[str]) -> str:
-    """Its ordinal and digest, of rows whose places have its ordinal and their own digests. So that
-    the answer over rows that have changed meanwhile is not taken for that over those before.
+    """A group's ordinal and digest, made from its rows' places, which have the group's ordinal and
+    their own digests. With the digest, an answer over rows that have changed meanwhile is not taken
+    for the answer over the rows before.
     """
     parts = [place.partition(" ") for place in places]
     ordinal = parts[0][0]
@@ -74,7 +77,7 @@ class GroupRows(beam.PTransform):
     """Rows of the source → rows of groups, with the answers of all calls over a group's rows.
 
     Raises:
-      UsageError: the source doesn't end.
+      UsageError: the source is unbounded.
     """
 
     def __init__(self, plan: Plan):
@@ -131,10 +134,10 @@ class KeyRow(beam.DoFn):
 
 
 class AggregateRows(beam.DoFn):
-    """All rows of a group → its row, keyed, and under a tag for each call what it is asked about.
+    """All rows of a group → its row, keyed, and under a tag for each call the inputs of that call.
 
-    A group that HAVING leaves out by its aggregates is not asked about. Nor is a text that is NULL,
-    as in any aggregate; where all are, the answer is NULL as well.
+    A group that HAVING leaves out by its aggregates is not asked about. Nor are texts that are
+    NULL, as in any aggregate; where all of them are, the answer is NULL as well.
     """
 
     def __init__(self, plan: Plan, tags: list[str]):
@@ -167,7 +170,7 @@ class AggregateRows(beam.DoFn):
             group |= self._aggregator.values(rows)
             found = group if plan.stages[0].is_empty else self._evaluator.row(group)
         except ExpressionError as error:
-            # Of this group alone; nothing was asked about it.
+            # Only this group fails; no model was asked about it.
             failure = Failure(Kind.INVALID, f"an aggregate failed: {error}", 1)
             errors = {ask.error: str(failure) for ask in plan.group_asks}
             return {**group, **errors, META: [meta_of(failure)]}

@@ -1,4 +1,4 @@
-"""GROUP BY and aggregates: how rows become groups, and what an aggregate comes to."""
+"""GROUP BY and aggregates: how rows become groups, and the values of aggregates."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Grouping:
     """Plans the one SELECT of a query that groups.
 
     Args:
-      connection: a DuckDB, which is asked for types.
-      value: what an expression comes to in a scope.
-      arguments: what a call is given in a scope.
+      connection: a DuckDB that derives types.
+      value: gives the value of an expression in a scope.
+      arguments: gives the arguments of a call in a scope.
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class Grouping:
         self._connection = connection
         self._value = value
         self._arguments = arguments
-        # By where they stand in the file.
+        # By their places in the file.
         self._values: dict[int, Value] = {}
 
     def value(self, aggregate: AnyAggregate) -> Value:
-        """What an aggregate comes to, where it may stand."""
+        """The value of an aggregate; fails at a place where aggregates are not allowed."""
         if aggregate.start not in self._values:
             self._source.fail(
                 aggregate.start,
@@ -59,8 +59,8 @@ class Grouping:
         return self._values[aggregate.start]
 
     def group(self, query: Query, scope: Scope) -> Scope:
-        """From here on a row is a group, where the query has them; returns what its other clauses
-        can name.
+        """Plans the query's groups, if it has any: each row is a group from here on. Returns the
+        scope of the query's other clauses.
         """
         found = _aggregates_of(query)
         if query.group_start is None and not found:
@@ -79,7 +79,7 @@ class Grouping:
         return Scope(columns, keys, frozenset(one.name for one in scope.columns))
 
     def _aggregated(self, found: list[AnyAggregate], keys: list[str], scope: Scope) -> None:
-        """Notes what each aggregate comes to."""
+        """Plans the aggregates, and notes their values."""
         values = [(one, self._text(one, scope)) for one in found if isinstance(one, Aggregate)]
         calls = [one for one in found if isinstance(one, Call)]
         for call in calls:
@@ -108,7 +108,8 @@ class Grouping:
             self._refuse_answers(start)
 
     def _refuse_answers(self, start: int, end: int | None = None) -> NoReturn:
-        # Which groups there are would depend on answers, and no run could go on with its groups.
+        # The groups themselves would depend on answers, and no run could resume with the same
+        # groups.
         self._source.fail(
             start,
             "rows with a model's answers are not grouped in the same query",
@@ -120,7 +121,7 @@ class Grouping:
         tree = key.tree
         if isinstance(tree, exp.Literal):
             why, instead = "by a value or a place", "write the column"
-        # Some engines know it here; a column of that name goes before.
+        # Some engines allow it here; a column with that name takes precedence.
         elif is_name(tree) and tree.name in aliases and scope.find([tree.name])[0] is None:
             why, instead = "by the name that AS gives", "write what it is the name of"
         else:
@@ -136,7 +137,7 @@ class Grouping:
         return column_in_flight(self._layers.in_flight(value), value.type)
 
     def _text(self, aggregate: Aggregate, scope: Scope) -> Value:
-        """DuckDB's text of an aggregate, over columns of rows."""
+        """The value of an aggregate: DuckDB's SQL over columns of the rows."""
         argument = aggregate.argument
         sql, uses = f"{AGGREGATE_FUNCTIONS[aggregate.function]}(*)", frozenset[str]()
         if argument is not None:
@@ -176,21 +177,21 @@ class Grouping:
 
 
 def _over(aggregate: Aggregate, value: Value) -> str:
-    """DuckDB's text of an aggregate over a value."""
+    """DuckDB's SQL for an aggregate over a value."""
     text = f"({'DISTINCT ' * aggregate.distinct}({value.sql}))"
-    # As Flink has it: the mean of whole numbers is one of them.
+    # As in Flink: the mean of integers is an integer.
     if aggregate.function == "AVG" and value.type.kind in INTEGERS:
         return f"CAST(sum{text} // count{text} AS {value.type.duckdb})"
     return f"{AGGREGATE_FUNCTIONS[aggregate.function]}{text}"
 
 
 def _aggregates_of(query: Query) -> list[AnyAggregate]:
-    """The aggregates of SELECT's items, of HAVING and of ORDER BY, also inside of other calls."""
+    """The aggregates in SELECT's items, HAVING and ORDER BY, including those inside other calls."""
     waiting = [item.expression for item in query.items if item.expression is not None]
     waiting += [query.having] if query.having is not None else []
     waiting += [order.expression for order in query.order_by]
     found: list[AnyAggregate] = []
-    for expression in waiting:  # it grows while it is gone through
+    for expression in waiting:  # the list grows during the loop
         found += expression.aggregates.values()
         for call in expression.calls.values():
             if call.function in AGGREGATE_CALLS:
@@ -202,12 +203,12 @@ def _aggregates_of(query: Query) -> list[AnyAggregate]:
 
 
 def is_name(tree: Any) -> bool:
-    """Whether an expression is a column's name alone."""
+    """Whether an expression is just the name of a column."""
     return isinstance(tree, exp.Column) and not tree.table
 
 
 def _columns_of(key: tuple[Any, Value], scope: Scope) -> list[Column]:
-    """The column that a plain column of GROUP BY is of its group."""
+    """The column of a group that a plain column in GROUP BY makes; none for any other key."""
     tree, value = key
     if not isinstance(tree, exp.Column):
         return []
@@ -221,8 +222,8 @@ def _columns_of(key: tuple[Any, Value], scope: Scope) -> list[Column]:
 def with_keys(
     expression: Expression, scope: Scope, calls: dict[str, Value]
 ) -> tuple[Expression, dict[str, Value]]:
-    """The expression with a placeholder for each part that stands in GROUP BY as it is, and what
-    all placeholders come to.
+    """The expression with a placeholder for each part that is also an expression of GROUP BY, and
+    the values of all placeholders.
     """
     if not scope.keys:
         return expression, calls

@@ -1,7 +1,7 @@
-"""Rows in flight: their columns, what a call is asked about, and how it ended.
+"""Rows in flight: their columns, the inputs of a call, and how the call ended.
 
-An element is `(place, row)`: where the record was read, as text, and its columns in flight. Under
-`META` a row keeps how each of its calls ended.
+An element is `(place, row)`: the place where the record was read, as text, and its columns in
+flight. Under `META` a row keeps how each of its calls ended.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ InFlight = Tuple[str, Dict[str, Any]]
 
 
 def is_needed(ask: Ask, row: dict[str, Any]) -> bool:
-    """Whether the row takes the branch that the call stands in."""
+    """Whether the row takes the branch that the call is in."""
     return ask.when is None or row.get(ask.when) is True
 
 
 def has_input(ask: Ask, row: dict[str, Any]) -> bool:
-    """Whether there is anything to ask about: a row whose inputs are all NULL is not asked, nor one
-    whose answer isn't needed.
+    """Whether there is something to ask about. No model is asked about a row whose inputs are all
+    NULL, or whose answer isn't needed.
     """
     return is_needed(ask, row) and any(row.get(column) is not None for _, column, _ in ask.inputs)
 
 
 def inputs_of(ask: Ask, row: dict[str, Any]) -> dict[str, Any]:
-    """What is asked about, as the prompt's fields."""
+    """The inputs of a call, as the prompt's fields."""
     fields = {name: row.get(column) for name, column, _ in ask.inputs}
     if ask.record_id is not None:
         name, column = ask.record_id
@@ -46,10 +46,10 @@ def inputs_of(ask: Ask, row: dict[str, Any]) -> dict[str, Any]:
 
 
 class OfAnswers(beam.DoFn):
-    """What DoFns that take the answers of a call have in common.
+    """Base of the DoFns that receive the answers of a call.
 
     Args:
-      output: what the call's model was asked for.
+      output: the type that the call's model was asked for.
     """
 
     def __init__(self, ask: Ask, output: Any):
@@ -63,7 +63,7 @@ class OfAnswers(beam.DoFn):
 def answered(
     ask: Ask, row: dict[str, Any], prediction: Prediction, output: Output
 ) -> dict[str, Any]:
-    """The row with an answer; one that is not of its column's type is an error."""
+    """The row with an answer. An answer that is not of its column's type becomes an error."""
     failure, value = prediction.error, None
     if failure is None:
         try:
@@ -82,7 +82,7 @@ def answered(
 def ended(
     ask: Ask, row: dict[str, Any], prediction: Prediction | None, failure: Failure | None
 ) -> dict[str, Any]:
-    """The row with how its call ended: kind, message, tokens, cost, model."""
+    """The row with a note of how its call ended: kind, message, tokens, cost, model."""
     known = {column: row.get(column) for _, column, _ in ask.outputs}
     if failure is not None:
         known = dict.fromkeys(known)
@@ -91,8 +91,8 @@ def ended(
 
 
 def meta_of(failure: Failure | None, prediction: Prediction | None = None) -> list[Any]:
-    """How a call ended: by position, since it rides in every row (`cli/sql/pipeline.py` reads
-    it).
+    """How a call ended, by position to keep it small: every row carries it, and
+    `cli/sql/pipeline.py` reads it.
     """
     meta: list[Any] = [None, None] if failure is None else [failure.kind, str(failure)]
     if prediction is None:
@@ -103,5 +103,5 @@ def meta_of(failure: Failure | None, prediction: Prediction | None = None) -> li
 
 
 def kept(row: dict[str, Any], keeps: frozenset[str]) -> dict[str, Any]:
-    """The row with what is needed from here on."""
+    """The row with only the columns that are needed from here on."""
     return {name: value for name, value in row.items() if name in keeps or name in (META, DROPPED)}

@@ -15,7 +15,7 @@ from beam_llm.fronts.sql.tables import Permissions, Table
 
 @dataclass(frozen=True)
 class View:
-    """A query by its name, and its statement's place."""
+    """A query with a name, and the place of its statement."""
 
     name: str
     columns: tuple[str, ...]
@@ -26,10 +26,14 @@ class View:
 
 @dataclass
 class Known:
-    """What a file has created so far.
+    """What a file has created so far, by name.
 
     Attributes:
-      checked: settings of calls that were found to be right, as text, and names of their inputs.
+      permissions: what the command line allows the file to name.
+      defaults: options given by SET.
+      notices: messages for the user that are not errors.
+      checked: settings of calls that have passed all checks, as text, with the names of their
+        inputs.
     """
 
     source: SourceText
@@ -43,8 +47,8 @@ class Known:
 
     @cached_property
     def connection(self) -> Any:
-        """A DuckDB, which is asked for types. One for all statements: to open one takes longer
-        than to plan an INSERT.
+        """A DuckDB that derives types. There is one for all statements: opening one takes longer
+        than planning an INSERT.
         """
         return connect()
 

@@ -1,4 +1,6 @@
-"""What a query reckons before its first call of a model, after it, after the second, and so on."""
+"""What a query computes before its first call of a model, after the first, after the second, and so
+on.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,13 @@ from beam_llm.fronts.sql.types import SqlType
 
 
 class Layers:
-    """Columns in flight, each with the number of calls after which it is there.
+    """Collects the columns in flight of a query, each with the number of calls after which it
+    exists, and makes the plan of them.
 
     Attributes:
       types: of all columns in flight.
       asks: the calls so far.
-      base: the table or rows that all comes from; None before it is known.
+      base: the table or rows that the query reads; None before they are known.
       grouping: how its rows become groups; None where they don't.
     """
 
@@ -36,16 +39,16 @@ class Layers:
 
     @property
     def filters_answers(self) -> bool:
-        """Whether a condition looks at a model's answer."""
+        """Whether a condition depends on a model's answer."""
         return any(self._filters[1:])
 
     @property
     def filters_groups(self) -> bool:
-        """Whether a condition leaves out groups."""
+        """Whether a condition may leave out groups."""
         return self.grouping is not None and bool(self._filters[0])
 
     def begin(self, base: Table | Rows, columns: Sequence[tuple[str, SqlType]]) -> list[Column]:
-        """The source that all comes from, of which there is one."""
+        """Sets the query's only source; returns its columns."""
         assert self.base is None, "a join would have been refused"
         self.base = base
         made = []
@@ -58,21 +61,22 @@ class Layers:
         return made
 
     def filter(self, value: Value) -> None:
-        """A condition: looked at as early as its columns are there."""
+        """Adds a condition, which is checked as soon as its columns exist."""
         level = self.level(value)
         self._filters[level].append(value.sql)
         self._uses[level] |= value.uses
 
     def level(self, value: Value) -> int:
-        """After how many calls the value can be computed."""
+        """The number of calls after which the value can be computed."""
         return max((self._levels[name] for name in value.uses), default=0)
 
     def in_flight(self, value: Value, before: int | None = None) -> str:
-        """The column in flight that holds the value; made where there is none yet.
+        """The column in flight that holds the value; it is added where there is none yet.
 
         Args:
-          before: the call that needs it, from 0. Then it is reckoned of rows alone that no
-            condition before that has left out: of others it may fail. What that call gives is NULL.
+          before: the number of the call that needs it, from 0. Then it is computed only for rows
+            that no condition before that call leaves out, since it may fail for others; and that
+            call's own answer is NULL in it.
         """
         if value.column is not None:
             return value.column
@@ -80,7 +84,7 @@ class Layers:
         for later in range(level + 1, level if before is None else before + 1):
             level = later if self._filters[later] else level
         for name, (sql, kind) in self._computed[level].items():
-            # The same expression is computed once, wherever it stands.
+            # The same expression is computed once, wherever it occurs.
             if sql == value.sql and kind == value.type:
                 return name
         name = f"e{len(self.types)}"
@@ -91,22 +95,24 @@ class Layers:
         return name
 
     def new(self, name: str, level: int, kind: SqlType) -> Value:
-        """A column that a call gives."""
+        """Adds a column that a call gives; returns its value."""
         name = self._free(name)
         self.types[name] = kind
         self._levels[name] = level
         return column_in_flight(name, kind)
 
     def _free(self, name: str) -> str:
-        """The name, or a longer one where DuckDB would take it for another column's: case says
-        nothing there, and in Flink it does.
+        """The name, or a longer one where DuckDB would take it for another column's: DuckDB ignores
+        case, and Flink doesn't.
         """
         while name.casefold() in map(str.casefold, self.types):
             name += "'"
         return name
 
     def open_stage(self) -> int:
-        """What is computed after one more call; returns that call's number, from 1."""
+        """Begins the stage that is computed after one more call; returns that call's number, from
+        1.
+        """
         self._filters.append([])
         self._computed.append({})
         self._uses.append(set())
@@ -115,11 +121,11 @@ class Layers:
     def group(
         self, keys: Sequence[str], aggregates: Sequence[tuple[str, Value]], rows: Iterable[str]
     ) -> None:
-        """From here on a row is a group.
+        """Groups the rows: from here on each row is a group.
 
         Args:
           keys: columns in flight that rows are grouped by.
-          aggregates: the group's new columns, with DuckDB's text over columns of its rows.
+          aggregates: the group's new columns, with DuckDB's SQL over columns of its rows.
           rows: further columns in flight of its rows that are needed.
         """
         assert self.grouping is None, "it would have been refused"
@@ -149,14 +155,14 @@ class Layers:
         text: str,
         order: Sequence[tuple[Value, Order]] = (),
     ) -> Plan:
-        """The plan of all that was gathered.
+        """The plan of everything that was added.
 
         Args:
-          outputs: what comes out, by name.
-          order: what rows are sorted by.
+          outputs: the output columns, by name.
+          order: the values that rows are sorted by.
         """
         assert self.base is not None
-        # Which of the rows that a condition on answers leaves in are within a limit is known later.
+        # Where a condition depends on answers, it is known only later which rows are within LIMIT.
         known = self.grouping is None and not self.filters_answers
         sorts_input = known and not any(self.level(value) for value, _ in order)
         keys = tuple(
@@ -165,7 +171,7 @@ class Layers:
         )
         out = []
         for name, value in outputs:
-            # What is always NULL need not be carried through the calls.
+            # A value that is always NULL need not be carried through the calls.
             is_null = not value.uses and value.sql in ("NULL", "CAST(NULL AS VARCHAR)")
             out.append((name, None if is_null else self.in_flight(value), value.type))
         keeps = self._keeps(

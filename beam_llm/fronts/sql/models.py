@@ -1,4 +1,4 @@
-"""Models of a SQL file, and the settings that a use of one comes to."""
+"""Models of a SQL file, and the settings of each use of one."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from beam_llm.fronts.sql.types import DOUBLE, STRING, SqlType, object_schema
 Columns = tuple[tuple[str, SqlType], ...]
 VECTOR = SqlType("ARRAY", fields=(("0", DOUBLE),))
 OWN_OUTPUT = ("AI_CLASSIFY", "AI_EMBED", "AI_SUMMARIZE_AGG")
-"""Functions whose columns are their own, whatever OUTPUT the model has."""
+"""Functions that have output columns of their own, whatever OUTPUT the model has."""
 
 SUMMARIZE = "Summarize these texts."
-"""What AI_SUMMARIZE_AGG asks, which has no instruction."""
+"""The instruction of AI_SUMMARIZE_AGG, which takes none as an argument."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,12 @@ class Model:
     """A model that a file has created.
 
     Attributes:
-      inputs: its INPUT; None where it has none and takes any.
-      outputs: its OUTPUT without metadata columns; `value STRING` where it has none.
-      metadata: its OUTPUT's metadata columns, with their keys.
-      options: as given, for SHOW CREATE MODEL.
-      spelled: the same by our keys.
+      inputs: the columns of INPUT; None where it has none and takes any.
+      outputs: the columns of OUTPUT without metadata columns; `value STRING` where it has none.
+      metadata: the metadata columns of OUTPUT, with their keys.
+      declared: OUTPUT as written; None where it has none.
+      options: the options as written, for SHOW CREATE MODEL.
+      spelled: the same options under this package's keys.
     """
 
     name: str
@@ -56,7 +57,7 @@ class Model:
 
     def altered(self, source: SourceText, options: tuple[Option, ...]) -> Model:
         """The model with other options."""
-        # Spelled anew, so that a wrong option is refused by ALTER as it is by CREATE.
+        # Read again, so that ALTER refuses a wrong option as CREATE does.
         return replace(self, options=options, spelled=spelled(source, options, "a model"))
 
 
@@ -64,7 +65,7 @@ def model_of(source: SourceText, created: CreateModel) -> Model:
     """The model that a CREATE MODEL makes.
 
     Raises:
-      SqlError: an option that isn't known or can't be.
+      SqlError: an option that is unknown or not allowed.
     """
     for column in created.outputs or ():
         _check_reserved(source, created, column)
@@ -110,7 +111,7 @@ def _check_reserved(source: SourceText, created: CreateModel, column: ColumnDefi
 
 
 def output_of(model: Model, call: Call | None) -> tuple[Columns, Any]:
-    """The columns of an answer, and what the model is asked for."""
+    """The columns of an answer, and the `output` that the model is asked for."""
     if call is not None and call.function == "AI_CLASSIFY":
         labels = {"type": "string", "enum": list(call.labels)}
         schema = object_schema((("category", STRING), ("confidence", DOUBLE)))
@@ -134,18 +135,18 @@ def settings_of(
     call: Call | None = None,
     inputs: tuple[str, ...] = ("input",),
 ) -> tuple[Settings, tuple[str, ...]]:
-    """The settings of a use, checked, and what is to be said about them.
+    """The checked settings of a use of the model, and notices about them.
 
     Args:
-      defaults: what SET has said, by our keys.
+      defaults: the options given by SET, under this package's keys.
       call: the use; None for the model alone.
-      inputs: names of what is asked about.
+      inputs: the names of the call's inputs.
 
     Raises:
-      SqlError: at the place of the option that is wrong.
+      SqlError: a wrong option, at its place.
     """
     config = spelled(source, call.config if call else (), "a call")
-    # What stands nearer to the use goes before: SET, then the model, then the call.
+    # The call's options override the model's, and those override SET's.
     given = {**defaults, **model.spelled.values}
     places = {**model.spelled.places, **config.places}
     together = {**given, **config.values}
@@ -153,7 +154,7 @@ def settings_of(
     prompt = _prompt(together.get("prompt"), inputs, call)
     values: dict[str, Any] = {} if prompt is None else {"prompt": prompt}
     usual: dict[str, Any] = {}
-    # A model by itself is one that embeds where only such a one has its options.
+    # Without a call, a model embeds if it has an option that only embedding models have.
     if call.function == "AI_EMBED" if call else "dimensions" in together:
         values["task"], usual = "embed", {"batch_size": "auto"}
     else:
@@ -166,7 +167,7 @@ def settings_of(
             given, config.values, allow_code=permissions.code, usual=usual, **values
         )
     except UsageError as error:
-        # Settings name an option in Python's spelling, and know no line.
+        # Errors of settings name options in Python's spelling, and no line.
         place = _start_of(str(error), places, call or model)
         raise source.located(place, error) from None
     return settings, (*model.spelled.notices, *config.notices)
@@ -175,7 +176,7 @@ def settings_of(
 def _output(
     source: SourceText, model: Model, call: Call | None, given: Option | None
 ) -> dict[str, Any]:
-    """What is answered, unless the option `output` says it itself."""
+    """The setting `output`, unless the option `output` gives it."""
     if given is None or (call and call.function in OWN_OUTPUT):
         return {"output": output_of(model, call)[1]}
     if len(model.outputs) > 1:
@@ -186,7 +187,7 @@ def _output(
 
 
 def _start_of(message: str, places: Mapping[str, Option], use: Model | Call) -> int:
-    """Where the option stands that an error begins with; else where it is used."""
+    """The place of the option that an error begins with; else that of the use."""
     name = re.match(r"\w+", message)
     for key, option in places.items():
         if name and key.replace(".", "_") == name[0]:
@@ -200,7 +201,9 @@ def _check_references(
     places: Mapping[str, Option],
     permissions: Permissions,
 ) -> None:
-    """Keys are references; what they refer to is put in nowhere."""
+    """Refuses references where they are not resolved: only API keys are references, and only on the
+    worker.
+    """
     for key in ("base.url", "staging.location", "provider", "model"):
         if "${" in given.get(key, ""):
             source.fail(
@@ -208,8 +211,7 @@ def _check_references(
                 f"{key!r} holds a reference, which only 'api.key' can",
                 "write the value itself",
             )
-    # Whoever wrote the file names the server as well: it could have any file of this machine sent
-    # to it.
+    # The file also names the server, so its author could have any file of this machine sent there.
     if given.get("api.key", "").startswith("file:") and not permissions.key_files:
         at = places["api.key"].value_start if "api.key" in places else 0
         raise SqlError(
@@ -218,7 +220,7 @@ def _check_references(
         )
 
 
-# What Jinja reads as a variable: none of its words, nor `element`, which is the record here.
+# Names that Jinja reads as a variable: not its keywords, nor `element`, which is the record here.
 _SAFE_NAME = re.compile(
     r"(?!(?:in|not|and|or|is|if|else|true|false|none|self|element)\Z)[A-Za-z]\w*"
 )
@@ -243,8 +245,8 @@ def _quoted(name: str) -> str:
 
 
 def _prompt(given: str | None, inputs: tuple[str, ...], call: Call | None) -> str | None:
-    """The prompt where none is given: the input itself, of several all as one JSON object; None
-    where there is nothing to add.
+    """The prompt that replaces the given one: without one, the input itself, or several inputs as
+    one JSON object; None where the given one stays.
     """
     own = given if given is not None else _variable(inputs[0]) if len(inputs) == 1 else _all(inputs)
     if call is not None and call.function == "AI_CLASSIFY" and given is None:
@@ -265,8 +267,8 @@ def is_literal_prompt(call: Call) -> bool:
 
 
 def _literal(text: str) -> str:
-    """A text as a template that gives it."""
-    # Nothing in it that Jinja would read, nor a `{` at its end, where the input's own `{{` follows.
+    """A template that renders exactly the text."""
+    # Nothing in it is Jinja's, nor is there a `{` at its end, where the input's own `{{` follows.
     if not re.search(r"\{[{%#]", text) and not text.endswith("{"):
         return text
     return "".join(

@@ -1,6 +1,6 @@
-"""Options as SQL gives them: `WITH ('k' = 'v')`, `MAP['k', 'v']`, and other engines' spellings.
+"""Options in SQL: `WITH ('k' = 'v')`, `MAP['k', 'v']`, and the names of other engines' options.
 
-What another engine's option means here is in one table; what means nothing here is taken with a
+One table translates other engines' options; those that mean nothing here are accepted with a
 notice. Source: Flink 2.1 and Flink CDC documentation, Confluent Cloud SQL reference, read 2026-11.
 """
 
@@ -17,7 +17,7 @@ from beam_llm.fronts.sql.tokens import Cursor
 
 
 def parse_with(cursor: Cursor, after: str) -> list[Option]:
-    """`('k' = 'v', …)`, each key once."""
+    """Parses `('k' = 'v', …)`, with each key once."""
     cursor.need_op("(", f"after {after}")
     options: list[Option] = []
     while not cursor.is_op(")"):
@@ -31,12 +31,12 @@ def parse_with(cursor: Cursor, after: str) -> list[Option]:
 
 
 def is_map(cursor: Cursor) -> bool:
-    """Whether a MAP of options stands here."""
+    """Whether a MAP of options is at the cursor."""
     return cursor.now.word == "MAP" and cursor.ahead().value in ("[", "(")
 
 
 def parse_map(cursor: Cursor) -> list[Option]:
-    """`MAP['k', 'v', …]`, each key once."""
+    """Parses `MAP['k', 'v', …]`, with each key once."""
     cursor.take()
     if cursor.is_op("("):
         cursor.fail("MAP has its pairs in brackets", "write MAP['batch.size', '50']")
@@ -68,14 +68,14 @@ def _option(cursor: Cursor, key: str, start: int, before: list[Option]) -> Optio
 
 
 class Spelled(NamedTuple):
-    """Options by our keys, with their places, and what was left out with the reason."""
+    """Options under this package's keys, with their places, and notices about those left out."""
 
     values: dict[str, str]
     places: dict[str, Option]
     notices: tuple[str, ...]
 
 
-# What a model does is said by the function that calls it.
+# `task` is left out: the function that calls a model determines what the model does.
 _OURS = {name.replace("_", ""): key_of(name) for name in OPTIONS if name != "task"}
 _ALIASES = {
     "modelname": "model",
@@ -109,13 +109,14 @@ _NEVER = {
 
 
 def spelled(source: SourceText, options: Iterable[Option], where: str) -> Spelled:
-    """The options by our keys.
+    """The options under this package's keys.
 
     Args:
-      where: `a model`, `a call`: for messages.
+      where: `a model` or `a call`, for messages.
 
     Raises:
-      SqlError: an unknown key names the nearest; a key that is given in two spellings.
+      SqlError: an unknown key, with the nearest known one; or a key that is given twice, in two
+        spellings.
     """
     values: dict[str, str] = {}
     places: dict[str, Option] = {}
@@ -144,7 +145,7 @@ def spelled(source: SourceText, options: Iterable[Option], where: str) -> Spelle
 def _translated(
     source: SourceText, option: Option, folded: str, notices: list[str]
 ) -> Mapping[str, str]:
-    """One option under our key; of other engines' with a meaning of its own, that."""
+    """One option under this package's key. Some options of other engines need a function."""
     special = _SPECIAL.get(folded)
     if special is not None:
         return special(source, option, notices)
@@ -157,7 +158,7 @@ def _translated(
     value = option.value
     if key == "provider":
         value = _PROVIDERS.get(value.lower(), value)
-    # Other engines' options take any number; our own is refused with its rule.
+    # Other engines' options take any number; ours is refused later, with its rule.
     elif key == "max.retries" and folded != "maxretries" and value.isdecimal() and int(value) > 20:
         notices.append(
             f"{source.place(option.start)}: {option.key!r} is {value}: 20 tries are made at most"
@@ -167,7 +168,7 @@ def _translated(
 
 
 def _endpoint(source: SourceText, option: Option, notices: list[str]) -> Mapping[str, str]:
-    """Flink's `endpoint` is a full address; a base URL is what stands before the route."""
+    """Flink's `endpoint` is a full address; a base URL is the part before the route."""
     return {"base.url": re.sub(r"/(chat/completions|embeddings)/?$", "", option.value)}
 
 
@@ -184,7 +185,7 @@ def _timeout(source: SourceText, option: Option, notices: list[str]) -> Mapping[
 
 
 def _response_format(source: SourceText, option: Option, notices: list[str]) -> Mapping[str, str]:
-    """Flink's `text` and `json_object` ask the server for a form; here a model's OUTPUT does."""
+    """Flink's `text` and `json_object` tell the server the form; here OUTPUT determines it."""
     if option.value in ("text", "json_object", "json_schema"):
         notices.append(
             f"{source.place(option.start)}: {option.key!r}={option.value!r} means nothing here: "

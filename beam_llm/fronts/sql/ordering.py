@@ -1,4 +1,4 @@
-"""ORDER BY and LIMIT: where they can stand, and what rows are sorted by."""
+"""ORDER BY and LIMIT: where they are allowed, and the values that rows are sorted by."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from beam_llm.fronts.sql.syntax import Expression, Order, Query
 
 
 def refuse_around(source: SourceText, query: Query, start: int, *, is_grouped: bool) -> None:
-    """Fails where a query has clauses that count behind the LIMIT of one inside of it.
+    """Fails where a query has clauses that would apply after the ORDER BY or LIMIT of a query
+    inside it.
 
     Args:
-      start: of that LIMIT, or of what that ORDER BY sorts by.
+      start: of that LIMIT, or of the first expression of that ORDER BY.
     """
     clauses = query.where, query.having, query.limit, query.order_by or None
     if is_grouped or any(clause is not None for clause in clauses):
@@ -35,11 +36,11 @@ def sorted_by(
     columns: Sequence[Column],
     value_of: Callable[[Expression], Value],
 ) -> list[tuple[Value, Order]]:
-    """What rows are sorted by: columns that come out by their names or places, or any values.
+    """The values that rows are sorted by: output columns, by their names or places, or any others.
 
     Args:
-      columns: those that come out.
-      value_of: what an expression comes to.
+      columns: the output columns.
+      value_of: gives the value of an expression.
     """
     return [(_key(source, one.expression, columns, value_of), one) for one in query.order_by]
 
@@ -69,12 +70,12 @@ def _at_place(source: SourceText, key: Expression, columns: Sequence[Column]) ->
 
 
 def check_limit(source: SourceText, plan: Plan, layers: Layers, start: int) -> None:
-    """Which rows come within the limit may depend on answers, or on sums over all rows, that aren't
-    there when rows are read.
+    """Fails where the rows within the limit depend on answers, or on aggregates over all rows, that
+    don't exist yet when rows are read.
     """
     why = None
     if plan.order and not plan.sorts_input:
-        # Counted when all is there; but a group that is left out then would be paid for.
+        # Rows are counted at the end; but a group that is left out then would have been paid for.
         if plan.grouping is not None and plan.asks:
             why = "groups that models are asked about are sorted"
     elif layers.filters_groups:

@@ -1,4 +1,4 @@
-"""Where in a SQL file something stands, and the one kind of error that says so."""
+"""Places in a SQL file, and the one kind of error that names them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,15 @@ _TEXT = re.compile(r"'(?:[^']|'')*'")
 
 
 class SqlError(UsageError):
-    """A statement that can't run; the message names file, line, column, the text and the way
-    out.
-    """
+    """A statement that can't run; the message names file, line, column, the text and the fix."""
 
 
 class SourceText:
     """The text of a SQL file, and the places in it.
 
     Attributes:
-      name: of the file, as messages call it.
-      text: all of it.
+      name: of the file, for messages.
+      text: the complete text.
     """
 
     def __init__(self, text: str, name: str):
@@ -40,7 +38,7 @@ class SourceText:
 
     def shown(self, start: int, end: int | None = None) -> str:
         """The text at a place, in one short line."""
-        # Of texts the first alone: what follows an option's name may be a key.
+        # Only the first of several texts: an option's name may be followed by a key.
         if end is None and (found := _TEXT.match(self.text, start)):
             end = found.end()
         stop = self.text.find("\n", start) if end is None else end
@@ -57,19 +55,19 @@ class SourceText:
         raise self.error(start, why, instead, end)
 
     def fail_name(self, start: int, name: str, why: str, instead: str) -> NoReturn:
-        """Raises the error at a name, shown with the quotes that it has there."""
+        """Raises the error at a name, which it shows with the quotes that it has there."""
         quotes = 2 * (self.text[start : start + 1] in "'`\"")
         self.fail(start, why, instead, start + len(name) + quotes)
 
     def located(self, start: int, error: UsageError) -> SqlError:
-        """An error of the settings, at its place and with options spelled as in SQL."""
+        """An error of the settings, with its place, and with options spelled as in SQL."""
         if isinstance(error, SqlError):
             return error
         return SqlError(f"{self.place(start)}: {as_keys(str(error))}")
 
 
 def nearest(word: str, known: Iterable[str], noun: str) -> str:
-    """`did you mean 'reviews'?`, or all there are, or that there is none."""
+    """`did you mean 'reviews'?`, or the list of all known words, or that there are none."""
     names = sorted({str(name) for name in known})
     by_folded = {name.casefold(): name for name in names}
     near = difflib.get_close_matches(word.casefold(), by_folded, n=1, cutoff=0.5)
@@ -79,7 +77,7 @@ def nearest(word: str, known: Iterable[str], noun: str) -> str:
 
 
 _SPELLED = {name: key_of(name) for name in OPTIONS if "_" in name}
-# The longest first: one option's name may begin another's.
+# The longest first: one option's name may be the beginning of another's.
 _NAMES = re.compile(rf"(?<![\w.'-])({'|'.join(sorted(_SPELLED, key=len, reverse=True))})\b(=?)")
 
 

@@ -1,11 +1,10 @@
-"""A query as the pipeline runs it: where rows come from, what is computed and asked, what comes
-out.
+"""A query as the pipeline runs it: the source of its rows, what is computed and asked, the output.
 
     rows ─ Compute 0 ─ Ask 1 ─ Compute 1 ─ Ask 2 ─ … ─ outputs
 
-Every expression is computed as early as its columns are there, and so is every condition: a row
-that WHERE leaves out is not asked about, also behind a view. With GROUP BY, or aggregates alone,
-the rows of all this are groups, and there is a step before it:
+Every expression and every condition is computed as soon as its columns exist: no model is asked
+about a row that WHERE leaves out, even where WHERE is outside a view. With GROUP BY, or aggregates
+alone, the rows of all this are groups, and there is a step before it:
 
     rows of the source ─ Compute ─ Grouping ─ rows
 """
@@ -25,7 +24,7 @@ Named = tuple[tuple[str, SqlType], ...]
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows that stand in the file: VALUES, or a SELECT without FROM."""
+    """Rows that are written in the file: VALUES, or a SELECT without FROM."""
 
     columns: Named
     rows: tuple[tuple[Any, ...], ...]
@@ -44,16 +43,16 @@ class Ask:
     """One call of a model for every row.
 
     Attributes:
-      label: `Ask llm_sentiment`, one of its kind in a pipeline.
-      branches: the models it may be; several where an expression names the model.
-      model_column: the column in flight that names the model; None where there is one.
-      inputs: what is asked about: its name in the prompt, the column in flight, its type.
-      record_id: a further column that identifies the record, and its name.
-      outputs: new columns in flight of the answer: the answer's field (None: the answer itself),
+      label: such as `Ask llm_sentiment`; unique in a pipeline.
+      branches: the models that may be asked; several where an expression names the model.
+      model_column: the column in flight that names the model; None where there is only one.
+      inputs: what the model is asked about: the name in the prompt, the column in flight, its type.
+      record_id: the name and the column of a further input, which identifies the record.
+      outputs: new columns in flight of the answer: the answer's field (None: the complete answer),
         the column, its type.
-      error: the new column that says why there is no answer.
-      when: the column in flight that says of which rows the answer is needed: in a branch of CASE
-        of those that take it; None for all.
+      error: the new column with the reason why there is no answer.
+      when: the column in flight that is true for the rows that need the answer, such as those that
+        take the call's branch of a CASE; None for all rows.
     """
 
     label: str
@@ -67,19 +66,19 @@ class Ask:
 
     @property
     def of_groups(self) -> bool:
-        """Whether it is one call over all rows of a group; its inputs are columns of these rows."""
+        """Whether it is a call over all rows of a group; its inputs are columns of the rows."""
         return self.branches[0].settings.task == "reduce"
 
 
 @dataclass(frozen=True)
 class Grouping:
-    """How rows become groups, of which each is a row from there on.
+    """How rows become groups, each of which is one row from then on.
 
     Attributes:
-      compute: what is reckoned of each row before.
+      compute: what is computed for each row before.
       keeps: columns in flight that are needed after that.
       keys: columns in flight that rows are grouped by; without any, all rows are one group, which
-        is there also where there is no row.
+        exists even where there is no row.
       aggregates: the new columns, such as `count(*)`, over all rows of a group.
     """
 
@@ -90,7 +89,7 @@ class Grouping:
 
 
 class Key(NamedTuple):
-    """What rows are sorted by: a column in flight, and how."""
+    """A column in flight that rows are sorted by, and in which direction."""
 
     column: str
     type: SqlType
@@ -106,16 +105,16 @@ class Plan:
       place: of its statement in the file.
       source: a table, or rows.
       columns: the source's columns that are used: name, column in flight, type.
-      grouping: how rows become groups; None where they don't.
-      stages: what is reckoned before the first call, after it, and so on: one more than `asks`.
+      stages: what is computed before the first call, after it, and so on: one more than `asks`.
       keeps: columns in flight that are needed after each stage.
-      outputs: name, column in flight (None: NULL), type of what comes out.
-      target: the table that takes it; None for a SELECT that is printed.
-      limit: most rows; None for all.
+      outputs: the output columns: name, column in flight (None: NULL), type.
+      target: the table that takes the output; None for a SELECT that is printed.
+      limit: the most rows; None for all.
       text: the statement, shortened.
-      order: what rows are sorted by before LIMIT counts them, the first one first.
-      sorts_input: that is known of rows before any call, so that only those within the limit are
-        asked; else it is done with what comes out.
+      grouping: how rows become groups; None where they don't.
+      order: what rows are sorted by before LIMIT counts them, the most significant first.
+      sorts_input: the rows can be sorted before any call, so that models are asked only about those
+        within the limit; otherwise the output is sorted.
     """
 
     place: str
@@ -134,19 +133,19 @@ class Plan:
 
     @property
     def reading(self) -> Compute:
-        """What is reckoned of each row as it is read."""
+        """What is computed for each row as it is read."""
         return self.stages[0] if self.grouping is None else self.grouping.compute
 
     @property
     def reading_limit(self) -> int | None:
-        """Most rows, or groups, that are read; None where all are, and counted when they come
-        out.
+        """The most rows, or groups, that are read; None where all are read, and LIMIT counts the
+        output.
         """
         return self.limit if self.sorts_input or not self.order else None
 
     @property
     def reading_keeps(self) -> frozenset[str]:
-        """Columns in flight that are needed after that."""
+        """Columns in flight that are needed after `reading`."""
         return self.keeps[0] if self.grouping is None else self.grouping.keeps
 
     @property

@@ -1,4 +1,4 @@
-"""Query → Plan: scopes, calls of models, and what is reckoned where."""
+"""Query → Plan: scopes, calls of models, and what is computed where."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from beam_llm.fronts.sql.tables import Table
 from beam_llm.fronts.sql.types import STRING
 
 RESULT = "result"
-"""What the one call behind LATERAL is called that has no alias."""
+"""The name of the one call after LATERAL that has no alias."""
 
 
 class Planner:
@@ -49,10 +49,10 @@ class Planner:
         self._asking = Asking(known, self._layers, self._value)
         self._limit: int | None = None
         self._limited_at = 0
-        # Tables of WITH that can be named here, each with those that its own query can name.
+        # The tables of WITH in scope, each with those that its own query can name.
         self._common: dict[str, tuple[CommonTable, Any]] = {}
         self._order: list[tuple[Value, Order]] = []
-        # Of which rows the calls of an expression are needed; None for all.
+        # The rows for which the calls of the current expression are needed; None for all.
         self._when: Value | None = None
         self._groups = Grouping(
             known.source,
@@ -65,7 +65,7 @@ class Planner:
         self._translate = Translator(self._source, self._connection, self._layers.types)
 
     def plan(self, query: Query, start: int, end: int, insert: Insertion | None = None) -> Plan:
-        """The plan of a query, whose rows are printed or go into a table."""
+        """The plan of a query whose rows are printed or, with `insert`, go into a table."""
         columns = self.query(query)
         if insert is None:
             outputs = [(column.name, column.value) for column in columns]
@@ -83,7 +83,7 @@ class Planner:
         return plan
 
     def query(self, query: Query) -> list[Column]:
-        """The columns that come out of a query."""
+        """The output columns of a query."""
         if query.union:
             self._source.fail(
                 query.union[0].start,
@@ -156,7 +156,7 @@ class Planner:
         columns = self._renamed(columns, source.columns, alias, source.start)
         scope = Scope(columns)
         aliases = [lateral.alias for lateral in source.laterals]
-        # The proposal writes `result.value` of its one call, to which it gives no alias.
+        # The proposal writes `result.value` for the value of its one call, which has no alias.
         other = RESULT if aliases.count(None) == 1 and RESULT not in (alias, *aliases) else None
         for lateral in source.laterals:
             self._lateral(lateral, scope, lateral.alias or other)
@@ -212,8 +212,8 @@ class Planner:
         return [Column(None, item.alias or self._name_of(item.expression, other), value)]
 
     def _name_of(self, expression: Expression, other: str) -> str:
-        """The name of an item without AS: its column's, or of a call its model's OUTPUT column; of
-        others `other`.
+        """The name of an item without AS: that of its column, or for a call that of its model's
+        OUTPUT column; `other` for anything else.
         """
         tree = expression.tree
         name = str(tree.name) if isinstance(tree, (exp.Column, exp.Dot)) else ""
@@ -226,7 +226,7 @@ class Planner:
     def _value(self, expression: Expression, scope: Scope) -> Value:
         known = {name: self._groups.value(one) for name, one in expression.aggregates.items()}
         conditions = conditions_of(expression)
-        # In the order of the text, for a branch's condition stands before it.
+        # In the order of the text, since a branch's condition comes before it.
         for name, call in expression.calls.items():
             if call.function in AGGREGATE_CALLS:
                 known[name] = self._groups.value(call)
@@ -296,7 +296,7 @@ class Planner:
             scope.columns.append(Column(alias, name, value))
 
     def _call(self, call: Call, scope: Scope) -> Answer:
-        """A call over columns, as an item, in a condition or behind LATERAL."""
+        """The answer of a call over columns: of an item, in a condition or after LATERAL."""
         return self._asking.ask(call, scope, self._arguments(call, scope), self._when)
 
     def _arguments(self, call: Call, scope: Scope) -> list[Argument]:
@@ -311,7 +311,7 @@ class Planner:
 
 
 def _answer_columns(answer: Answer, taken: set[str], alias: str | None) -> list[Column]:
-    """The columns of an answer beside those of its row: a clash of names gets an index."""
+    """The columns of an answer beside those of its row: a name that is taken gets a number."""
     made = []
     for name, value in [*answer.columns, *answer.metadata]:
         free = next(n for n in (name, *(f"{name}{k}" for k in range(99))) if n not in taken)
@@ -326,7 +326,7 @@ def _answer_columns(answer: Answer, taken: set[str], alias: str | None) -> list[
 
 
 def _conjuncts(condition: Expression) -> list[Expression]:
-    """The parts of a AND b AND c: each is looked at as early as it can be."""
+    """The parts of `a AND b AND c`, so that each can be checked as early as possible."""
     parts: list[Any] = []
 
     def walk(tree: Any) -> None:
@@ -341,6 +341,6 @@ def _conjuncts(condition: Expression) -> list[Expression]:
     try:
         walk(condition.tree)
     except RecursionError:
-        # Too deep to be taken apart; whether it can run, its translation says.
+        # Too deep to be taken apart; its translation decides whether it can run.
         return [condition]
     return [part_of(condition, part) for part in parts]

@@ -1,6 +1,6 @@
-"""A SQL file, read from its first statement to its last: what it prints, and what it runs.
+"""Reads a SQL file from its first statement to its last: what it prints, and what it runs.
 
-All of it is checked before any of it runs.
+The complete file is checked before any of it runs.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from beam_llm.redaction import without_access
 
 
 class Printed(NamedTuple):
-    """A table that a SHOW or DESCRIBE prints; a text alone where there is no header."""
+    """A table that a SHOW or DESCRIBE prints; without a header, a plain text."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -52,7 +52,7 @@ class Job(NamedTuple):
 
 @dataclass(frozen=True)
 class Script:
-    """What a file comes to, in its order, and what is to be said before."""
+    """What a file prints and runs, in its order, and the notices to show before."""
 
     steps: tuple[Printed | Job, ...]
     notices: tuple[str, ...]
@@ -66,7 +66,7 @@ def read_script(text: str, name: str, permissions: Permissions) -> Script:
       permissions: what the command line allows it to name.
 
     Raises:
-      SqlError: the first thing that is wrong, with file, line and column.
+      SqlError: the first error, with file, line and column.
     """
     source = SourceText(text, name)
     known = Known(source, permissions)
@@ -80,7 +80,7 @@ def read_script(text: str, name: str, permissions: Permissions) -> Script:
                 steps.append(step)
     except RecursionError:
         source.fail(0, "something in this file is nested too deeply", "write it simpler")
-    # Each once: a view is planned anew wherever it is used.
+    # Each notice once: a view is planned anew wherever it is used.
     return Script(tuple(steps), tuple(dict.fromkeys(known.notices)))
 
 
@@ -99,7 +99,7 @@ def _run(known: Known, statement: Statement, end: int) -> Printed | Job | None:
 
 
 def _planned(known: Known, insert: Insert, end: int) -> Iterator[Plan]:
-    """A plan for each query between which UNION ALL stands."""
+    """One plan for each of the queries that UNION ALL combines."""
     table = known.tables.get(insert.table)
     if table is None:
         why = f"unknown table {insert.table!r}"
@@ -160,7 +160,7 @@ def _create_view(known: Known, statement: CreateView) -> None:
     if statement.if_not_exists and statement.name in known.views:
         return
     _refuse_taken(known, "view", statement.name, statement.start)
-    # Planned for its errors and its number of columns; each use of the view plans it anew.
+    # Planned to find errors and the number of columns; each use of the view plans it anew.
     columns = Planner(known).query(statement.query)
     if statement.columns and len(statement.columns) != len(columns):
         known.source.fail(
@@ -216,8 +216,8 @@ def _alter(known: Known, statement: AlterModel) -> None:
 
 
 def _same_options(known: Known, options: Sequence[Option]) -> set[str]:
-    """Our keys of options, whatever they are spelled like."""
-    # A key of RESET has no value, and some spellings are read together with theirs (`timeout`).
+    """The options' keys in this package, whatever their spelling in the file."""
+    # A key of RESET has no value, and some options are read together with theirs (`timeout`).
     readable = [option._replace(value=option.value or "1") for option in options]
     return set(spelled(known.source, readable, "a model").values)
 
@@ -263,7 +263,7 @@ def _show(known: Known, statement: Show) -> Printed:
     if statement.what in ("MODELS", "TABLES", "VIEWS"):
         names = dict(_of_kind(known, statement.what[:-1]))
         if statement.what == "TABLES":
-            # As Flink has it, where views are tables that are not stored.
+            # As in Flink, where views are tables that are not stored.
             names |= known.views
         noun = statement.what[:-1].lower()
         return Printed((f"{noun} name",), tuple((name,) for name in sorted(names)))
@@ -294,7 +294,7 @@ def _described(known: Known, found: Any) -> Printed:
 
 
 def _created(known: Known, found: Any) -> str:
-    """The statement that makes it again. A key is a reference, and so it stands here."""
+    """The statement that creates it again. It shows API keys, since they are references."""
     if isinstance(found, View):
         text = known.source.text[found.start : found.end]
         return "\n".join(map(printable, f"{text};".splitlines()))
@@ -317,7 +317,7 @@ def _created(known: Known, found: Any) -> str:
         "'{}' = '{}'".format(*(without_access(part).replace("'", "''") for part in option[:2]))
         for option in found.options
     )
-    # What a file says may hold control characters, which a terminal would follow.
+    # A file may contain control characters, which a terminal would obey.
     return "\n".join(map(printable, f"{head}\nWITH (\n  {options}\n);".split("\n")))
 
 

@@ -1,4 +1,4 @@
-"""SELECT: its clauses and the calls of models by a parser of ours, each expression by sqlglot."""
+"""Parses queries: clauses and calls of models here, each expression with sqlglot."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from beam_llm.fronts.sql.syntax import (
 from beam_llm.fronts.sql.tokens import Cursor, Token
 
 MOST_DEPTH = 20
-"""Queries inside queries."""
+"""The most levels of queries inside queries."""
 
 _STREAMED = "rows are handled one by one, as they come"
 _REFUSED: dict[str, tuple[str, str]] = {
@@ -76,23 +76,23 @@ _GROUPS = {
     "ALL": ("GROUP BY ALL is not run here", "write the columns"),
     "(": ("columns of GROUP BY have no parentheses around them here", "write GROUP BY a, b"),
 }
-# Not aliases, though an alias may stand without AS where these do.
+# Not aliases, though an alias without AS may be in the same place.
 _ENDS = {"WHERE", "LIMIT", "END", *_REFUSED, *_JOIN_WORDS}
-# Behind a query whose `;` was forgotten.
+# These follow a query whose `;` was forgotten.
 _ENDS |= {"SELECT", "INSERT", "CREATE", "DROP", "ALTER", "SHOW", "EXECUTE", "SET", "WITH"}
 
 
 def parse_query(cursor: Cursor, depth: int = 0) -> Query:
-    """The SELECT or VALUES that stands here, in parentheses or not.
+    """Parses the SELECT or VALUES at the cursor, in parentheses or not.
 
     Raises:
-      SqlError: it is neither, or has a clause that isn't run here.
+      SqlError: it is neither, or has a clause that isn't supported.
     """
-    # Python's own limit would end it as well, but know no place in the file.
+    # Python's own limit would stop it as well, but without a place in the file.
     if depth > MOST_DEPTH:
         cursor.fail("queries are nested too deeply here", "make views of them")
     if depth and cursor.is_op("("):
-        return _part(cursor, depth)  # in FROM, where clauses of the query around it may follow
+        return _part(cursor, depth)  # in FROM: clauses of the query around it may follow
     common = _with(cursor, depth) if cursor.take_words("WITH") else ()
     first, *others = (replace(one, common=(*common, *one.common)) for one in _united(cursor, depth))
     _refuse_clauses(cursor)
@@ -122,7 +122,7 @@ def _common_table(cursor: Cursor, depth: int) -> CommonTable:
 
 
 def _united(cursor: Cursor, depth: int) -> list[Query]:
-    """Queries between which UNION ALL stands."""
+    """The queries that UNION ALL combines."""
     queries: list[Query] = []
     while True:
         start, is_open = cursor.now.start, not cursor.is_op("(")
@@ -141,7 +141,7 @@ def _united(cursor: Cursor, depth: int) -> list[Query]:
 
 
 def _part(cursor: Cursor, depth: int) -> Query:
-    """A query in parentheses, VALUES, or a SELECT."""
+    """Parses a query in parentheses, VALUES, or a SELECT."""
     if cursor.take_op("("):
         query = parse_query(cursor, depth + 1)
         cursor.need_op(")", "after the query")
@@ -176,7 +176,7 @@ def _select(cursor: Cursor, depth: int) -> Query:
 def _distinct(
     cursor: Cursor, start: int, items: Sequence[Item], keys: Sequence[Expression]
 ) -> tuple[Expression, ...]:
-    """What rows are grouped by that have to differ."""
+    """The expressions that rows of SELECT DISTINCT are grouped by."""
     found = [item.expression for item in items if item.expression is not None]
     if len(found) < len(items):
         cursor.source.fail(start, "SELECT DISTINCT * is not run here", "write the columns")
@@ -195,7 +195,7 @@ def _order(cursor: Cursor) -> Order:
     descending = cursor.take_words("DESC")
     if not descending:
         cursor.take_words("ASC")
-    # NULL counts as less than all else, as in Flink.
+    # NULL is less than any other value, as in Flink.
     nulls_first = not descending
     if cursor.now.word == "NULLS":
         nulls_first = cursor.take_words("NULLS", "FIRST")
@@ -230,7 +230,7 @@ def _item(cursor: Cursor) -> Item:
     tree = expression.tree
     alias = tree.alias if type(tree).__name__ == "Alias" else None
     if alias is not None:
-        # sqlglot has read the AS along: it knows where an alias may stand without one.
+        # sqlglot has parsed the alias as well: it knows where one is allowed without AS.
         expression = replace(expression, tree=tree.this)
     return Item(start, expression.end, expression, alias or None)
 
@@ -312,7 +312,7 @@ def _source(cursor: Cursor, depth: int) -> Source:
 
 
 def _table_call(cursor: Cursor, depth: int) -> Call | None:
-    """`TABLE(ML_PREDICT(…))` or `ML_PREDICT(…)`; None where neither stands here."""
+    """Parses `TABLE(ML_PREDICT(…))` or `ML_PREDICT(…)`; None where neither is at the cursor."""
     wrapped = cursor.now.word == "TABLE" and cursor.ahead().value == "("
     name = cursor.ahead(2) if wrapped else cursor.now
     if name.word not in CALLS:
@@ -357,8 +357,8 @@ def _lateral(cursor: Cursor, start: int, depth: int) -> Lateral:
 
 
 def _lateral_join(cursor: Cursor, start: int, depth: int) -> Lateral:
-    """`CROSS JOIN LATERAL TABLE(…)`, `LEFT JOIN LATERAL TABLE(…) ON TRUE`: each row has one answer,
-    so all of them are the same.
+    """Parses `CROSS JOIN LATERAL TABLE(…)` or `LEFT JOIN LATERAL TABLE(…) ON TRUE`. Each row has
+    one answer, so all kinds of join give the same rows.
     """
     cross = cursor.take_words("CROSS", "JOIN")
     joined = (
@@ -377,7 +377,7 @@ def _lateral_join(cursor: Cursor, start: int, depth: int) -> Lateral:
 
 
 def _alias(cursor: Cursor) -> tuple[str | None, tuple[str, ...]]:
-    """`AS r(a, b)`; the AS and the columns may be left out."""
+    """Parses `AS r(a, b)`; the AS and the columns may be left out."""
     given = cursor.take_words("AS")
     if not given and (cursor.now.kind not in ("name", "quoted") or cursor.now.word in _ENDS):
         return None, ()

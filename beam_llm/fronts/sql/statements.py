@@ -1,4 +1,4 @@
-"""A SQL file's statements: CREATE, DROP, SHOW, DESCRIBE, ALTER, SET, INSERT, SELECT."""
+"""Parses the statements of a SQL file: CREATE, DROP, SHOW, DESCRIBE, ALTER, SET, INSERT, SELECT."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def parse_statements(source: SourceText) -> list[Statement]:
     """All statements of a file, in its order.
 
     Raises:
-      SqlError: the first that isn't one that is run here.
+      SqlError: the first that isn't a supported statement.
     """
     cursor = Cursor(source, tokens_of(source))
     statements = []
@@ -50,7 +50,7 @@ def parse_statements(source: SourceText) -> list[Statement]:
 
 def _statement(cursor: Cursor) -> Statement:
     token = cursor.now
-    # A query may stand in parentheses, as everywhere.
+    # A query may be in parentheses, as everywhere.
     if token.value == "(":
         return Select(token.start, parse_query(cursor))
     if token.word in _NOT_RUN:
@@ -100,7 +100,7 @@ def _create(cursor: Cursor) -> Statement:
 def _create_model(
     cursor: Cursor, start: int, name: str, temporary: bool, if_not_exists: bool
 ) -> CreateModel:
-    # In any order, though Flink has one.
+    # In any order, though Flink prescribes one.
     inputs = outputs = comment = None
     while True:
         if cursor.take_words("INPUT"):
@@ -192,7 +192,7 @@ def _column(cursor: Cursor, metadata: bool) -> ColumnDefinition:
         cursor.fail("METADATA stands in a model's OUTPUT only", "take it out")
     key = None
     if metadata and cursor.take_words("METADATA"):
-        # Without FROM the column is called as its metadata is.
+        # Without FROM the column's name is the metadata key.
         key, start = name.value, name.start
         if cursor.take_words("FROM"):
             start = cursor.now.start
@@ -202,7 +202,7 @@ def _column(cursor: Cursor, metadata: bool) -> ColumnDefinition:
                 start, f"unknown metadata {key!r}", nearest(key, _METADATA, "metadata keys")
             )
         cursor.take_words("VIRTUAL")
-    # Read, and not checked: a model's answer is NULL where it failed.
+    # Parsed but not checked: a model's answer is NULL where it failed.
     while cursor.take_words("NOT", "NULL") or cursor.take_words("NULL"):
         pass
     if cursor.take_words("PRIMARY", "KEY"):
@@ -213,7 +213,9 @@ def _column(cursor: Cursor, metadata: bool) -> ColumnDefinition:
 
 
 def _constraint(cursor: Cursor) -> bool:
-    """`PRIMARY KEY (id) NOT ENFORCED`, which says nothing to files; a WATERMARK is refused."""
+    """Whether `PRIMARY KEY (id) NOT ENFORCED`, which means nothing for files, was at the cursor. A
+    WATERMARK is refused.
+    """
     if cursor.now.word == "WATERMARK" and cursor.ahead().word == "FOR":
         cursor.fail("a WATERMARK is not known here", "take it out: rows are asked one by one")
     if cursor.now.word == "CONSTRAINT":
@@ -234,7 +236,7 @@ def _constraint(cursor: Cursor) -> bool:
 
 def _drop(cursor: Cursor) -> Drop:
     start = cursor.take().start
-    # Whatever a file creates is gone at its end, so that the word says nothing here.
+    # Whatever a file creates is gone at its end, so the word means nothing here.
     cursor.take_words("TEMPORARY")
     kind = cursor.now.word
     if kind not in _KINDS:

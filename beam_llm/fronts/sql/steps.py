@@ -1,4 +1,4 @@
-"""A plan's steps in Beam: rows in flight through calls of models, each by the one transform."""
+"""A plan's steps in Beam: rows in flight go through calls of models, each made by `LLMPredict`."""
 
 from __future__ import annotations
 
@@ -35,11 +35,10 @@ from beam_llm.values import Prediction
 
 
 class RunStages(beam.PTransform):
-    """Rows that stage 0 has been through → rows with all that the outputs need, in one or more
-    PCollections.
+    """Rows after stage 0 → rows with everything that the outputs need, in one or more PCollections.
 
     They are not flattened: where a runner stores what goes into a Flatten, as Beam's FnApiRunner
-    does, no answer would be kept before the last one is there.
+    does, no answer would be kept before the last one has come.
     """
 
     def __init__(self, plan: Plan):
@@ -74,10 +73,10 @@ class RunStages(beam.PTransform):
 class AskModel(beam.PTransform):
     """One call for every row; a PCollection per model.
 
-    A row that a condition left out goes by, as does one that takes another branch, and one without
-    any input, which is NULL with the reason. Where there is one model they go through the transform
-    as records without fields, for which no prompt can be made and no call is; else by a way of
-    their own.
+    No call is made for a row that a condition left out, for one that takes another branch, or for
+    one without any input, whose answer is NULL with the reason. Where there is one model, such rows
+    go through the transform as records without fields, of which no prompt and so no call can be
+    made; otherwise they bypass it.
     """
 
     def __init__(self, ask: Ask):
@@ -111,7 +110,7 @@ class AskModel(beam.PTransform):
 
 
 def _asks_nothing_of_no_fields(settings: Settings) -> bool:
-    """Whether no prompt can be made of a record without fields, so that it is not asked about."""
+    """Whether no prompt can be made of a record without fields, so that no call is made for it."""
     try:
         return isinstance(RecordReader(settings).record(("", {})), Failure)
     except LLMError:  # a model that the record's fields have to choose
@@ -119,10 +118,11 @@ def _asks_nothing_of_no_fields(settings: Settings) -> bool:
 
 
 class PrepareCall(beam.DoFn):
-    """`(place, row)` → what is asked about, with the row and why it isn't asked, if so, as its key.
+    """`(place, row)` → the call's inputs, keyed by the row and the reason why no call is made for
+    it, if there is one.
 
     Args:
-      parts: each model's rows under a tag, and those that aren't asked under none.
+      parts: puts each model's rows under a tag, and those without a call into the main output.
     """
 
     def __init__(self, ask: Ask, *, parts: bool = False):
@@ -132,10 +132,10 @@ class PrepareCall(beam.DoFn):
 
     def process(self, element: tuple[str, dict[str, Any]]) -> Iterator[Any]:
         place, row = element
-        # Nothing failed where nothing is needed: that goes by as an empty reason.
+        # Where the call isn't needed nothing has failed: that is an empty reason.
         is_asked = DROPPED not in row and is_needed(self._ask, row)
         failure = self._failure(row) if is_asked else ()
-        # The row rides along as the record's key; as text, since every runner has a coder for it.
+        # The record's key carries the row; as text, since every runner has a coder for it.
         key = json.dumps([place, row, failure])
         if failure is not None:
             yield key, {}
@@ -156,14 +156,14 @@ class PrepareCall(beam.DoFn):
         return None
 
     def _why_null(self, row: dict[str, Any]) -> str:
-        """An input is NULL by itself, or for the call that it comes from has failed."""
+        """The reason why there is no input: it is NULL itself, or an earlier call has failed."""
         names = ", ".join(name for name, _, _ in self._ask.inputs)
         earlier = [meta[1] for meta in row.get(META, ()) if meta[1]]
         return f"{names} is NULL" + (f" ({earlier[0]})" if earlier else "")
 
 
 class TakeAnswer(OfAnswers):
-    """A Prediction, or what wasn't asked, → its row with the answer in its columns."""
+    """A Prediction, or a row without a call → the row with the answer in its columns."""
 
     def process(self, element: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         key = element.element[0] if isinstance(element, Prediction) else element[0]
@@ -178,7 +178,7 @@ class TakeAnswer(OfAnswers):
 
 
 class EvaluateStage(beam.DoFn):
-    """What is reckoned after a call, row by row. What fails there is the row's own error: its
+    """Computes what comes after a call, row by row. A failure is the row's own error, since its
     answer is paid for.
     """
 
@@ -195,7 +195,7 @@ class EvaluateStage(beam.DoFn):
         yield place, kept(row, self._keeps)
 
     def _evaluated(self, row: dict[str, Any]) -> dict[str, Any]:
-        # Not in `setup`: most stages reckon nothing, and need no DuckDB.
+        # Not in `setup`: most stages compute nothing, and need no DuckDB.
         if self._evaluator is None:
             self._evaluator = Evaluator(self._compute)
         try:

@@ -1,4 +1,4 @@
-"""INSERT INTO: what each column of a table is given."""
+"""INSERT INTO: the value that each column of a table is given."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Insertion(NamedTuple):
 def stored(
     source: SourceText, insert: Insertion, columns: list[Column], asks: list[Ask]
 ) -> list[tuple[str, Value]]:
-    """What each column of a table is given.
+    """The value that each column of a table is given.
 
-    By place where there are as many, else by name. `error`, or `<column>_error`, that is given
-    nothing says why there is no answer.
+    Columns are matched by place where there are as many, else by name. A column `error`, or
+    `<column>_error`, that is given no value gets the reason why there is no answer.
     """
     given = _given(source, insert, columns)
     stored = []
@@ -75,8 +75,8 @@ def _given(source: SourceText, insert: Insertion, columns: list[Column]) -> dict
 
 
 def _error_for(name: str, given: Mapping[str, Value], asks: list[Ask]) -> Value | None:
-    """The errors of all calls, for `error`; of those that a column comes from, for
-    `<column>_error`.
+    """The errors of all calls, for `error`; those of the calls that a column depends on, for
+    `<column>_error`; None for other names.
     """
     if name != ERROR:
         column = name.removesuffix(f"_{ERROR}")
@@ -89,7 +89,7 @@ def _error_for(name: str, given: Mapping[str, Value], asks: list[Ask]) -> Value 
     names = frozenset(ask.error for ask in asks)
     if len(asks) == 1:
         return column_in_flight(asks[0].error, STRING)
-    # The first that there is: calls after it had nothing to ask about.
+    # The first error that there is: calls after it had nothing to ask about.
     return Value(f"coalesce({errors})", names, STRING)
 
 

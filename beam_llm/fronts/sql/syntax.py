@@ -1,4 +1,4 @@
-"""What a SQL file says, as data: statements, queries and calls of models, each with its place."""
+"""The syntax tree of a SQL file: statements, queries and calls of models, each with its place."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from beam_llm.fronts.sql.types import SqlType
 
 
 class Option(NamedTuple):
-    """`'batch.size' = '20'`, and where it stands."""
+    """`'batch.size' = '20'`, and where it is in the file."""
 
     key: str
     value: str
@@ -32,10 +32,10 @@ class Expression:
     """A row-wise expression, or one over a group's aggregates.
 
     Attributes:
-      tree: sqlglot's; a call or an aggregate in it is a column named by its placeholder.
+      tree: sqlglot's tree, in which a call or an aggregate is a column named by its placeholder.
       start, end: its place in the file.
-      calls: the calls in it by placeholder.
-      aggregates: `COUNT(*)` and its like by placeholder.
+      calls: the calls in it, by placeholder.
+      aggregates: `COUNT(*)` and the like, by placeholder.
     """
 
     tree: Any
@@ -46,18 +46,18 @@ class Expression:
 
     @property
     def placed(self) -> tuple[Aggregate | Call, ...]:
-        """All that stands in it by a placeholder."""
+        """Everything that is a placeholder in the tree."""
         return (*self.calls.values(), *self.aggregates.values())
 
 
 def literal_text(tree: Any) -> str | None:
-    """The text that an expression is; None where it is anything else."""
+    """The text of an expression that is a string literal; None for any other."""
     return str(tree.this) if type(tree).__name__ == "Literal" and tree.is_string else None
 
 
 @dataclass(frozen=True)
 class Aggregate:
-    """`SUM(n)`, `COUNT(DISTINCT id)`, `COUNT(*)`, which has no argument."""
+    """`SUM(n)`, `COUNT(DISTINCT id)`, or `COUNT(*)`, which has no argument."""
 
     function: str
     start: int
@@ -73,12 +73,12 @@ class Call:
     Attributes:
       function: one of `functions.CALLS`.
       model: its name, or an expression that gives the name for each row; None where an aggregate
-        names none, and the file's only model is meant.
-      arguments: what is asked about; of the table form none, whose columns are `descriptor`.
+        names none and uses the file's only model.
+      arguments: what is asked about; empty for the table form, whose columns are in `descriptor`.
       table, query: the table form's input: a table's name, or a query.
-      config: overrides of this use.
+      config: options of this call, which override the model's.
       prompt: AI_COMPLETE's third argument.
-      labels: AI_CLASSIFY's.
+      labels: AI_CLASSIFY's labels.
       instruction: AI_AGG's last argument.
     """
 
@@ -133,7 +133,7 @@ class Source:
 
 
 class Order(NamedTuple):
-    """`score DESC NULLS LAST`, one of ORDER BY's."""
+    """`score DESC NULLS LAST`: one of the keys of ORDER BY."""
 
     expression: Expression
     descending: bool
@@ -141,7 +141,7 @@ class Order(NamedTuple):
 
 
 class CommonTable(NamedTuple):
-    """`name (a, b) AS (SELECT …)`, one of WITH's."""
+    """`name (a, b) AS (SELECT …)`: one of the tables of WITH."""
 
     name: str
     columns: tuple[str, ...]
@@ -153,8 +153,8 @@ class Query:
     """A SELECT, or rows given by VALUES.
 
     Attributes:
-      group_start: of GROUP BY or DISTINCT; None where there is none.
-      common: tables of WITH before it.
+      group_start: where GROUP BY or DISTINCT begins; None where there is neither.
+      common: the tables of the WITH before it.
       union: the further queries of UNION ALL.
     """
 
@@ -216,7 +216,7 @@ class CreateView(Statement):
 
 @dataclass(frozen=True)
 class Drop(Statement):
-    """`what` is `MODEL`, `TABLE` or `VIEW`."""
+    """`DROP what name`, where `what` is `MODEL`, `TABLE` or `VIEW`."""
 
     what: str
     name: str
@@ -226,7 +226,9 @@ class Drop(Statement):
 
 @dataclass(frozen=True)
 class Show(Statement):
-    """`what` is `MODELS`, `TABLES`, `VIEWS`, or `CREATE` and `DESCRIBE` of `name`."""
+    """SHOW or DESCRIBE: `what` is `MODELS`, `TABLES` or `VIEWS`, or `CREATE` or `DESCRIBE` for
+    `name`.
+    """
 
     what: str
     kind: str = ""
@@ -236,7 +238,7 @@ class Show(Statement):
 
 @dataclass(frozen=True)
 class AlterModel(Statement):
-    """`ALTER MODEL name` with SET, RESET or RENAME TO: one of the three is given."""
+    """`ALTER MODEL name` with one of SET, RESET and RENAME TO."""
 
     name: str
     name_start: int
@@ -248,7 +250,7 @@ class AlterModel(Statement):
 
 @dataclass(frozen=True)
 class SetOption(Statement):
-    """`SET 'k' = 'v'`, or RESET where there is no `option`: of all, or of the key in `reset`."""
+    """`SET 'k' = 'v'`; where there is no `option`, RESET of the key in `reset`, or of all keys."""
 
     option: Option | None
     reset: Option | None = None

@@ -1,4 +1,4 @@
-"""Tables of a SQL file: their columns and where their rows are."""
+"""Tables of a SQL file: their columns, and where their rows are."""
 
 from __future__ import annotations
 
@@ -47,8 +47,9 @@ class Permissions(NamedTuple):
     """What the command line allows a file to name.
 
     Attributes:
-      code: parsers, and Beam's sources and sinks, by their dotted names: to name code is to run it.
-      key_files: keys as `file:PATH`.
+      code: parsers, and Beam's sources and sinks, by their dotted names: naming code means running
+        it.
+      key_files: API keys as `file:PATH`.
     """
 
     code: bool = False
@@ -63,9 +64,10 @@ class Table:
       columns: names with their types.
       connector: `filesystem`, `print` or `beam`.
       path, format: of files; the format is one that the command line reads.
-      transform: a Beam source or sink by its dotted name, `arguments` for it.
-      elements: `dict` or `row`: what a Beam sink is given.
-      start: of its CREATE TABLE.
+      transform: the dotted name of a Beam source or sink, which is given `arguments`.
+      elements: `dict` or `row`: the elements that a Beam sink is given.
+      identifier: comes before each line of a print table.
+      start: place of its CREATE TABLE.
     """
 
     name: str
@@ -83,7 +85,7 @@ class Table:
     @property
     def is_folder(self) -> bool:
         """Whether the table is a folder of part files, and not one file."""
-        # A table of Flink's is always a folder; here a name with an ending is one file.
+        # In Flink a table is always a folder; here a name with an ending is one file.
         return self.path.endswith("/") or not re.search(r"\.\w+$", self.path.rpartition("/")[2])
 
 
@@ -93,7 +95,7 @@ def table_of(
     """The table that a CREATE TABLE makes.
 
     Raises:
-      SqlError: an unknown connector, option or format; names the nearest.
+      SqlError: an unknown connector, option or format, with the nearest known one.
     """
     given = {option.key.strip().lower(): option for option in created.options}
     connector = given.get("connector")
@@ -125,13 +127,13 @@ def _check_options(
                 "convert the file, or write it as JSON lines",
             )
         if key not in _OPTIONS[connector.value]:
-            # Options of Flink's that change nothing about a file's rows are taken, with a notice.
+            # Flink's options that don't affect a file's rows are accepted with a notice.
             if connector.value != "filesystem" or not _TAKEN.fullmatch(key):
                 known = _OPTIONS[connector.value]
                 why = f"unknown option {option.key!r} of a {connector.value} table"
                 source.fail(option.start, why, nearest(key, known, "options"))
             notices.append(f"{source.place(option.start)}: {option.key!r} means nothing here")
-        # Nothing is put in for it here, so it would be a part of the path.
+        # References are not resolved here, so this would be part of the path.
         if "${" in option.value:
             source.fail(
                 option.value_start,
@@ -166,9 +168,9 @@ def _of_files(
             f"the format {kind.value!r} is not known here",
             nearest(kind.value, [name for name in FORMATS if name != "jsonl"], "formats"),
         )
-    # As Flink writes paths; what reads them here knows none of that scheme.
+    # Flink writes paths with this scheme, which the readers here don't know.
     local = re.sub(r"^file://|^file:(?=/)", "", path.value)
-    # Python's `open` raises a ValueError for it, which nobody takes for a missing file.
+    # Python's `open` raises a ValueError for it, which isn't handled as a missing file is.
     if "\0" in local:
         source.fail(path.value_start, "this is not a path", "take out what can't be shown")
     return {"path": local, "format": FORMATS[kind.value]}

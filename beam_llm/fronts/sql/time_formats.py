@@ -1,4 +1,4 @@
-"""Units of time and formats of dates as Flink writes them, in DuckDB's words."""
+"""Translates Flink's units of time and formats of dates to DuckDB's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ UNITS = {
     unit: f"'{unit.lower()}'"
     for unit in ("SECOND", "MINUTE", "HOUR", "DAY", "WEEK", "MONTH", "QUARTER", "YEAR")
 }
-"""Units of TIMESTAMPDIFF, and DuckDB's text of them."""
+"""The units of TIMESTAMPDIFF → DuckDB's SQL."""
 
 # Source: Java's DateTimeFormatter, which Flink's formats are; DuckDB documentation, date formats,
 # read 2026-11.
@@ -24,14 +24,14 @@ _PARTS = re.compile(r"'((?:[^']|'')*)'|([A-Za-z])\2*|[^A-Za-z']")
 
 
 def unit_of(word: str) -> str | None:
-    """DuckDB's text of a unit; None where it is none."""
+    """DuckDB's SQL for a unit; None where the word is not a unit."""
     return UNITS.get(word.upper())
 
 
 def strftime_of(pattern: str) -> str | None:
-    """DuckDB's format for one of Java's, as its text; None where it has none.
+    """DuckDB's format for one of Java's, as an SQL literal; None where DuckDB has none.
 
-    `yyyy-MM-dd'T'HH:mm` is `%Y-%m-%dT%H:%M`.
+    `yyyy-MM-dd'T'HH:mm` becomes `%Y-%m-%dT%H:%M`.
     """
     made, at = "", 0
     while at < len(pattern):
@@ -39,7 +39,7 @@ def strftime_of(pattern: str) -> str | None:
         if found is None or (found[2] and found[0] not in _LETTERS):
             return None
         text = found[0]
-        if text.startswith("'"):  # two of them alone stand for one
+        if text.startswith("'"):  # two quotes with nothing between them stand for one
             text = found[1].replace("''", "'") or "'"
         made += _LETTERS[text] if found[2] else text.replace("%", "%%")
         at = found.end()

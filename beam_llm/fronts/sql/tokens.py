@@ -16,7 +16,7 @@ class Token(NamedTuple):
 
     Attributes:
       kind: `name`, `quoted` (a name in backticks), `string`, `number`, `op`, or `end`.
-      value: a name without its quotes, a string's own text, else what stands there.
+      value: a name or a string without its quotes; any other word as it is written.
       start, end: its place in the file.
     """
 
@@ -27,7 +27,7 @@ class Token(NamedTuple):
 
     @property
     def word(self) -> str:
-        """The keyword it may be; empty for all but plain names."""
+        """The keyword that it may be, in capitals; empty for all but plain names."""
         return self.value.upper() if self.kind == "name" else ""
 
 
@@ -58,7 +58,7 @@ def tokens_of(source: SourceText) -> list[Token]:
         if found is None or (found.lastgroup == "op" and text.startswith("/*", at)):
             _refuse_character(source, at)
         if found.lastgroup == "space" and _HINT.match(text, at):
-            # To pass it over would read another file than OPTIONS('path' = '…') names.
+            # If it were ignored, another file would be read than OPTIONS('path' = '…') names.
             source.fail(at, "hints are not run here", "write options into WITH", found.end())
         at = found.end()
         if found.lastgroup != "space":
@@ -80,7 +80,7 @@ def _value(kind: str, text: str) -> str:
 
 
 class Cursor:
-    """Words one after another, for a parser that looks one or two ahead."""
+    """Goes through the words, for a parser that looks one or two words ahead."""
 
     def __init__(self, source: SourceText, tokens: list[Token]):
         self.source = source
@@ -89,55 +89,55 @@ class Cursor:
 
     @property
     def now(self) -> Token:
-        """The word that stands here; `end` behind the last one."""
+        """The current word; `end` after the last one."""
         return self.tokens[self.at]
 
     def ahead(self, by: int = 1) -> Token:
-        """The word so many further on; `end` behind the last one."""
+        """The word `by` places further on; `end` after the last one."""
         return self.tokens[min(self.at + by, len(self.tokens) - 1)]
 
     def take(self) -> Token:
-        """The word that stands here; the cursor goes on behind it."""
+        """Takes the current word: returns it, and moves past it."""
         token = self.now
         # `end` is never passed, so that no parser runs off the file.
         self.at = min(self.at + 1, len(self.tokens) - 1)
         return token
 
     def is_op(self, op: str) -> bool:
-        """Whether this operator stands here."""
+        """Whether the current word is this operator."""
         return self.now.kind == "op" and self.now.value == op
 
     def take_op(self, op: str) -> bool:
-        """Whether this operator stands here; it is taken then."""
+        """Takes this operator if it is the current word; returns whether it was."""
         return self.is_op(op) and bool(self.take())
 
     def take_words(self, *words: str) -> bool:
-        """Whether these keywords stand here, one after the other; they are taken then."""
+        """Takes these keywords if they come next, one after the other; returns whether they did."""
         if any(self.ahead(number).word != word for number, word in enumerate(words)):
             return False
         self.at += len(words)
         return True
 
     def listed(self, part: Callable[[], T]) -> list[T]:
-        """What `part` reads, once or more often, with commas between."""
+        """Parses one or more parts with commas between them."""
         parts = [part()]
         while self.take_op(","):
             parts.append(part())
         return parts
 
     def names(self, what: str) -> list[tuple[str, int]]:
-        """Takes names with commas between, each with its place, or fails."""
+        """Takes names with commas between them, and returns each with its place; or fails."""
         tokens = self.listed(lambda: self.need_name(what))
         return [(token.value, token.start) for token in tokens]
 
     def need_op(self, op: str, where: str) -> Token:
-        """Takes this operator, or fails and says where it is missing."""
+        """Takes this operator, or fails with the place where it is missing."""
         if not self.is_op(op):
             self.fail(f"{op!r} is missing {where}", f"write {op}")
         return self.take()
 
     def need_words(self, *words: str, where: str) -> None:
-        """Takes these keywords, or fails and says which is missing."""
+        """Takes these keywords, or fails with the one that is missing."""
         for word in words:
             if not self.take_words(word):
                 self.fail(f"{word} is missing {where}", f"write {' '.join(words)}")
@@ -149,8 +149,8 @@ class Cursor:
         return self.take()
 
     def need_path(self, what: str) -> str:
-        """Takes a name, with dots or without, or fails; returns its last part, for there is one
-        catalog here.
+        """Takes a name, with dots or without, or fails. Returns its last part, since there is only
+        one catalog.
         """
         self.need_name(what)
         while self.is_op(".") and self.ahead().kind in ("name", "quoted"):
@@ -165,6 +165,6 @@ class Cursor:
         return self.take()
 
     def fail(self, why: str, instead: str) -> NoReturn:
-        """Raises the error at the word that stands here."""
+        """Raises the error at the current word."""
         token = self.now
         self.source.fail(token.start, why, instead, token.end if token.kind != "end" else None)

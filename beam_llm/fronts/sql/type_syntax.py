@@ -1,4 +1,4 @@
-"""How a type is written: `VARCHAR(100)`, `ARRAY<ROW<label STRING, score DOUBLE>>`."""
+"""Parses types: `VARCHAR(100)`, `ARRAY<ROW<label STRING, score DOUBLE>>`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _SPELLINGS = {
 
 
 def parse_type(cursor: Cursor) -> SqlType:
-    """The type that stands here.
+    """Parses the type at the cursor.
 
     Raises:
-      SqlError: it is none; names the nearest.
+      SqlError: it is not a type; with the nearest one.
     """
     token = cursor.now
     kind = _SPELLINGS.get(token.word)
@@ -41,7 +41,7 @@ def parse_type(cursor: Cursor) -> SqlType:
     cursor.take_words("WITHOUT", "TIME", "ZONE")
     if kind == "DECIMAL" and numbers and not (1 <= numbers[0] <= 38 and numbers[-1] <= numbers[0]):
         cursor.source.fail(token.start, "a decimal has 1 to 38 digits", "write DECIMAL(10, 2)")
-    # Of others the number changes nothing here: TIMESTAMP(3).
+    # The numbers of other types change nothing here: TIMESTAMP(3).
     keeps = kind == "DECIMAL" or (kind == "STRING" and token.word != "STRING")
     return SqlType(kind, numbers[:2] if keeps else ())
 
@@ -57,7 +57,7 @@ def _numbers(cursor: Cursor) -> tuple[int, ...]:
 def _number(cursor: Cursor) -> int:
     if cursor.now.kind != "number" or not cursor.now.value.isdecimal():
         cursor.fail("a type's length has to be a whole number", "write VARCHAR(100)")
-    # A text of a million digits is not made a number of, and no length is longer than this.
+    # So a text of a million digits isn't converted to a number, and no length exceeds this.
     return min(int(cursor.take().value[:12]), 2**31 - 1)
 
 
@@ -72,7 +72,7 @@ def _inner(cursor: Cursor, kind: str) -> tuple[tuple[str, SqlType], ...]:
             cursor.fail(f"the field {name!r} stands twice in a ROW", "give it another name")
         fields.append((name, parse_type(cursor)))
         if cursor.take_words("NOT", "NULL") or cursor.take_words("NULL"):
-            pass  # read, and not checked: a model's answer is NULL where it failed
+            pass  # parsed but not checked: a model's answer is NULL where it failed
         if not cursor.take_op(","):
             break
     cursor.need_op(ends, f"at the end of {kind}")

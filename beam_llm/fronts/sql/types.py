@@ -1,7 +1,7 @@
-"""SQL's types: what a column may hold, as files, prompts, DuckDB and a model's answer have it.
+"""SQL's types: the values of a column in files, prompts, DuckDB and a model's answers.
 
 A value in flight is plain JSON: text, numbers, lists, dicts. Dates, times, decimals and bytes are
-text until DuckDB reckons with them.
+text until DuckDB computes with them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ANSWERS |= {"BOOLEAN": bool, "FLOAT": float}
 
 
 def backticked(name: str) -> str:
-    """The name as Flink reads it, whatever stands in it."""
+    """The name in Flink's backticks, whatever characters it has."""
     return "`" + name.replace("`", "``") + "`"
 
 
@@ -42,9 +42,10 @@ class SqlType:
     """A column's type.
 
     Attributes:
-      kind: `STRING`, `INT`, `ARRAY`, …: one name for all its spellings.
-      numbers: length of a text; precision and scale of a decimal.
-      fields: of a ROW by name; of an ARRAY its elements', of a MAP its keys' and values'.
+      kind: `STRING`, `INT`, `ARRAY`, …: one name for all spellings.
+      numbers: the length of a text; the precision and scale of a decimal.
+      fields: the types inside, with names: a ROW's fields, an ARRAY's elements, a MAP's keys and
+        values.
     """
 
     kind: str
@@ -83,8 +84,8 @@ class SqlType:
         return _DUCKDB.get(self.kind, self.kind)
 
     def takes(self, other: SqlType) -> bool:
-        """Whether a value of the other type can be stored as one of this, as Flink's implicit casts
-        have it.
+        """Whether a value of the other type can be stored as one of this type, by Flink's implicit
+        casts.
         """
         if "NULL" in (self.kind, other.kind) or self.kind == other.kind == "STRING":
             return True
@@ -97,7 +98,9 @@ class SqlType:
 
     @property
     def answer(self) -> Any:
-        """What a model is asked for: a Python type where that says it all, else a JSON schema."""
+        """The `output` that a model is asked for: a Python type where that is exact, else a JSON
+        schema.
+        """
         if self.kind == "ARRAY" and self.fields[0][1].kind in _ANSWERS:
             return list[_ANSWERS[self.fields[0][1].kind]]  # type: ignore[misc]
         return self.schema if self.numbers else _ANSWERS.get(self.kind, self.schema)
@@ -134,7 +137,7 @@ def object_schema(fields: tuple[tuple[str, SqlType], ...]) -> dict[str, Any]:
 
 
 def type_of_duckdb(found: Any) -> SqlType:
-    """The SQL type of a DuckDB type: of an expression's value."""
+    """The SQL type of a value of a DuckDB type."""
     kind = str(found.id)
     if kind in ("list", "array"):
         inner = dict(found.children)["child"]
@@ -152,7 +155,7 @@ def type_of_duckdb(found: Any) -> SqlType:
     if kind == "decimal":
         numbers = dict(found.children)
         return SqlType("DECIMAL", (numbers["precision"], numbers["scale"]))
-    # Other types of DuckDB's (UUID, INTERVAL, …) come as their text.
+    # DuckDB's other types (UUID, INTERVAL, …) come as text.
     return SqlType(_OF_DUCKDB.get(kind, "STRING"))
 
 
@@ -172,14 +175,14 @@ _OF_DUCKDB = {
 
 
 def value_of(kind: SqlType, value: Any) -> Any:
-    """A value of a file or of an answer as one of this type, in flight.
+    """A value from a file or an answer as a value in flight of this type.
 
     Raises:
-      ValueError: it is none; the reason doesn't hold it.
+      ValueError: it doesn't fit the type; the reason doesn't contain the value.
     """
     if value is None or kind.kind == "NULL":
         return None
-    # `1_000` is a number to Python alone.
+    # `1_000` is a number only to Python.
     if kind.kind in NUMBERS and isinstance(value, str) and "_" in value:
         raise ValueError(f"it is not {kind}")
     if kind.kind in INTEGERS:
@@ -191,12 +194,12 @@ def value_of(kind: SqlType, value: Any) -> Any:
 
 
 def _integer(kind: SqlType, value: Any) -> int:
-    # No 64 bits need as many digits, and Python takes its time with long ones.
+    # No number of 64 bits has that many digits, and Python is slow with long ones.
     if isinstance(value, str) and len(value) > 40:
         raise ValueError(f"it is not {kind}")
     try:
         number = int(value.strip() if isinstance(value, str) else value)
-        # A boolean is a number to Python alone; of a fraction, `int` cuts what is behind the point.
+        # A boolean is a number only to Python, and `int` truncates a fraction.
         if isinstance(value, bool) or (not isinstance(value, str) and number != value):
             raise ValueError
     except (TypeError, ValueError, OverflowError):
@@ -245,11 +248,11 @@ def _decimal(kind: SqlType, value: Any) -> str:
     number = decimal.Decimal(value if isinstance(value, (str, int)) else str(value))
     if not number.is_finite() or isinstance(value, bool):
         raise ValueError(f"it is not {kind}")
-    # 1E+999999 is a short text, but not once all its digits are written.
+    # 1E+999999 is a short text, but a long one once all its digits are written.
     if abs(number.adjusted()) > 60:
         raise ValueError(f"it is out of the range of {kind}")
     precision, scale = kind.digits
-    # Room for sixty digits before the point and all of a DECIMAL's behind it.
+    # Room for sixty digits before the point and all of a DECIMAL's after it.
     with decimal.localcontext(prec=120):
         rounded = number.quantize(decimal.Decimal(1).scaleb(-scale), decimal.ROUND_HALF_UP)
     if rounded.adjusted() >= precision - scale and rounded != 0:
@@ -266,12 +269,12 @@ _WRITTEN = {
 def _read(kind: SqlType, parse: Callable[[str], Any], text: str) -> Any:
     try:
         return parse(text.strip())
-    except ValueError:  # whose own reason holds the value
+    except ValueError:  # its own reason contains the value
         raise ValueError(f"it is not {kind}, such as {_WRITTEN[kind.kind]}") from None
 
 
 def _date(kind: SqlType, value: Any) -> str:
-    # First, for in Python a datetime is a date as well.
+    # First, since in Python a datetime is a date as well.
     if isinstance(value, datetime.datetime):
         value = value.date()
     if not isinstance(value, datetime.date):
@@ -288,7 +291,7 @@ def _time(kind: SqlType, value: Any) -> str:
 def _timestamp(kind: SqlType, value: Any) -> str:
     if not isinstance(value, datetime.datetime):
         value = _read(kind, datetime.datetime.fromisoformat, value)
-    # In UTC, as DuckDB reckons on every worker (`compute.connect`).
+    # In UTC, in which DuckDB computes on every worker (`compute.connect`).
     if kind.kind == "TIMESTAMP" and value.tzinfo is not None:
         value = value.astimezone(datetime.UTC).replace(tzinfo=None)
     if kind.kind == "TIMESTAMP_LTZ":
@@ -297,8 +300,8 @@ def _timestamp(kind: SqlType, value: Any) -> str:
 
 
 def _in_utc(value: datetime.datetime) -> datetime.datetime:
-    """The same time in one zone: rows are grouped and sorted by its text."""
-    if value.tzinfo is None:  # a parquet file's have a zone
+    """The same time in UTC, always the same zone: rows are grouped and sorted by its text."""
+    if value.tzinfo is None:  # those of a parquet file have a zone
         return value.replace(tzinfo=datetime.UTC)
     try:
         return value.astimezone(datetime.UTC)
@@ -319,7 +322,7 @@ def _bytes(kind: SqlType, value: Any) -> str:
 
 
 def _unpacked(kind: SqlType, value: Any) -> Any:
-    """A list or object that stands as JSON text, as in a CSV file's cell."""
+    """A list or object from JSON text, as in a CSV file's cell; any other value as it is."""
     if not isinstance(value, str):
         return value
     try:
@@ -357,10 +360,10 @@ _READERS = {
 
 
 def to_duckdb(kind: SqlType, value: Any, make_map: Callable[[Any], Any] = dict) -> Any:
-    """A value in flight as DuckDB takes it, to be cast to `kind.duckdb`.
+    """The Python value that DuckDB is given for a value in flight, to be cast to `kind.duckdb`.
 
     Args:
-      make_map: makes a map of its pairs.
+      make_map: makes a map from its pairs.
     """
     if value is None:
         return None
@@ -380,8 +383,8 @@ def to_duckdb(kind: SqlType, value: Any, make_map: Callable[[Any], Any] = dict) 
 
 
 def to_json(kind: SqlType, value: Any) -> Any:
-    """A value in flight as a JSON file has it: a decimal is a number; as it is where a fraction of
-    64 bits would round it.
+    """A value in flight as it is written to a JSON file. A decimal becomes an int or a float, or
+    stays a Decimal where a float would round it.
     """
     if value is None:
         return None

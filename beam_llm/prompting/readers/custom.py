@@ -1,4 +1,4 @@
-"""Replies that only their user can read."""
+"""Replies that only a user's own parser can read."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ class CustomReader:
             pairs = parsed.items() if isinstance(parsed, Mapping) else parsed
             return Found(replace_deep_answers([(index, answer) for index, answer in pairs]), set())
         except USER_CODE_ERRORS as error:
-            # A user's function may trip over anything: then the reply can't be read.
+            # A user's function may fail on anything: then the reply can't be read.
             raise ValueError(f"its parser raised {type(error).__name__}") from error

@@ -17,7 +17,7 @@ class DelimitedReader:
     """One line per record, `1|positive`; a list (`1. positive`, `1: …`, `1) …`, `Input 1: …`) and a
     table are read, too.
 
-    An answer's text may go on over lines that don't look as if they had an index.
+    An answer's text may continue on lines that don't look as if they had an index.
 
     Args:
       path: a regular expression with groups `index` and `value`, or None for the built-in forms.
@@ -55,14 +55,14 @@ class DelimitedReader:
             if not cut and items and lines[-1].index not in doubtful:
                 items[-1] = items[-1][0], _trim_last_answer(items[-1][1])
             items = [(index, answer.strip()) for index, answer in items]
-        # That a reply counts from 0, or beyond its records, is seen by lines in doubt as well.
+        # Doubtful lines also show whether a reply counts from 0, or beyond its records.
         items += [(index, "") for index in doubtful if index is not None and not 0 < index <= count]
         return Found(items, {"truncated"} if cut else set())
 
 
 class _Line:
-    """An answer under way: its index, its lines so far, and whether they are certainly all of it.
-    Nothing with an index that has one doubtful line is believed."""
+    """An answer that is being read: its index, its lines so far, and whether they are certainly all
+    of it. An index with one doubtful line gives no answer."""
 
     __slots__ = ("index", "is_certain", "is_row", "texts")
 
@@ -74,12 +74,12 @@ class _Line:
 
 
 _MOST_QUOTES = 3
-"""JSON strings of JSON strings."""
+"""Levels of JSON strings inside JSON strings."""
 
 
 def _decode_quoted_reply(text: str) -> str:
-    """The lines of a reply that is written as one JSON string, where each of them would be part of
-    the first one's answer; any other reply as it is."""
+    """The text of a reply that is written as one JSON string; any other reply as it is. Otherwise
+    all lines of the string would be part of the first one's answer."""
     for _ in range(_MOST_QUOTES):
         inner = unfenced(text)
         if not inner.startswith('"'):
@@ -111,7 +111,7 @@ def _numbered_lines(text: str, count: int) -> list[_Line]:
     """The answers of a reply in one of the built-in forms, as they are written.
 
     Raises:
-      ValueError: where they are too many to be answers.
+      ValueError: where there are too many to be answers.
     """
     lines = text.split("\n")
     marks = [_mark_of_line(line) for line in lines]
@@ -121,9 +121,9 @@ def _numbered_lines(text: str, count: int) -> list[_Line]:
 
 
 _Form = tuple[re.Pattern[str], str]
-"""How a line is numbered: `1|`, `| 1 |`, or as in a list, and by which sign there."""
+"""How a line is numbered: `1|`, `| 1 |`, or as in a list, and there with which sign."""
 _Mark = tuple[int, _Form, int]
-"""A line's index, the form it is written in, and where the answer starts."""
+"""A line's index, the form that it is written in, and where the answer starts."""
 
 
 def _mark_of_line(line: str) -> _Mark | None:
@@ -135,8 +135,8 @@ def _mark_of_line(line: str) -> _Mark | None:
 
 
 def _form_of(marks: list[_Mark | None], count: int) -> _Form | None:
-    """The form of the first record's line; where that one is numbered twice, not that of a list,
-    which may be part of its answer, or stand in front of all."""
+    """The form of the first record's line. Where that number occurs twice, any form goes before
+    that of a list, which may be part of its answer, or be in front of all answers."""
     known = [mark for mark in marks if mark]
     first = next((mark[0] for mark in known if 1 <= mark[0] <= count), known[0][0] if known else 0)
     own = [form for index, form, _ in known if index == first]
@@ -144,12 +144,12 @@ def _form_of(marks: list[_Mark | None], count: int) -> _Form | None:
 
 
 def _join_continuations(lines: list[str], marks: list[_Mark | None], count: int) -> list[_Line]:
-    """Marked lines with those that go on from them.
+    """The marked lines, each with the lines that continue it.
 
     A line of a list inside an answer looks like the next answer. So it ends the answer in front of
-    it; and where its index does not go on from there, the answer in front is not certain any more.
-    One that is not numbered like the others is no record's answer for certain, nor is a line that
-    starts with the number of a record which has no other line: it may be that record's.
+    it; and where its index does not follow on from that one, the answer in front is no longer
+    certain. A line that is not numbered like the others is not certainly a record's answer. Nor is
+    a line that starts with the number of a record which has no other line: it may be that record's.
     """
     form = _form_of(marks, count)
     indices = {mark[0] for mark in marks if mark}
@@ -183,8 +183,8 @@ _INSIDE = re.compile(r"(\d{1,9})[^\w\n|]{0,4}\|")
 
 
 def _doubt_lines_of_several(lines: list[_Line], count: int) -> None:
-    """`1. good 2. bad`: an answer that holds the mark of a record which has no line of its own is
-    not certain."""
+    """Marks as doubtful the answers that hold the mark of a record which has no line of its own, as
+    in `1. good 2. bad`."""
     missing = set(range(1, count + 1)).difference(line.index or 0 for line in lines)
     for line in lines if missing else ():
         following = (line.index or 0) + 1
@@ -195,8 +195,8 @@ def _doubt_lines_of_several(lines: list[_Line], count: int) -> None:
 
 
 def _holds_mark(text: str, missing: set[int]) -> bool:
-    """Whether one of these numbers stands in front of a bar; other digits may touch it, where a
-    line break was left out."""
+    """Whether one of these numbers is in front of a bar. Other digits may touch it, where a line
+    break was left out."""
     return "|" in text and any(
         int(digits[start:]) in missing
         for digits in _INSIDE.findall(text)
@@ -205,7 +205,7 @@ def _holds_mark(text: str, missing: set[int]) -> bool:
 
 
 def _unexpected_number(line: str, count: int, indices: set[int]) -> int:
-    """The number that the line starts with, where that is a record's without a line of its own;
+    """The number that the line starts with, where it is that of a record without a line of its own;
     else 0."""
     found = _PERHAPS.match(line)
     number = int(found[1]) if found else 0
@@ -213,7 +213,7 @@ def _unexpected_number(line: str, count: int, indices: set[int]) -> int:
 
 
 def _trim_last_answer(answer: str) -> str:
-    """The last answer, without what a model says after it: a closing fence, or a remark after an
+    """The last answer, without what a model writes after it: a closing fence, or a remark after an
     empty line."""
     return re.split(r"\n[ \t]*\n|\n[ \t]*```", answer, maxsplit=1)[0]
 

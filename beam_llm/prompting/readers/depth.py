@@ -1,5 +1,5 @@
-"""How deep an answer is nested: seen without recursion, which is what the check is to spare all who
-handle the answer."""
+"""How deep an answer is nested, found without recursion: the check is there to spare everything
+that handles the answer a recursion that is too deep."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import Any
 from beam_llm.prompting.readers import Items
 
 MAX_DEPTH = 64
-"""Levels of objects and arrays inside an answer. More is not an answer: whatever keeps values and
-passes them on has bounds, too."""
+"""The most levels of objects and arrays inside an answer. A value with more is not an answer:
+whatever stores values and passes them on has bounds, too."""
 
 
 class Unusable:
-    """An answer that stands under its index and can't be a value, whatever `output` is; `reason`
-    says why."""
+    """Replaces an answer that can't be a value, whatever `output` is; `reason` says why."""
 
     __slots__ = ("reason",)
 
@@ -26,13 +25,13 @@ TOO_DEEP = Unusable(f"nested more than {MAX_DEPTH} levels deep")
 
 
 def may_be_deep(text: str) -> bool:
-    """Whether JSON text has brackets enough for a value that is too deep: a quick look."""
+    """Whether JSON text has enough brackets for a value that is too deep: a quick check."""
     return len(text) > 2 * MAX_DEPTH and text.count("[") + text.count("{") > MAX_DEPTH
 
 
 def is_deep(value: Any) -> bool:
-    """Whether dicts and lists are nested more than `MAX_DEPTH` levels deep. Without recursion,
-    which is what it is to spare others."""
+    """Whether dicts and lists are nested more than `MAX_DEPTH` levels deep. It uses no recursion:
+    see the module."""
     level = [value] if type(value) in (dict, list) else []
     for _ in range(MAX_DEPTH):
         if not level:

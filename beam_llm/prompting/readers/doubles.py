@@ -1,5 +1,5 @@
-"""Fields that a reply writes twice, and not the same: a JSON parser keeps the last one and says
-nothing, but which one was meant is not known."""
+"""Fields that a reply writes twice with different values. A JSON parser silently keeps the last
+one, but it is not known which one was meant."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Pairs = list[tuple[str, Any]]
 
 
 def may_repeat_keys(text: str, value: Any) -> bool:
-    """Whether JSON text has more keys than the value that was parsed of it: a quick look, which
+    """Whether JSON text has more keys than the value that was parsed from it: a quick check, which
     strings may deceive.
     """
     # Nearly every reply to one record: an object without another one in it.
@@ -33,7 +33,7 @@ def contradicts_itself(text: str, value: Any) -> bool:
     """Whether an object in JSON text has two different values under one key.
 
     Args:
-      value: what a parser made of the text.
+      value: the result of parsing the text.
     """
     if not may_repeat_keys(text, value):
         return False
@@ -57,7 +57,8 @@ _decoder = json.JSONDecoder(object_pairs_hook=mark_doubles)
 
 
 def holds_unusable(value: Any) -> bool:
-    """Whether a mark stands anywhere in the value. Without recursion: it may be deep."""
+    """Whether there is an `Unusable` anywhere in the value. It uses no recursion: the value may be
+    deep."""
     level = [value]
     while level:
         inner: list[Any] = []
@@ -84,8 +85,8 @@ def _count_keys(value: Any) -> int:
         objects = [node for node in level if type(node) is dict]
         keys += sum(map(len, objects))
         children: list[Any] = [node.values() for node in objects]
-        # A vector's numbers are not looked at one by one. Where objects stand behind a number, too
-        # few keys are found, which the exact look puts right.
+        # A vector's numbers are not looked at one by one. Where objects follow a number, too few
+        # keys are found, which the exact check corrects.
         children += [node for node in level if type(node) is list and not _is_of_numbers(node)]
         level = [child for some in children for child in some if type(child) in _NESTING]
     return keys

@@ -1,4 +1,4 @@
-"""`response_path` in JSON: where in a reply the answers are."""
+"""`response_path` for JSON: where in a reply the answers are."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def json_path(path: str) -> Callable[[Any], list[Any]]:
     """JSON value → the values at `path`, a JSONPath (RFC 9535).
 
     Raises:
-      UsageError: where `path` is none.
+      UsageError: where `path` is not a JSONPath.
     """
     keys = simple_path(path)
     if keys is not None:
@@ -46,8 +46,8 @@ def json_path(path: str) -> Callable[[Any], list[Any]]:
 
 
 def simple_path(path: str) -> list[str] | None:
-    """The keys on the way to the array, where the path is only keys: `$.a.b[*]` → `["a", "b"]`;
-    else None."""
+    """The keys that lead to the array, where the path consists of keys only: `$.a.b[*]` →
+    `["a", "b"]`; else None."""
     found = _SIMPLE_PATH.fullmatch(path)
     return [key for key in found[1].split(".") if key] if found else None
 

@@ -1,5 +1,5 @@
-"""JSON replies, in any of the shapes models give them; never a record that the model did not
-write."""
+"""JSON replies, in any of the shapes that models write. A record that the model did not write never
+results."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from beam_llm.prompting.readers.thoughts import without_thoughts
 
 
 class JsonReader:
-    """JSON in any of the shapes models give it.
+    """Reads JSON in any of the shapes that models write.
 
     Args:
-      shape: how an answer stands in the reply.
+      shape: where an answer is in the reply.
       path: JSONPath to the answers, or None for the built-in shape.
 
     Raises:
@@ -39,7 +39,7 @@ class JsonReader:
 
     def __init__(self, shape: Shape, path: str | None = None):
         self._shape = shape
-        # `$` and `$[*]` say no more than the built-in search for the array does.
+        # `$` and `$[*]` find no more than the built-in search for the array does.
         self._select = json_path(path) if path is not None and simple_path(path) != [] else None
         self.json = JsonText(shape.index_field)
         self._mentions = re.compile(
@@ -72,8 +72,7 @@ class JsonReader:
         if keyed is not None:
             return self._keyed_items(keyed, count)
         elements = self._elements(data)
-        # In place, and without a call per element: this is the loop that every good reply goes
-        # through.
+        # In place, and without a call per element: every good reply goes through this loop.
         index_field, answer = self._shape.index_field, self.answer
         if self._shape.fields:
             return [
@@ -88,7 +87,7 @@ class JsonReader:
         ]
 
     def answer(self, element: Any) -> Any:
-        """The answer inside one element of the reply, whose index is already taken out."""
+        """The answer inside one element of the reply, from which the index has been removed."""
         if type(element) is not dict:
             return element
         shape = self._shape
@@ -130,8 +129,8 @@ class JsonReader:
         )
 
     def _keyed_answers(self, data: Any, count: int) -> dict[str, Any] | None:
-        """Answers that the model wrote as `{"1": …, "2": …}`; of other names beside all that were
-        asked for, nothing."""
+        """Answers that the model wrote as `{"1": …, "2": …}`. Other names are ignored where all
+        indices that were asked for are there; None where the reply has another shape."""
         if not isinstance(data, dict):
             return None
         for keyed in (data, data.get(ANSWERS)):
@@ -160,7 +159,7 @@ class JsonReader:
         ]
 
     def values(self, text: str, cut: bool) -> Iterator[tuple[Any, str | None]]:
-        """Every JSON value that the reply to a single record may mean, each with a warning or
+        """Every JSON value that the reply to a single record may mean, each with its warning or
         None."""
         try:
             value = orjson.loads(text)
@@ -173,8 +172,8 @@ class JsonReader:
         except ValueError:
             return
         if cut and not text.startswith(("{", "[", "```")):
-            # What the model says in front of its answer may hold a draft, and the answer may be
-            # what is missing.
+            # What the model wrote in front of its answer may hold a draft, and the answer itself
+            # may be what is missing.
             return
         yield from ((DOUBLED if holds_unusable(root) else root, "wrapped") for root in roots)
         if broken_at is not None and not cut:
@@ -186,7 +185,7 @@ class JsonReader:
     def _find_damaged(self, text: str, count: int, cut: bool) -> Found:
         roots, broken_at = self.json.roots(text)
         groups = [self.items(root, count) for root in roots]
-        # Beside numbered answers, a value without a number is part of the talk.
+        # Beside numbered answers, a value without a number is part of the prose.
         numbered = [group for group in groups if any(index is not None for index, _ in group)]
         items = [item for group in numbered or groups for item in group]
         if broken_at is None:
@@ -199,8 +198,8 @@ class JsonReader:
             raise ValueError(NOT_FROM_ONE)
         walk = _Walk(self, text, cut)
         items += walk.fields(keyed.end()) if keyed else walk.elements(broken_at)
-        # Text that a record smuggled into a damaged reply may look like whole elements: no index
-        # that is written twice is believed.
+        # Text that a record smuggled into a damaged reply may look like complete elements, so no
+        # index that is written twice is used.
         written = Counter(mentions.findall(text))
         certain = [item for item in items if written[str(item[0])] <= 1]
         if not certain:
@@ -210,8 +209,8 @@ class JsonReader:
 
 
 class _Walk:
-    """The answers in front of the damage, one by one, and those in it that can be read in one way
-    only."""
+    """Walks through a damaged reply: the answers in front of the damage, one by one, and those in
+    it that can be read in only one way."""
 
     def __init__(self, reader: JsonReader, text: str, cut: bool):
         self._reader, self._text, self._cut = reader, text, cut
@@ -221,8 +220,8 @@ class _Walk:
         self.has_mended = False
 
     def elements(self, start: int) -> Items:
-        """Of an array that starts at or inside the object at `start`, or of objects one after
-        another."""
+        """The answers of an array that starts at or inside the object at `start`, or of objects one
+        after another."""
         position, in_array = _start_of_elements(self._text, start)
         items: Items = []
         while True:
@@ -241,7 +240,7 @@ class _Walk:
         return self._drop_guessed_ends(items, position, "]" if in_array else "")
 
     def fields(self, start: int) -> Items:
-        """Of an object whose keys are the indices."""
+        """The answers of an object whose keys are the indices."""
         text, position = self._text, start
         items: Items = []
         while key := _ANY_NUMBER_KEY.match(text, position):
@@ -251,7 +250,7 @@ class _Walk:
             value, end = found
             end = self._lenient.skip_gap(end)
             if text[end : end + 1] not in (",", "}", '"', "'"):
-                break  # a number may have more digits behind the cut
+                break  # a number may have had more digits where the reply was cut
             items += self._reader._keyed_items({key[1]: value}, 1)
             position = self._lenient.skip_gap(end + 1) if text[end] == "," else end
         items = [(None if index is None else int(index), answer) for index, answer in items]
@@ -262,7 +261,7 @@ class _Walk:
             try:
                 return self._reader.json.decoded(self._text, at)
             except ValueError:
-                # Tried for every element it would be quadratic: the error counts lines in front.
+                # Trying it for every element would be quadratic: the error counts the lines before.
                 self._is_strict = False
         try:
             value, end, guessed = self._lenient.read(at, inside == "object")
@@ -276,18 +275,18 @@ class _Walk:
         return value, end
 
     def _may_end_here(self, end: int) -> bool:
-        """Whether an element may end here, as far as what comes next tells."""
+        """Whether an element may end here, judged by what comes next."""
         after = self._lenient.skip_gap(end)
         if after == len(self._text):
             return not self._cut
         return self._text[after] in ",]{}`" or "\n" in self._text[end:after]
 
     def _drop_guessed_ends(self, items: Items, end: int, closing: str) -> Items:
-        """Without those whose end was guessed, unless all that follows up to the reply's end bears
-        it out.
+        """The answers without those whose end was guessed, unless everything up to the reply's end
+        confirms the guess.
 
-        None, where what follows is the rest of a text: an answer in front quotes one that looks
-        like the next.
+        No answers at all where what follows is the rest of a text: an answer before it quotes
+        something that looks like the next answer.
         """
         rest = self._text[end:].lstrip(" \t\r\n,")
         if '"' in rest and not _GOES_ON[closing == "}"].match(rest):
@@ -304,7 +303,7 @@ class _Walk:
 
 @lru_cache(256)
 def _numbers(count: int) -> dict[str, int]:
-    """`"1"` → 1, … as keyed replies are asked for."""
+    """`"1"` → 1, …: the keys that a keyed reply is asked for."""
     return {str(index): index for index in range(1, count + 1)}
 
 
@@ -313,7 +312,7 @@ def _number(key: str) -> int | str:
 
 
 def _agrees_with_key(index: Any, key: str) -> bool:
-    """Whether the index inside an answer is the key that it stands under."""
+    """Whether the index inside an answer equals the answer's key."""
     return type(index) in (int, str) and str(index) == key
 
 
@@ -330,13 +329,14 @@ _GOES_ON = (
     re.compile(r"[\[{}\]`]"),
     re.compile(r"""[}\]`]|["']?\d{1,9}(?:["']\s*(?::|\Z)|\s*:|\Z)"""),
 )
-"""How a reply goes on behind an answer: with the next one, whole or not, or with its own end."""
+"""How a reply continues after an answer: with the next one, complete or not, or with its own end.
+"""
 _MOST_STEPS = 8
 
 
 def _start_of_elements(text: str, position: int) -> tuple[int, bool]:
     """Where the elements start, and whether that is inside an array: `{"data": {"answers": [` may
-    be in front of them."""
+    come before them."""
     start = position
     for _ in range(_MOST_STEPS):
         if text.startswith("[", position):

@@ -1,5 +1,5 @@
-"""JSON values in a reply's text: whole ones, alone or among prose, and damaged ones that can be
-read in one way only."""
+"""JSON values in a reply's text: complete ones, alone or among prose, and damaged ones that can be
+read in only one way."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class JsonText:
     """Finds JSON values in text, and notices keys that an object has twice.
 
     Args:
-      index_field: holds an answer's index; an object with two different ones has none.
+      index_field: name of the field with an answer's index; an object with two different indices
+        gets none.
     """
 
     def __init__(self, index_field: str):
@@ -40,11 +41,11 @@ class JsonText:
 
     def roots(self, text: str) -> tuple[list[Any], int | None]:
         """The JSON values among prose or on lines of their own, and where the first damaged one
-        starts: the search ends there.
+        starts. The search ends there.
 
-        A reply's only code fence holds its answer, and damage outside of it is prose. Where the
-        fence lies inside JSON that began before it, an answer quotes the fence, and it means
-        nothing.
+        A reply's only code fence holds its answer, and damage outside of it is prose. But where the
+        fence lies inside JSON that began before it, an answer quotes the fence, and the fence is
+        ignored.
         """
         fence = _fence_content(text)
         if fence is None:
@@ -88,8 +89,8 @@ class JsonText:
         return LenientReader(text, self._index_field, self._object_without_losses)
 
     def _object(self, pairs: Pairs) -> dict[str, Any]:
-        """An object. One with two different indices loses both, so that its answer belongs to no
-        record."""
+        """An object of the pairs. One with two different indices loses both, so that its answer
+        belongs to no record."""
         found = mark_doubles(pairs)
         if len(found) == len(pairs):
             return found
@@ -162,7 +163,7 @@ def unfenced(text: str) -> str:
 
 
 def _read_integer(digits: str) -> int | float:
-    """As orjson reads it: beyond 64 bits, a float."""
+    """An integer as orjson reads it: a float where it needs more than 64 bits."""
     return int(digits) if len(digits) < 19 else orjson.loads(digits)
 
 

@@ -1,11 +1,11 @@
-"""JSON with the slips that models make, read only where no other reading is possible. Linear, and
-never a character lost.
+"""JSON with the slips that models make, read only where no other reading is possible. It takes
+linear time and never loses a character.
 
-Taken as meant: single quotes, names without quotes, `True` and `None`, a comma too many or too few,
-comments, line breaks and odd escapes inside strings, and quotes inside a string that nobody
-escaped, where only one of them can be its end. Everything else is `Damaged`. A general repairer
-goes on after every surprise; that is how fields get lost, how text that a record smuggled into an
-answer turns into records, and why it needs quadratic time for a reply gone wild.
+These are accepted: single quotes, names without quotes, `True` and `None`, a comma too many or too
+few, comments, line breaks and odd escapes inside strings, and unescaped quotes inside a string,
+where only one of them can be its end. Everything else is `Damaged`. A general repair library
+continues after every surprise: that is how fields get lost, how text that a record smuggled into an
+answer turns into records, and why it needs quadratic time for a runaway reply.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Pairs = list[tuple[str, Any]]
 
 
 class Damaged(ValueError):
-    """What stands here can't be read, or could be read in two ways."""
+    """The text here can't be read, or could be read in two ways."""
 
 
 class Read(NamedTuple):
-    """A value, where it ends, and whether a quote inside it was guessed to be text: only what
-    follows can tell that it was."""
+    """A value, where it ends, and whether a quote inside it was guessed to be text, which only what
+    follows can confirm."""
 
     value: Any
     end: int
@@ -40,7 +40,7 @@ _SPACE = re.compile(r"\s*")
 _SPACE_QUOTE = re.compile(r"""\s*["']""")
 _CHUNK = {'"': re.compile(r'[^"\\]*'), "'": re.compile(r"[^'\\]*")}
 _ESCAPE = re.compile(r"""\\(?:(["\\/bfnrt]|u[0-9a-fA-F]{4})|(.))""", re.DOTALL)
-# Names and remarks are bounded: this is tried behind many a quote, and has to stay linear.
+# Names and comments are bounded: this is tried after many quotes, and has to stay linear.
 _KEY_AHEAD = re.compile(
     r"""\s*(?://[^\n]{0,200}\n\s*)?(?:"[^"\\\n]{1,100}"|'[^'\\\n]{1,100}'|\w{1,100})\s*:|\s*}"""
 )
@@ -57,8 +57,8 @@ class LenientReader:
     """Reads one value after another out of a text.
 
     Args:
-      index_key: name of the field that begins an element: where it follows `}, {"`, a string in
-        front has lost its quote.
+      index_key: name of the field that begins an element. Where it follows `}, {"`, the string
+        before has lost its closing quote.
       make_object: pairs → object; raises where they contradict each other.
     """
 
@@ -75,7 +75,7 @@ class LenientReader:
           in_object: it is the value of a field, so a key or the object's end has to follow it.
 
         Raises:
-          Damaged: where it can't be read in one way only.
+          Damaged: where there is no reading, or more than one.
         """
         self._guessed = False
         value, end, closed = self._value(at, 0, "object" if in_object else "")
@@ -84,7 +84,7 @@ class LenientReader:
         return Read(value, end, self._guessed)
 
     def skip_gap(self, at: int) -> int:
-        """Where the next thing starts, behind white space and comments."""
+        """Where the next thing starts, after white space and comments."""
         return _GAP.match(self._text, at).end()  # type: ignore[union-attr]  # it matches nothing, too
 
     def _value(self, at: int, depth: int, inside: str) -> tuple[Any, int, bool]:
@@ -156,8 +156,8 @@ class LenientReader:
             return _WORDS[written], found.end()
         if _NUMBER.fullmatch(written):
             return orjson.loads(written), found.end()
-        # Dots are how models leave out the rest; in an array, or beside a remark, a comma may be
-        # part of the text.
+        # Models leave out the rest by dots. In an array, or beside a comment, a comma may be part
+        # of the text.
         if inside != "object" or remark or not written or ".." in written or "…" in written:
             raise Damaged("text without quotes")
         return written, found.end()
@@ -198,19 +198,19 @@ class LenientReader:
             position += 1
 
     def _find_lost_quote(self, chunk: str, position: int) -> re.Match[str] | None:
-        """`}, {` at the chunk's end, where an element's index follows: the string ended in front of
-        it, without its quote."""
+        """The `}, {` at the chunk's end, where an element's index follows: the string ended before
+        it, without its closing quote."""
         if self._text[position] != '"' or not self._next_index.match(self._text, position + 1):
             return None
         kept = chunk[: max(chunk.rfind("}"), 0)].rstrip()
-        # Behind another bracket it is open how many objects end here.
+        # After another bracket it is not known how many objects end here.
         return None if kept.endswith(("}", "]")) else _NEXT_ELEMENT.match(chunk, len(kept))
 
     def _ends_string(self, position: int, inside: str, has_inner: bool) -> bool:
         """Whether the quote at `position` is the string's end.
 
         Raises:
-          Damaged: where it may be that, and may be part of the text.
+          Damaged: where it may be the end, and may also be part of the text.
         """
         after = _SPACE.match(self._text, position + 1).end()  # type: ignore[union-attr]  # it matches nothing, too
         mark = self._text[after : after + 1]
@@ -221,7 +221,7 @@ class LenientReader:
         if mark == ":":
             raise Damaged("a quote that may begin a field, or stand in a text")
         if mark == ",":
-            # A comma may belong to the text: only with a key behind it was the quote an end.
+            # A comma may belong to the text: the quote was the end only if a key follows.
             if _KEY_AHEAD.match(self._text, after + 1) is not None:
                 return True
             if _SPACE_QUOTE.match(self._text, after + 1):
@@ -235,8 +235,8 @@ class LenientReader:
 
 
 def _odd_escape(character: str) -> str:
-    """An escape that JSON doesn't know: of a quote, the quote; of anything else, it stays as it is
-    written."""
+    """The text of an escape that JSON doesn't know: for a single quote, the quote; anything else
+    stays as it is written."""
     return "'" if character == "'" else "\\\\" + character
 
 

@@ -1,5 +1,4 @@
-"""Which answer belongs to which record, as far as that is certain; and how indices are spoken
-of."""
+"""Which answer belongs to which record, as far as that is certain, and how indices are written."""
 
 from __future__ import annotations
 
@@ -12,17 +11,18 @@ from beam_llm.prompting.readers import Items
 
 
 def match(items: Items, count: int, warnings: set[str], cut: bool = False) -> dict[int, Any]:
-    """Answers by record, 1…`count`; only those that are certain. An index is believed as it is
+    """Answers by record, 1…`count`, and only those that are certain. An index is used as it is
     written, or not at all.
 
     - An index written as a string or as `1.0` is that index.
     - Equal answers under one index are one answer; different ones are none.
-    - 0, 1, … n-1, all n of them in this order and nothing else, are 1…n counted from zero. Any
-      other zero, or an index beyond n where nothing stands under 1, leaves it open which answer is
-      whose: none is taken.
-    - More answers than records, or a cut reply with an index that nobody asked for: the model has
-      lost count, none is taken.
-    - An answer without an index belongs to nobody, unless it is the only answer to the only record.
+    - 0, 1, … n-1, all n of them in this order and nothing else, are 1…n counted from zero. With any
+      other zero, or an index beyond n where there is no index 1, it is not known which answer
+      belongs to which record: none is used.
+    - With more answers than records, or a truncated reply with an index that was not asked for, the
+      model has lost count: none is used.
+    - An answer without an index belongs to no record, unless it is the only answer to the only
+      record.
 
     Args:
       items: (index as written, answer) pairs.
@@ -70,7 +70,7 @@ def _indices(count: int) -> set[int]:
 def _has_lost_count(
     found: Mapping[int, Any], answers: int, count: int, warnings: set[str], cut: bool
 ) -> bool:
-    """Whether the model numbers otherwise than it was asked to, as far as the indices tell."""
+    """Whether the indices show that the model does not number its answers as it was asked to."""
     is_surplus = answers > count
     if all(1 <= index <= count for index in found):
         return is_surplus
@@ -89,7 +89,7 @@ INDEX = re.compile(r"\s*(?:input\s*)?#?(\d{1,9})\.?\s*", re.IGNORECASE)
 
 
 def _index(written: Any, warnings: set[str]) -> int | None:
-    """The index that `"2"`, `2.0` or `"Input 2"` mean; None where it is none."""
+    """The index that `"2"`, `2.0` or `"Input 2"` means; None for anything else."""
     if isinstance(written, float) and written.is_integer():
         warnings.add("index_type")
         return int(written)
@@ -100,13 +100,13 @@ def _index(written: Any, warnings: set[str]) -> int | None:
 
 
 def written_number(written: str | None) -> int | None:
-    """The index that a text spells; None where it is none."""
+    """The index that a text spells; None where it is not one."""
     found = INDEX.fullmatch(written or "")
     return int(found[1]) if found else None
 
 
 def is_same_json(one: Any, other: Any) -> bool:
-    """Whether two answers are one and the same as JSON."""
+    """Whether two answers are the same JSON."""
     # 1, 1.0 and True are equal in Python, and are different answers.
     return one == other and _canonical_json(one) == _canonical_json(other)
 

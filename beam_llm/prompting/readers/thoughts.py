@@ -1,8 +1,8 @@
 """A reply without the thoughts that a reasoning model writes in front of it.
 
-Servers that know their model send its thoughts in a field of their own; the others leave them in
-the text, between tags that each family of models spells in its own way. A draft in there must never
-be taken for the answer.
+Servers that know their model send its thoughts in a separate field; the others leave them in the
+text, between tags that each family of models spells in its own way. A draft among the thoughts must
+never be taken for the answer.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ _FINAL = "<|channel|>final<|message|>"
 """Where the answer of gpt-oss starts, when a server passes its channels on as they are."""
 
 _LOOK_BACK = 40
-"""So many characters in front of a tag are looked at: enough to see that it starts a line, few
+"""How many characters in front of a tag are looked at: enough to see that it starts a line, few
 enough to stay linear."""
 
 
 def may_hold_thoughts(text: str) -> bool:
-    """Whether it pays to look closer: a quick look that is right for nearly every reply."""
+    """Whether the text has to be searched: a quick check that is right for nearly every reply."""
     return "<" in text or "[THINK]" in text or "◁think▷" in text
 
 
 def without_thoughts(text: str, leading_only: bool = False) -> str:
-    """The text behind, before and between the thoughts; the very same text where there are none.
+    """The text before, between and after the thoughts; the same object where there are none.
 
-    Thoughts without an end go to the end of the text. An end without a beginning, which a chat
-    template has put into the prompt, ends thoughts that began with the text.
+    Thoughts without a closing tag go to the end of the text. A closing tag without an opening one,
+    which a chat template has put into the prompt, ends thoughts that began with the text.
 
     Args:
-      leading_only: only thoughts that the text starts with. Elements of an XML answer may have the
-        names of the tags.
+      leading_only: removes only thoughts that the text starts with. Elements of an XML answer may
+        have the names of the tags.
     """
     if not may_hold_thoughts(text):
         return text
@@ -72,14 +72,15 @@ def without_thoughts(text: str, leading_only: bool = False) -> str:
 def _without_pairs(text: str, leading_only: bool) -> str:
     kept: list[str] = []
     kept_from = position = 0
-    # Closings that do not come any more: looked for once each, however often a tag is repeated.
+    # Closing tags that do not occur again: each is searched for once, however often its opening
+    # tag is repeated.
     endless: set[str] = set()
     while found := _OPENING.search(text, position):
         start, position = found.span()
         if leading_only and text[kept_from:start].strip():
             break
         before = text[max(kept_from, start - _LOOK_BACK) : start]
-        # A tag in quotes is one that the text speaks of.
+        # A tag in quotes is one that the text mentions.
         if before.endswith(_QUOTES):
             continue
         closing = _closing_of(found)
@@ -87,7 +88,7 @@ def _without_pairs(text: str, leading_only: bool) -> str:
         if end is None:
             endless.add(closing.pattern)
             if before.rpartition("\n")[2].strip():
-                continue  # a tag that the text speaks of
+                continue  # a tag that the text mentions
         kept.append(text[kept_from:start])
         kept_from = position = end.end() if end else len(text)
     return "".join([*kept, text[kept_from:]])
@@ -108,8 +109,8 @@ def _closing_pattern(closing: str) -> re.Pattern[str]:
 
 
 def _after_lone_closing_tag(text: str) -> str:
-    """What follows a closing tag that stands at a line's start or end, or behind a sentence;
-    elsewhere the text speaks of it."""
+    """What follows a closing tag at a line's start or end, or after a sentence. Elsewhere the text
+    only mentions the tag."""
     answer_from = 0
     for found in _CLOSING.finditer(text):
         before = text[max(0, found.start() - _LOOK_BACK) : found.start()]

@@ -1,4 +1,4 @@
-"""XML replies: well-formed ones, and the whole answers of damaged ones. Entities and external
+"""XML replies: well-formed ones, and the complete answers of damaged ones. Entities and external
 documents are refused."""
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ MOST_XML_CHARACTERS = 20_000_000
 
 
 class XmlReader:
-    """`<answers><answer index="1">…</answer></answers>`; the index may be a child element too.
+    """Reads `<answers><answer index="1">…</answer></answers>`; the index may be a child element,
+    too.
 
     Answers are strings, or dicts of strings and lists where an answer has child elements.
 
     Args:
-      shape: how an answer stands in the reply.
+      shape: where an answer is in the reply.
       path: XPath (ElementTree's subset) to the answers, or None for every `answer`.
       schema: of one answer; says which fields are lists and numbers.
 
@@ -62,8 +63,8 @@ class XmlReader:
         return Found(self._certain_answers(text), {"truncated" if cut else "repaired"})
 
     def _items(self, root: ElementTree.Element) -> Items:
-        """The answers of a well-formed reply. An index inside another answer is believed as little
-        as the answer that holds it."""
+        """The answers of a well-formed reply. Neither an answer inside another one nor the answer
+        that holds it is used."""
         elements = self._elements(root)
         nested = (
             {id(element): self._nested_indices(element) for element in elements}
@@ -77,8 +78,8 @@ class XmlReader:
         ]
 
     def _drop_swallowing(self, items: Items, text: str) -> Items:
-        """The items, without those of a reply in which a section or a remark holds an answer that
-        is missing: where it was left open by mistake, the end of an answer and others are in it."""
+        """The items; none where a CDATA section or a comment holds an answer that is missing. Then
+        it was left open by mistake, and holds the end of one answer and all of others."""
         if "<!" not in text:
             return items
         known = {index for index, _ in items}
@@ -100,12 +101,12 @@ class XmlReader:
         ]
 
     def _certain_answers(self, text: str) -> Items:
-        """What is certain in a reply that is not well-formed: answers that are whole, and inside no
-        other one.
+        """The certain answers of a reply that is not well-formed: those that are complete, and not
+        inside another one.
 
         A bare "<" in an answer damages the document, not the answers beside it. But an answer that
-        quotes another one looks like two, so no index that is written twice, anywhere in the reply,
-        is believed.
+        quotes another one looks like two, so an index that is written twice, anywhere in the reply,
+        is not used.
         """
         mentions = [(one or other).lstrip("0") for one, other in self._mentions.findall(text)]
         if mentions and mentions[0] != "1":
@@ -145,7 +146,7 @@ class XmlReader:
         return found or []
 
     def _root(self, text: str) -> ElementTree.Element | None:
-        """A document whose root holds what the text holds; None where it is not well-formed, or
+        """The text parsed as the content of one root element; None where it is not well-formed, or
         dangerous."""
         text = _DECLARATION.sub("", text.strip(), count=1)
         text = _BARE_AMPERSAND.sub(_escape_ampersand, _UNXML.sub("\ufffd", text))
@@ -164,7 +165,7 @@ class XmlReader:
                 element.remove(child)
         inner = element.find(self._shape.value_field) if not self._shape.fields else None
         numbers = {written_number(index) for index in written}
-        # An index that is written twice, and not the same, is none.
+        # Two different indices are as good as none.
         return numbers.pop() if len(numbers) == 1 else None, self._answer(
             element if inner is None else inner
         )
@@ -182,16 +183,16 @@ class XmlReader:
 
 
 def _outermost_answers(text: str) -> list[str]:
-    """Answer elements that are whole, with no other one inside, and in none that is open.
+    """The complete answer elements that contain no other one, and are not inside an open one.
 
-    An end that nothing began ends an answer that quotes others, and which of those in front began
-    it is not known.
+    A closing tag without an opening one ends an answer that quotes others. It is not known which
+    of the elements before it began that answer, so none of those is used.
     """
     pieces: list[str] = []
     depth, start = 0, 0
     for tag in _ANSWER_TAG.finditer(text):
         if tag[0].startswith("<!"):
-            continue  # what stands in a section is text
+            continue  # the content of a section is text
         if tag[0] == "</answer>" and depth == 0:
             pieces.clear()
             continue
@@ -211,14 +212,14 @@ def _outermost_answers(text: str) -> list[str]:
 
 _ANSWER_TAG = re.compile(
     r"<answer(?:\s[^<>]{0,1000})?>|</answer>"
-    # Without their end they go on to the text's, so that each is looked for once.
+    # Without a closing mark they extend to the end of the text, so that each is searched once.
     r"|<!\[CDATA\[.*?(?:\]\]>|\Z)|<!--.*?(?:-->|\Z)",
     re.DOTALL,
 )
 _SECTION = re.compile(r"<!\[CDATA\[.*?\]\]>|<!--.*?-->", re.DOTALL)
 _DECLARATION = re.compile(r"\A<\?xml.*?\?>", re.DOTALL)
 _BARE_AMPERSAND = re.compile(
-    # In a section it is text already. One without its end goes on to the text's: see above.
+    # In a section it is text already. A section without its closing mark: see above.
     r"<!\[CDATA\[.*?(?:\]\]>|\Z)|&(?!(?:amp|lt|gt|quot|apos|#\d{1,7}|#[xX][0-9a-fA-F]{1,6});)",
     re.DOTALL,
 )
@@ -230,8 +231,8 @@ def _escape_ampersand(found: re.Match[str]) -> str:
 
 
 def _trim_prose(text: str, opening: str, closings: tuple[str, ...]) -> str:
-    """The text without the prose and fences in front of the first opening and behind the last
-    closing."""
+    """The text without the prose and fences before the first opening tag and after the last closing
+    tag."""
     found = re.search(opening, text)
     start = found.start() if found else 0
     ends = [text.rfind(closing) + len(closing) for closing in closings if closing in text[start:]]
@@ -239,7 +240,7 @@ def _trim_prose(text: str, opening: str, closings: tuple[str, ...]) -> str:
 
 
 def xpath(path: str) -> str:
-    """The path as ElementTree finds it from a node above the document's root.
+    """The path as ElementTree has to be given it, seen from a node above the document's root.
 
     Raises:
       UsageError: where ElementTree can't follow it.

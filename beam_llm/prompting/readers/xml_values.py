@@ -1,4 +1,4 @@
-"""XML elements as the JSON values that a schema says they are: XML knows no numbers, no lists, and
+"""XML elements as the JSON values that a schema describes: XML itself has no numbers, no lists, and
 no members of a union."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from beam_llm.prompting.readers.matching import is_same_json
 Schema = Mapping[str, Any]
 Root = dict[str, Any]
 
-# One inside another: a union may hold itself.
+# Levels of unions: a union may contain itself.
 _MOST_UNIONS = 20
 _TYPES: dict[str, tuple[type, ...]] = {
     "integer": (int, float),
@@ -28,14 +28,14 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 def xml_value(element: ElementTree.Element, schema: Schema, root: Root) -> Any:
-    """An element as the JSON value that `schema` says it is; text stays text where the schema says
-    no more.
+    """An element as the JSON value that `schema` describes; text stays text where the schema gives
+    no other type.
 
     Args:
       root: where the schema's references lead.
 
     Raises:
-      ValueError: where one of the schema's fields is written twice, and not the same.
+      ValueError: where one of the schema's fields is written twice with different values.
     """
     members = list(_members(schema, root))
     return (
@@ -46,7 +46,7 @@ def xml_value(element: ElementTree.Element, schema: Schema, root: Root) -> Any:
 
 
 def _members(schema: Schema, root: Root, depth: int = 0) -> Iterator[Schema]:
-    """What the value may be: the members of unions, one for each type."""
+    """The schemas that the value may have: the members of unions, one for each type."""
     schema = dereferenced(schema, root)
     inner = [member for word in ("anyOf", "oneOf") for member in schema.get(word, ())]
     if inner and depth < _MOST_UNIONS:
@@ -72,7 +72,7 @@ def _value_of_children(element: ElementTree.Element, members: list[Schema], root
             for place, child in enumerate(element)
         ]
     if not objects:
-        # One element around all of the text is a name that the model gave it; more are markup.
+        # One element around all of the text is a name that the model gave it; several are markup.
         is_markup = len(element) > 1 or any(map(str.strip, _texts_around(element)))
         if is_markup and any(map(_takes_any_text, members)):
             return _text_with_markup(element)
@@ -89,13 +89,13 @@ def _value_of_children(element: ElementTree.Element, members: list[Schema], root
 
 
 def _texts_around(element: ElementTree.Element) -> list[str]:
-    """The element's own texts: in front of, between and behind those that it holds."""
+    """The element's own texts: before, between and after its child elements."""
     return [element.text or "", *(child.tail or "" for child in element)]
 
 
 def _text_with_markup(element: ElementTree.Element) -> str:
-    """A text as the model wrote it, the elements that it has not escaped included: they are a part
-    of the answer.
+    """A text as the model wrote it, including elements that it has not escaped: they are part of
+    the answer.
     """
     parts = [element.text or ""]
     for child in element:
@@ -107,14 +107,14 @@ def _text_with_markup(element: ElementTree.Element) -> str:
 
 
 def _schema_in(schema: Schema, word: str) -> Schema:
-    """The schema under a keyword that may also say yes or no."""
+    """The schema under a keyword whose value may also be a boolean."""
     found = schema.get(word)
     return found if isinstance(found, Mapping) else {}
 
 
 def _fits_member(element: ElementTree.Element, member: Schema, root: Root) -> bool:
-    """Whether an object has the fields and the fixed words of this member. Looks no deeper, which
-    would take for ever in a recursive union."""
+    """Whether an object has the fields and the fixed words of this member. It looks no deeper,
+    which would take for ever in a recursive union."""
     texts = {child.tag: "".join(child.itertext()) for child in element if not len(child)}
     tags = {child.tag for child in element}
     if not tags.issuperset(member.get("required", ())):
@@ -141,8 +141,8 @@ def _fixed_word(text: str, words: list[Any]) -> Any:
 
 
 def _value_of_text(text: str, members: list[Schema], root: Root) -> Any:
-    """A text as the first member that it can be; those that take any text come last, but an empty
-    text is theirs."""
+    """A text as the first member that it can be. Members that take any text come last, except that
+    they take an empty text first."""
     if not text.strip() and any(map(_takes_any_text, members)):
         return text
     for member in sorted(members, key=_takes_any_text):
