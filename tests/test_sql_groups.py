@@ -14,7 +14,7 @@ import pytest
 
 from beam_llm.cli.files.records import Source
 from beam_llm.cli.main import main
-from beam_llm.cli.sql.looking import look
+from beam_llm.cli.sql.survey import survey_source
 from beam_llm.fronts.sql.plan import Plan
 from beam_llm.testing import Emulator, Fault, plugin
 from tests.sql_runs import run_in
@@ -262,12 +262,12 @@ def test_a_group_that_changes_under_a_run_is_noticed_and_asked_alone_by_the_next
     emulator = emulator_with()
 
     def look_and_change(plan: Plan, sources: Sequence[Source]) -> Any:
-        found = look(plan, sources)
+        found = survey_source(plan, sources)
         write_reviews(folder, [*ROWS[:-1], (None, 2, "What was it?")])
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr("beam_llm.cli.sql.run.look", look_and_change)
+        patch.setattr("beam_llm.cli.sql.run.survey_source", look_and_change)
         assert run(folder, BY_PRODUCT) == 1
     assert "has changed while the run was on: 1 record of 4" in capsys.readouterr().err
     assert run(folder, BY_PRODUCT) == 0

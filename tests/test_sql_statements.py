@@ -24,7 +24,7 @@ from beam_llm.fronts.sql.functions import (
     WITH_A_SYNTAX,
 )
 from beam_llm.fronts.sql.plan import Plan
-from beam_llm.fronts.sql.script import Job, Printed, Script, read_script
+from beam_llm.fronts.sql.script import Job, Listing, Script, read_script
 from beam_llm.fronts.sql.tables import Permissions
 from beam_llm.fronts.sql.types import SqlType, to_json, value_of
 
@@ -46,7 +46,7 @@ def plans(sql: str) -> list[Plan]:
 
 
 def printed(sql: str) -> list[tuple[str, ...]]:
-    (step,) = [step for step in read(sql).steps if isinstance(step, Printed)]
+    (step,) = [step for step in read(sql).steps if isinstance(step, Listing)]
     return list(step.rows)
 
 
@@ -65,7 +65,7 @@ REFUSED = {
     "a table of a query": ("CREATE TABLE a AS SELECT id FROM t", 16, "AS of a table.*INSERT INTO"),
     "a forgotten semicolon": ("SELECT id FROM t INSERT INTO out SELECT id FROM t", 18, "';' is mis"),
     "a model without quotes": (
-        "SELECT ML_PREDICT(m, text) FROM t", 19, "'m' is a model, and no column: 'm'; write 'm'"
+        "SELECT ML_PREDICT(m, text) FROM t", 19, "'m' is a model, not a column: 'm'; write 'm'"
     ),
     "a call of Databricks": ("SELECT AI_QUERY('m', text) FROM t", 8, "write AI_COMPLETE"),
     "a call of BigQuery's in FROM": (
@@ -397,7 +397,7 @@ REFUSED = {
     "a table's column beside one": (
         "SELECT a.title, COUNT(*) FROM t AS a", 8, r"neither in GROUP BY.*write MIN\(a.title\)",
     ),
-    "all columns of groups": ("SELECT *, COUNT(*) FROM t GROUP BY id", 8, "here are groups"),
+    "all columns of groups": ("SELECT *, COUNT(*) FROM t GROUP BY id", 8, "these are groups"),
     "an aggregate in WHERE": (
         "SELECT id FROM t WHERE AI_AGG('m', text, 'x') = 'a'", 24, "which can't stand here.*HAVING",
     ),
@@ -408,7 +408,7 @@ REFUSED = {
     "an aggregate in VALUES": ("VALUES (COUNT(*))", 9, "COUNT is not called inside of VALUES"),
     "aggregates of aggregates": (
         "SELECT AI_AGG('m', AI_SUMMARIZE_AGG('m', text), 'x') FROM t", 20,
-        "AI_SUMMARIZE_AGG stands inside of AI_AGG.*insert the groups into a table",
+        "AI_SUMMARIZE_AGG is inside AI_AGG.*insert the groups into a table",
     ),
     "groups of groups": (
         "SELECT COUNT(*) FROM (SELECT id FROM t GROUP BY id)", 8, "groups of groups",

@@ -21,7 +21,7 @@ from beam_llm.cli.storing import StoreInSpool, place_of, write_once
 from beam_llm.config import Settings
 from beam_llm.errors import Failure, Kind
 from beam_llm.prompting.output_types import Output
-from beam_llm.prompting.text import cleaned
+from beam_llm.prompting.text import clean_json
 from beam_llm.transforms.batch_jobs import CollectBatchJobs
 from beam_llm.transforms.fields import fields_of, is_keyed
 from beam_llm.transforms.options import arguments_of
@@ -55,7 +55,7 @@ def _encodable(row: Row) -> dict[str, Any]:
     """
     if row.raw is None or not (b"\\ud" in row.raw or b"\\uD" in row.raw):
         return row.fields
-    return dict(cleaned(row.fields))
+    return dict(clean_json(row.fields))
 
 
 class StoreAnswers(StoreInSpool):

@@ -89,13 +89,13 @@ class _Shape:
     def __init__(self, field: str, names: list[str], nested: Any):
         self._field = field
         self._names = names
-        self._nest_rows = nested
+        self._nested = nested
 
     def __call__(self, row: Any) -> beam.Row:
         values = {name: getattr(row, name) for name in self._names}
         text = values[self._field]
-        if self._nest_rows is not None and text is not None:
-            values[self._field] = as_nested(self._nest_rows, json.loads(text))
+        if self._nested is not None and text is not None:
+            values[self._field] = as_nested(self._nested, json.loads(text))
         return new_row(values)
 
 

@@ -66,7 +66,7 @@ class YamlPipeline(NamedTuple):
             )
         except Exception as error:  # whatever Beam, its providers and their steps raise
             raise UsageError(
-                located(self._name, _message_with_cause(error), self.lines_before)
+                with_line(self._name, _message_with_cause(error), self.lines_before)
             ) from error
 
 
@@ -235,7 +235,7 @@ _SCHEMA = re.compile(r" (?:around line \d+ )?Failed validating .*? On instance(\
 _OWN_KEYS = re.compile(r"(?:, )?'__line__': \d+(?:, '__uuid__': '[^']*')?")
 
 
-def located(name: str, text: str, lines_before: int) -> str:
+def with_line(name: str, text: str, lines_before: int) -> str:
     """`pipeline.yaml:7: "Label": batch_size is …`, with lines as the file has them."""
     text = _LINE.sub(lambda found: f"line {int(found[1]) + lines_before}", text)
     found = _LINE.search(text)

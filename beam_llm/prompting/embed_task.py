@@ -160,7 +160,7 @@ class EmbedTask:
         ]
         if unknown_places:
             reason = (
-                f"the reply has a vector of text {unknown_places[0]}, asked for 0 to {count - 1}"
+                f"the reply has a vector for text {unknown_places[0]}; asked for 0 to {count - 1}"
             )
             return _unreadable_reading(reason, "unknown_index")
         numbers_by_index, warnings = _numbers_by_index(vectors)
@@ -179,17 +179,17 @@ class EmbedTask:
     def _vector_problem(self, numbers: bytes | None, expected: int | None) -> str | None:
         """Why these are not the numbers of a vector; None where they are."""
         if numbers is None or not numbers:
-            return "the reply has something else in the place of the vector's numbers"
+            return "the reply has something else where the vector's numbers should be"
         if expected is None:
             return "the reply's vectors differ in length; give dimensions to say which is right"
         if len(numbers) != 4 * expected:
-            asked = "dimensions is" if self.settings.dimensions else "the others of the reply have"
-            return f"the vector has {len(numbers) // 4:,} numbers; {asked} {expected:,}"
+            source = "dimensions is" if self.settings.dimensions else "the others in the reply have"
+            return f"the vector has {len(numbers) // 4:,} numbers; {source} {expected:,}"
         if not is_finite(numbers):
             return "a number of the vector is infinite or not a number"
         # A zero vector has no direction: it is equally near to every text, or divides by zero.
         return (
-            "all numbers of the vector are 0, so that it says nothing of the text"
+            "all numbers of the vector are 0, so it says nothing about the text"
             if is_zero(numbers)
             else None
         )
@@ -262,7 +262,7 @@ def _caps(settings: Settings, limits: EmbedLimits) -> Caps:
     if settings.batch_size != "auto" and settings.batch_size > limits.inputs:
         most = f"{limits.inputs:,} texts a request at most"
         if limits.inputs == 1:
-            most = "one text a request, for a reply to several doesn't say which vector is whose"
+            most = "one text a request, since a reply to several doesn't say which vector is whose"
         raise UsageError(
             f"batch_size is {settings.batch_size:,}: {settings.provider}: embeds {most}; write "
             "batch_size='auto'"

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from beam_llm.prompting.schemas import resolved
+from beam_llm.prompting.schemas import resolve_reference
 from beam_llm.values import Schema
 
 
@@ -63,7 +63,7 @@ class _Fitting:
         return self._known[pair]
 
     def _fit(self, raw: Any, schema: Mapping[str, Any]) -> Fit:
-        schema = dereferenced(schema, self._root)
+        schema = dereference(schema, self._root)
         members = [member for word in ("anyOf", "oneOf") for member in schema.get(word, ())]
         if members:
             return max(self.fit(raw, member) for member in members)
@@ -111,12 +111,12 @@ def _worst_fit(found: Iterable[Fit]) -> Fit:
     return next((one for one in (Fit.BOOLEAN_AS_NUMBER, Fit.OTHER) if one in seen), Fit.GOOD)
 
 
-def dereferenced(schema: Mapping[str, Any], root: Schema) -> Mapping[str, Any]:
+def dereference(schema: Mapping[str, Any], root: Schema) -> Mapping[str, Any]:
     """The schema behind references."""
     for _ in range(_MOST_REFERENCES):
         if "$ref" not in schema:
             return schema
-        target = root if schema["$ref"] == "#" else resolved(root, str(schema["$ref"]))
+        target = root if schema["$ref"] == "#" else resolve_reference(root, str(schema["$ref"]))
         schema = target if isinstance(target, dict) else {}
     return {}
 
@@ -134,7 +134,7 @@ def kinds_of(schema: Mapping[str, Any]) -> tuple[str, ...]:
     return (kinds,) if isinstance(kinds, str) else tuple(kinds)
 
 
-def respelled(raw: Any, schema: Any, root: Schema) -> Any:
+def respell(raw: Any, schema: Any, root: Schema) -> Any:
     """`raw` with its fixed words as the schema spells them, where they differ only in case.
 
     Args:
@@ -142,18 +142,16 @@ def respelled(raw: Any, schema: Any, root: Schema) -> Any:
     """
     if not isinstance(schema, Mapping):
         return raw
-    schema = dereferenced(schema, root)
+    schema = dereference(schema, root)
     # For a union such as `Mood | None`, the one member that isn't null.
     members = [part for part in schema.get("anyOf", ()) if part != {"type": "null"}]
     if len(members) == 1:
-        return respelled(raw, members[0], root)
+        return respell(raw, members[0], root)
     if isinstance(raw, dict):
         fields, others = schema.get("properties", {}), schema.get("additionalProperties")
-        return {
-            name: respelled(value, fields.get(name, others), root) for name, value in raw.items()
-        }
+        return {name: respell(value, fields.get(name, others), root) for name, value in raw.items()}
     if isinstance(raw, list):
-        return [respelled(item, schema.get("items"), root) for item in raw]
+        return [respell(item, schema.get("items"), root) for item in raw]
     return choice_of(raw, choices(schema), raw) if isinstance(raw, str) else raw
 
 

@@ -173,7 +173,7 @@ class MediaFields:
         if self._limits.names_kinds and kind not in self._limits.kinds:
             raise PromptError(
                 f"{name!r} holds an address that does not end in a kind of image (.png, .jpg), "
-                f"and {self._provider}: has to be told: give the image's bytes"
+                f"and {self._provider}: needs to know the kind: give the image's bytes"
             )
         return Media(name, kind, uri=value)
 

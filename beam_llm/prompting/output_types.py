@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from beam_llm.prompting.fitting import choice_of, choices, respelled
+from beam_llm.prompting.fitting import choice_of, choices, respell
 from beam_llm.prompting.readers.doubles import DOUBLED, contradicts_itself
 from beam_llm.prompting.schema_checker import SchemaChecker
 from beam_llm.prompting.schemas import may_be_object, require_every_field
@@ -109,7 +109,7 @@ class Output:
         try:
             return self.validate(raw), raw
         except ValueError:
-            spelled = raw if isinstance(raw, str) else respelled(raw, self.schema, self.schema)
+            spelled = raw if isinstance(raw, str) else respell(raw, self.schema, self.schema)
             if spelled == raw:
                 raise
         return self.validate(spelled), spelled

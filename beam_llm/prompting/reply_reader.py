@@ -16,7 +16,7 @@ from beam_llm.prompting.readers import Found, Reader, Shape
 from beam_llm.prompting.readers.depth import TOO_DEEP, Unusable, is_deep, may_be_deep
 from beam_llm.prompting.readers.doubles import contradicts_itself
 from beam_llm.prompting.readers.json_reader import JsonReader
-from beam_llm.prompting.readers.json_text import unfenced
+from beam_llm.prompting.readers.json_text import without_fence
 from beam_llm.prompting.readers.matching import is_same_json, match
 from beam_llm.prompting.readers.thoughts import may_hold_thoughts, without_thoughts
 from beam_llm.prompting.text import clean
@@ -137,7 +137,7 @@ class ReplyReader:
         if count != 1 or is_cut or self._is_custom or self._output.is_text or may_be_deep(text):
             return None
         try:
-            value, raw = self._output.parse_text(unfenced(without_thoughts(text)))
+            value, raw = self._output.parse_text(without_fence(without_thoughts(text)))
         except Exception:  # a user's validator may raise anything
             return None
         return Reading({1: value}, {}, None, ("no_index",), {1: raw})

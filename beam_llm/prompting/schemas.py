@@ -151,7 +151,7 @@ def resolves(root: Schema, reference: str) -> bool:
     """Whether the reference leads to a schema inside `root`, and not only back to itself."""
     seen: set[str] = set()
     while reference.startswith("#/"):
-        target = resolved(root, reference)
+        target = resolve_reference(root, reference)
         if not isinstance(target, dict) or reference in seen:
             return False
         seen.add(reference)
@@ -161,7 +161,7 @@ def resolves(root: Schema, reference: str) -> bool:
     return reference == "#"
 
 
-def resolved(root: Schema, reference: str) -> Any:
+def resolve_reference(root: Schema, reference: str) -> Any:
     """The value that the reference leads to; None where there is none."""
     node: Any = root
     for part in reference.removeprefix("#").split("/")[1:]:
@@ -187,7 +187,7 @@ def _inline_root_reference(given: Schema) -> Schema:
         given = {**moved, "$defs": definitions}
     if not str(given.get("$ref", "")).startswith("#/$defs/"):
         return given
-    target = resolved(given, given["$ref"])
+    target = resolve_reference(given, given["$ref"])
     return (
         _inline_root_reference(
             {**{word: part for word, part in given.items() if word != "$ref"}, **target}
@@ -222,8 +222,12 @@ def require_every_field(schema: Any) -> Any:
     schema = _map_inner_schemas(schema, lambda word, inner: require_every_field(inner))
     if not isinstance(schema, dict):
         return schema
-    asked = {word: part for word, part in schema.items() if word not in ("title", "default")}
-    return {**asked, "required": list(asked["properties"])} if "properties" in asked else asked
+    constraints = {word: part for word, part in schema.items() if word not in ("title", "default")}
+    return (
+        {**constraints, "required": list(constraints["properties"])}
+        if "properties" in constraints
+        else constraints
+    )
 
 
 def may_be_object(schema: Schema) -> bool:
@@ -234,7 +238,9 @@ def may_be_object(schema: Schema) -> bool:
 def _may_be_object(schema: Any, root: Schema, steps: int) -> bool:
     if not isinstance(schema, dict) or not steps:
         return schema is not False
-    if "$ref" in schema and not _may_be_object(resolved(root, schema["$ref"]), root, steps - 1):
+    if "$ref" in schema and not _may_be_object(
+        resolve_reference(root, schema["$ref"]), root, steps - 1
+    ):
         return False
     for word in ("anyOf", "oneOf"):
         if word in schema and not any(

@@ -144,12 +144,12 @@ def clean(text: str) -> str:
     return text
 
 
-def cleaned(value: Any) -> Any:
+def clean_json(value: Any) -> Any:
     """The JSON value with all its texts as valid UTF-8; see `clean`."""
     if isinstance(value, dict):
-        return {cleaned(name): cleaned(member) for name, member in value.items()}
+        return {clean_json(name): clean_json(member) for name, member in value.items()}
     if isinstance(value, (list, tuple)):
-        return list(map(cleaned, value))
+        return list(map(clean_json, value))
     return clean(value) if isinstance(value, str) else value
 
 
@@ -158,7 +158,7 @@ def request_json(body: Mapping[str, Any]) -> bytes:
     try:
         return orjson.dumps(body)
     except TypeError:  # lone surrogates are rare, so they are looked for only after a failure
-        return orjson.dumps(cleaned(body))
+        return orjson.dumps(clean_json(body))
 
 
 def quote(text: str) -> str:

@@ -3,8 +3,8 @@ with `predict`.
 
     command, dry_run          the command; what it would do
     run, pipeline             statement by statement; one statement in Beam
-    looking, groups, rows     a plan's source before anything is paid for, and row by row
+    survey, groups, rows      a plan's source before anything is paid for, and row by row
     sorting                   ORDER BY, of the input or of the output
     destinations, outputs     where rows go; how files are written
-    ends, reporting           how a plan's rows ended; the file's summary and page
+    plan_run, reporting       how a plan's rows ended; the file's summary and page
 """

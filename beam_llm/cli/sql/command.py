@@ -16,10 +16,10 @@ from beam_llm.cli.sql.reporting import (
     subject_of_file,
     summary_of_file,
 )
-from beam_llm.cli.sql.run import Ended, SqlCommand, SqlRunner
+from beam_llm.cli.sql.run import JobResult, SqlCommand, SqlRunner
 from beam_llm.cli.summary import exit_code_of, print_summary
 from beam_llm.cli.words import table
-from beam_llm.fronts.sql.script import Job, Printed, Script, read_script
+from beam_llm.fronts.sql.script import Job, Listing, Script, read_script
 from beam_llm.fronts.sql.tables import Permissions
 
 
@@ -38,36 +38,38 @@ def run(chosen: argparse.Namespace) -> int:
         dry_run(script)
         return ALL_ANSWERED
     with files.listening():
-        ended = _run_all(chosen, script)
-    files.write_summary(summary_of_file(ended))
-    code = exit_code_of(chosen.name, combine_reports([one.report for one in ended]).tally)
-    files.write_page(lambda: (subject_of_file(ended, chosen.beam_options), report_of_file(ended)))
+        results = _run_all(chosen, script)
+    files.write_summary(summary_of_file(results))
+    code = exit_code_of(chosen.name, combine_reports([one.report for one in results]).tally)
+    files.write_page(
+        lambda: (subject_of_file(results, chosen.beam_options), report_of_file(results))
+    )
     return code
 
 
-def _run_all(chosen: argparse.Namespace, script: Script) -> list[Ended]:
+def _run_all(chosen: argparse.Namespace, script: Script) -> list[JobResult]:
     command = SqlCommand(
         chosen.beam_options, chosen.quiet, chosen.force, chosen.retry_errors, chosen.csv_safe
     )
     runner = SqlRunner(command, [step for step in script.steps if isinstance(step, Job)])
-    ended = []
+    results = []
     try:
         for step in script.steps:
             # In the file's order, so that output appears where the file asks for it.
-            if isinstance(step, Printed):
-                print(_format_printed(step))
+            if isinstance(step, Listing):
+                print(_format_listing(step))
             elif (one := runner.run(step)) is not None:
-                ended.append(one)
+                results.append(one)
                 if not chosen.quiet:
                     for plan in one.plans:
                         write_line(f"{plan.place}: {plan.text}")
                     print_summary(as_predict(one), one.report)
     finally:
         runner.close()
-    return ended
+    return results
 
 
-def _format_printed(step: Printed) -> str:
+def _format_listing(step: Listing) -> str:
     if not step.header:
         return "\n".join(row[0] for row in step.rows)
     return table(step.header, step.rows, range(len(step.header)))

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from beam_llm.cli.files.target import Target, is_there, refuse_overwriting
 from beam_llm.cli.retry import retry_settings, version_of
 from beam_llm.cli.spool import Spool, folder_for, holds_answers, is_marked_kept
-from beam_llm.cli.sql.looking import question_of
 from beam_llm.cli.sql.outputs import file_of, make_folder
+from beam_llm.cli.sql.survey import question_of
 from beam_llm.errors import LLMError, UsageError
 from beam_llm.fronts.sql.plan import Branch, Plan
 from beam_llm.fronts.sql.tables import Table
@@ -60,10 +60,13 @@ class Destination:
         """
         version = version_of(Target(self.path))
 
-        def anew(branch: Branch) -> Branch:
+        def with_new_answers(branch: Branch) -> Branch:
             return replace(branch, settings=retry_settings(branch.settings, version))
 
-        asks = (replace(ask, branches=tuple(map(anew, ask.branches))) for ask in self.plan.asks)
+        asks = (
+            replace(ask, branches=tuple(map(with_new_answers, ask.branches)))
+            for ask in self.plan.asks
+        )
         return replace(self.plan, asks=tuple(asks))
 
 
@@ -101,7 +104,7 @@ def destinations_of(plans: Sequence[Plan], *, here: bool) -> list[Destination]:
     return found
 
 
-def look_at_outputs(
+def check_outputs(
     destinations: Sequence[Destination], *, force: bool, retries: bool
 ) -> Iterator[str]:
     """Notes what earlier runs have finished; yields messages about it.
@@ -174,20 +177,20 @@ def _redo_readers(destinations: Sequence[Destination]) -> None:
       UsageError: that would ask models about rows that they have answered, since answers are kept
         only where there is an error among them.
     """
-    anew: set[str] = set()
+    rewritten: set[str] = set()
     for one in destinations:
         plan = one.plan
         reads = plan.source.path if isinstance(plan.source, Table) else ""
-        if one.finished and one.is_file and reads in anew:
+        if one.finished and one.is_file and reads in rewritten:
             together = [other for other in destinations if other.path == one.path]
             if any(other.plan.asks for other in together):
                 raise UsageError(
                     f"{plan.place}: --retry-errors writes the table anew that this INSERT has read "
-                    "and asked models about, and its own answers are no longer kept, for there was "
+                    "and asked models about, and its own answers are no longer kept, as there was "
                     "no error among them. Nothing was asked: --force asks all again; or take this "
                     "INSERT out of the file, and run it with --force afterwards"
                 )
             for other in together:
                 other.finished = False
         if one.is_file and not one.finished and plan.target is not None:
-            anew.add(plan.target.path)
+            rewritten.add(plan.target.path)

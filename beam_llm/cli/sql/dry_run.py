@@ -10,10 +10,10 @@ from textwrap import indent
 from typing import Any
 
 from beam_llm.cli.show import SAMPLE_ROWS, first_request
-from beam_llm.cli.sql.ends import is_beam
-from beam_llm.cli.sql.groups import LookedGroups
-from beam_llm.cli.sql.looking import look
+from beam_llm.cli.sql.groups import GroupSurvey
+from beam_llm.cli.sql.plan_run import is_beam
 from beam_llm.cli.sql.rows import read_input, sources_of
+from beam_llm.cli.sql.survey import survey_source
 from beam_llm.cli.words import options_in_words
 from beam_llm.config import Settings
 from beam_llm.errors import plural, printable
@@ -36,12 +36,12 @@ def dry_run(script: Script) -> None:
 def _describe_plan(plan: Plan) -> Iterator[str]:
     sources = [] if is_beam(plan.source) else sources_of(plan)
     noun = "record" if plan.grouping is None else "group"
-    count = "" if is_beam(plan.source) else f", {plural(look(plan, sources).rows, noun)}"
+    count = "" if is_beam(plan.source) else f", {plural(survey_source(plan, sources).rows, noun)}"
     # Rows that a first WHERE leaves out are not counted: their number comes after the conditions.
     rows = count if plan.grouping is None else ""
-    yield printable(f"Read {_source_name(plan)}{'' if plan.reading.filters else rows}")
+    yield printable(f"Read {_source_name(plan)}{'' if plan.read_stage.filters else rows}")
     if plan.grouping is not None:
-        yield from _describe_stage(plan.reading)
+        yield from _describe_stage(plan.read_stage)
         keys = ", ".join(plan.grouping.keys)
         yield printable(f"Group by {keys}{count}" if keys else "All rows are one group")
         yield from _describe_stage(plan.grouping.aggregates)
@@ -78,11 +78,11 @@ def _describe_ask(plan: Plan, ask: Ask, number: int, sources: list[Any]) -> Iter
 
 
 def _first_request(plan: Plan, ask: Ask, settings: Settings, sources: list[Any]) -> Iterator[str]:
-    asked = (row for row in _rows(plan, sources) if has_input(ask, row))
+    rows = (row for row in _rows(plan, sources) if has_input(ask, row))
     if plan.grouping is not None and ask.of_groups:
-        elements: Iterable[Any] = _of_first_group(plan.grouping, ask, asked)
+        elements: Iterable[Any] = _of_first_group(plan.grouping, ask, rows)
     else:
-        elements = (inputs_of(ask, row) for row in islice(asked, SAMPLE_ROWS))
+        elements = (inputs_of(ask, row) for row in islice(rows, SAMPLE_ROWS))
     yield from (indent(text, "  ") for text in first_request(settings, elements))
 
 
@@ -91,12 +91,12 @@ def _rows(plan: Plan, sources: list[Any]) -> Iterator[dict[str, Any]]:
     rows = (
         row.fields
         for source in sources
-        for row in read_input(plan, source, Evaluator(plan.reading))
+        for row in read_input(plan, source, Evaluator(plan.read_stage))
     )
-    looked = look(plan, sources) if plan.limit is not None else None
-    if isinstance(looked, LookedGroups):
-        return (row for place, row in zip(looked.ordinals(), rows, strict=False) if place >= 0)
-    return islice(rows, plan.reading_limit)
+    survey = survey_source(plan, sources) if plan.limit is not None else None
+    if isinstance(survey, GroupSurvey):
+        return (row for place, row in zip(survey.ordinals(), rows, strict=False) if place >= 0)
+    return islice(rows, plan.read_limit)
 
 
 def _of_first_group(

@@ -20,8 +20,8 @@ NUMBER = "I"
 asked about the group."""
 
 
-class LookedGroups(NamedTuple):
-    """The groups that one pass over a source found; takes the place of `Looked`. With sorted rows,
+class GroupSurvey(NamedTuple):
+    """The groups that one pass over a source found, in place of a `SourceSurvey`. With sorted rows,
     each row is a group of its own.
 
     Attributes:
@@ -52,16 +52,16 @@ class LookedGroups(NamedTuple):
             yield from (number - 1 for number in array(NUMBER, numbers))
 
 
-def look_at_groups(plan: Plan, sources: Sequence[Source]) -> LookedGroups:
+def survey_groups(plan: Plan, sources: Sequence[Source]) -> GroupSurvey:
     """Reads all sources once.
 
     Raises:
-      DataError: as for `look`.
+      DataError: as for `survey_source`.
     """
     assert plan.grouping is not None
-    evaluator = Evaluator(plan.reading)
+    evaluator = Evaluator(plan.read_stage)
     found = _Groups()
-    limit = plan.reading_limit
+    limit = plan.read_limit
     if not plan.grouping.keys:
         found.of(key_of(plan.grouping, {}))  # this group exists even without rows
     numbers = []
@@ -71,7 +71,7 @@ def look_at_groups(plan: Plan, sources: Sequence[Source]) -> LookedGroups:
             number = found.of(key_of(plan.grouping, row.fields), row)
             of_rows.append(number if limit is None or number <= limit else 0)
         numbers.append(of_rows.tobytes())
-    return LookedGroups(tuple(numbers), found.digests(limit))
+    return GroupSurvey(tuple(numbers), found.digests(limit))
 
 
 class _Groups:

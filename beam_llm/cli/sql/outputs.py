@@ -88,14 +88,14 @@ def _write_parquet(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    stored = pa.schema([pa.field(name, parquet_type(kind)) for name, kind in columns])
-    with pq.ParquetWriter(file, stored) as writer:
+    schema = pa.schema([pa.field(name, parquet_type(kind)) for name, kind in columns])
+    with pq.ParquetWriter(file, schema) as writer:
         for part in chunks(rows, _PARQUET_ROWS):
             arrays = [
                 _array([row[number] for row in part], kind)
                 for number, (_, kind) in enumerate(columns)
             ]
-            writer.write_table(pa.Table.from_arrays(arrays, schema=stored))
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
 
 
 def _array(values: list[Any], kind: SqlType) -> Any:

@@ -16,15 +16,15 @@ from beam_llm import events
 from beam_llm.cli.beam_run import pipeline_options, run_to_end
 from beam_llm.cli.files.records import Source
 from beam_llm.cli.running import Measured, stopping
-from beam_llm.cli.sql.ends import is_beam
 from beam_llm.cli.sql.groups import NUMBER
+from beam_llm.cli.sql.plan_run import is_beam
 from beam_llm.cli.sql.rows import read_input, typed_fields
 from beam_llm.cli.stored import StoredAnswer, encode_answer
 from beam_llm.cli.storing import StoreInSpool, place_of, write_once
 from beam_llm.errors import Kind, UsageError
 from beam_llm.fronts.sql.compute import Evaluator
-from beam_llm.fronts.sql.group_steps import no_row
-from beam_llm.fronts.sql.in_flight import DROPPED, META, InFlight, kept
+from beam_llm.fronts.sql.group_steps import seed_element
+from beam_llm.fronts.sql.in_flight import DROPPED, META, InFlight, keep_columns
 from beam_llm.fronts.sql.plan import Plan
 from beam_llm.fronts.sql.steps import RunStages
 from beam_llm.fronts.sql.tables import Table
@@ -38,7 +38,7 @@ class Branch(NamedTuple):
 
     Attributes:
       files: for each source, its first ordinal, the source, and which of its rows are done, with
-        one byte for each row that is to be read; for groups the result of `LookedGroups.files`.
+        one byte for each row that is to be read; for groups the result of `GroupSurvey.files`.
       spool: folder for the output; None where a Beam sink takes it.
       empty_group: the place of the one group of all rows, which exists even without rows.
     """
@@ -59,7 +59,7 @@ class ReadTable(beam.DoFn):
 
     def process(self, element: tuple[int, Source, bytes]) -> Iterator[tuple[str, dict[str, Any]]]:
         first, source, done = element
-        evaluator = Evaluator(self._plan.reading)
+        evaluator = Evaluator(self._plan.read_stage)
         # A coder may turn a Source into a plain tuple.
         rows = read_input(self._plan, Source(*source), evaluator)
         for number, row in enumerate(islice(rows, len(done))):
@@ -79,7 +79,7 @@ class ReadGroups(beam.DoFn):
 
     def process(self, element: tuple[Source, bytes]) -> Iterator[tuple[str, dict[str, Any]]]:
         source, numbers = element
-        rows = read_input(self._plan, Source(*source), Evaluator(self._plan.reading))
+        rows = read_input(self._plan, Source(*source), Evaluator(self._plan.read_stage))
         # An input that has changed meanwhile has other groups, whose digests are not expected.
         for number, row in zip(array(NUMBER, numbers), rows, strict=False):
             if stopping.is_set():
@@ -97,13 +97,13 @@ class TakeElements(beam.DoFn):
 
     def process(self, element: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         if self._evaluator is None:
-            self._evaluator = Evaluator(self._plan.reading)
+            self._evaluator = Evaluator(self._plan.read_stage)
         table = self._plan.source
         assert isinstance(table, Table)
         fields = typed_fields(self._plan, fields_of(element), f"the table {table.name!r}")
-        row = self._evaluator.row(fields) if not self._plan.reading.is_empty else fields
+        row = self._evaluator.row(fields) if not self._plan.read_stage.is_empty else fields
         if row is not None:
-            yield "", kept(row, self._plan.reading_keeps)
+            yield "", keep_columns(row, self._plan.read_keeps)
 
 
 class StoreRows(StoreInSpool):
@@ -121,7 +121,7 @@ class StoreRows(StoreInSpool):
         return answer.value is not None or answer.error is not None
 
 
-class LinesOfRows(beam.DoFn):
+class EncodeRows(beam.DoFn):
     """Rows of a Beam source, which have no place in an input → stored lines."""
 
     def __init__(self, plan: Plan):
@@ -174,17 +174,17 @@ def run(branches: Sequence[Branch], beam_options: list[str]) -> Measured:
     pipeline = beam.Pipeline(options=pipeline_options(beam_options))
     for branch in branches:
         head = f"{branch.plan.place}: " if len(branches) > 1 else ""
-        ways = _read(pipeline, branch, head) | f"{head}Run stages" >> RunStages(branch.plan)
+        row_sets = _read(pipeline, branch, head) | f"{head}Run stages" >> RunStages(branch.plan)
         if branch.spool is None:
-            _into_beam(ways, branch.plan, head)
+            _into_beam(row_sets, branch.plan, head)
             continue
         if is_beam(branch.plan.source):
-            made = beam.ParDo(LinesOfRows(branch.plan)).with_output_types(bytes)
-            lines = ways | f"{head}All rows" >> beam.Flatten() | f"{head}Make lines" >> made
+            encode = beam.ParDo(EncodeRows(branch.plan)).with_output_types(bytes)
+            lines = row_sets | f"{head}All rows" >> beam.Flatten() | f"{head}Make lines" >> encode
             write_once(lines, branch.spool, f"{head}Write lines")
             continue
         store = beam.ParDo(StoreRows(branch.plan, branch.spool))
-        for number, rows in enumerate(ways):
+        for number, rows in enumerate(row_sets):
             _ = rows | f"{head}Store rows {number}" >> store.with_output_types(None)
     return run_to_end(pipeline)
 
@@ -211,16 +211,18 @@ def _read(pipeline: beam.Pipeline, branch: Branch, head: str) -> pvalue.PCollect
         )
     if branch.empty_group is None:
         return rows
-    seed = beam.Create([no_row(branch.empty_group)], reshuffle=False).with_output_types(InFlight)
+    seed = beam.Create([seed_element(branch.empty_group)], reshuffle=False).with_output_types(
+        InFlight
+    )
     return (rows, pipeline | f"{head}Name the group" >> seed) | f"{head}All of it" >> beam.Flatten()
 
 
-def _into_beam(ways: tuple[pvalue.PCollection, ...], plan: Plan, head: str) -> None:
+def _into_beam(row_sets: tuple[pvalue.PCollection, ...], plan: Plan, head: str) -> None:
     sink = plan.target
     assert sink is not None
     make = row_of if sink.elements == "row" else dict_of
     _ = (
-        ways
+        row_sets
         | f"{head}All rows" >> beam.Flatten()
         | f"{head}Answered" >> beam.Filter(lambda element: DROPPED not in element[1])
         | f"{head}Make elements" >> beam.Map(lambda element: make(plan, element[1]))
@@ -247,16 +249,16 @@ def transform_of(plan: Plan, table: Table) -> beam.PTransform:
     """
     module, _, name = table.transform.rpartition(".")
     try:
-        made = getattr(importlib.import_module(module), name)
-        made = made(**(table.arguments or {})) if callable(made) else made
+        transform = getattr(importlib.import_module(module), name)
+        transform = transform(**(table.arguments or {})) if callable(transform) else transform
     except Exception as error:  # whatever somebody else's code raises when it is called
         raise UsageError(
             f"{plan.place}: the table {table.name!r}: {table.transform} can't be made "
             f"({type(error).__name__}: {error}): name a Beam source or sink as package.module.Name"
         ) from None
-    if not isinstance(made, beam.PTransform):
+    if not isinstance(transform, beam.PTransform):
         raise UsageError(
             f"{plan.place}: the table {table.name!r}: {table.transform} makes a "
-            f"{type(made).__name__}, which is not a Beam source or sink"
+            f"{type(transform).__name__}, which is not a Beam source or sink"
         )
-    return made
+    return transform

@@ -10,8 +10,8 @@ from beam_llm.cli.new_jobs import locations_of
 from beam_llm.cli.predict_command import PredictCommand, Report, combine_reports
 from beam_llm.cli.reporting.savings import OtherWays, other_ways
 from beam_llm.cli.reporting.subject import Subject, jobs_in, named_uses
-from beam_llm.cli.sql.ends import PlanRun, is_beam, settings_of
-from beam_llm.cli.sql.run import Ended
+from beam_llm.cli.sql.plan_run import PlanRun, is_beam, settings_of
+from beam_llm.cli.sql.run import JobResult
 from beam_llm.cli.summary import FORMAT, as_json
 from beam_llm.cli.tally import Tally
 from beam_llm.config import Settings
@@ -19,27 +19,27 @@ from beam_llm.errors import LLMError
 from beam_llm.fronts.sql.plan import Plan, Rows
 
 
-def summary_of_file(ended: Sequence[Ended]) -> dict[str, Any]:
+def summary_of_file(results: Sequence[JobResult]) -> dict[str, Any]:
     """The summary of each statement, as if `predict` had run it."""
     statements = [
         {"places": [plan.place for plan in one.plans], **as_json(as_predict(one), one.report)}
-        for one in ended
+        for one in results
     ]
     return {"format": FORMAT, "statements": statements}
 
 
-def as_predict(one: Ended) -> PredictCommand:
+def as_predict(one: JobResult) -> PredictCommand:
     """The command with which `predict` would have run the job, for the same summary."""
     # The first of several models stands for all: the summary's figures don't depend on it.
     settings = [found for plan in one.plans for found in settings_of(plan)]
     return PredictCommand((), ", ".join(one.outputs), settings[0] if settings else Settings())
 
 
-def report_of_file(ended: Sequence[Ended]) -> Report:
+def report_of_file(results: Sequence[JobResult]) -> Report:
     """All of a file's jobs as one run, with examples of errors where they can be read again."""
-    report = combine_reports([one.report for one in ended])
+    report = combine_reports([one.report for one in results])
     examples: dict[int, Any] = {}
-    for run, tally in _runs(ended):
+    for run, tally in _runs(results):
         try:
             examples |= run.examples(tally)
         except (LLMError, OSError):  # the input is gone or has changed since the run
@@ -47,9 +47,9 @@ def report_of_file(ended: Sequence[Ended]) -> Report:
     return replace(report, examples=examples)
 
 
-def subject_of_file(ended: Sequence[Ended], beam_options: Sequence[str]) -> Subject:
+def subject_of_file(results: Sequence[JobResult], beam_options: Sequence[str]) -> Subject:
     """The subject of the page: which models were asked about which tables."""
-    runs = [run for run, _ in _runs(ended)]
+    runs = [run for run, _ in _runs(results)]
     sources = ", ".join(dict.fromkeys(_source_of(run.plan) for run in runs))
     names = dict.fromkeys(run.destination.name for run in runs)
     outputs = ", ".join("stdout" if name == "-" else name for name in names)
@@ -61,14 +61,16 @@ def subject_of_file(ended: Sequence[Ended], beam_options: Sequence[str]) -> Subj
         jobs=[
             job
             for name in locations_of(uses.values())
-            for job in jobs_in(name, frozenset().union(*(one.jobs.get(name, ()) for one in ended)))
+            for job in jobs_in(
+                name, frozenset().union(*(one.jobs.get(name, ()) for one in results))
+            )
         ],
-        alternatives=_other_ways(ended),
+        alternatives=_other_ways(results),
     )
 
 
-def _runs(ended: Sequence[Ended]) -> Iterator[tuple[PlanRun, Tally]]:
-    for one in ended:
+def _runs(results: Sequence[JobResult]) -> Iterator[tuple[PlanRun, Tally]]:
+    for one in results:
         yield from zip(one.runs, one.tallies, strict=True)
 
 
@@ -90,12 +92,12 @@ def _uses(runs: Sequence[PlanRun]) -> Mapping[str, Settings]:
     return uses
 
 
-def _other_ways(ended: Sequence[Ended]) -> OtherWays | None:
+def _other_ways(results: Sequence[JobResult]) -> OtherWays | None:
     """The alternatives' totals over all statements; None where one of them can't be estimated, as
     with two calls per row, whose tokens are not known separately.
     """
     ways = []
-    for run, tally in _runs(ended):
+    for run, tally in _runs(results):
         # Re-used answers would have cost something, too, but how much is not known.
         if not run.plan.asks or not tally.input_tokens:
             continue

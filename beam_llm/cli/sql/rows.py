@@ -17,12 +17,12 @@ from beam_llm.cli.files.records import DataError, Row, Source, digest_of, is_rem
 from beam_llm.cli.files.sources import find_sources, header_of, read_rows
 from beam_llm.errors import LLMError, UsageError
 from beam_llm.fronts.sql.compute import CHUNK_ROWS, Evaluator, ExpressionError
-from beam_llm.fronts.sql.in_flight import kept
+from beam_llm.fronts.sql.in_flight import keep_columns
 from beam_llm.fronts.sql.places import nearest
 from beam_llm.fronts.sql.plan import Plan, Rows
 from beam_llm.fronts.sql.tables import Table
 from beam_llm.fronts.sql.types import SqlType, value_of
-from beam_llm.prompting.text import cleaned
+from beam_llm.prompting.text import clean_json
 
 INLINE = Source("", "inline")
 """Takes the place of a file where the rows are in the plan."""
@@ -60,7 +60,7 @@ def sources_of(plan: Plan) -> list[Source]:
         found = find_sources([_pattern(table)], table.format)
     except UsageError as error:
         if folders := folders_in(table):
-            raise UsageError(f"{head}: {not_read(table, folders)}") from None
+            raise UsageError(f"{head}: {unread_message(table, folders)}") from None
         raise UsageError(f"{head}: {error}") from None
     except LLMError as error:  # one of Beam's file systems that can't be listed
         raise LLMError(f"{head}: {error}") from None
@@ -90,7 +90,7 @@ def folders_in(table: Table) -> list[str]:
         return sorted(one.name for one in entries if one.is_dir() and one.name[0] not in "._")
 
 
-def not_read(table: Table, folders: list[str]) -> str:
+def unread_message(table: Table, folders: list[str]) -> str:
     """The message about such folders."""
     every = os.path.join(table.path, "**", "*")
     return f"folders in {table.path!r} are not read ({folders[0]!r}): write 'path' = {every!r}"
@@ -125,7 +125,7 @@ def read_input(plan: Plan, source: Source, evaluator: Evaluator) -> Iterator[Inp
             raise DataError(f"{where}: {plan.place}: {error}") from None
         for (line, fields), after in zip(chunk, found, strict=True):
             if after is not None:
-                yield InputRow(digest_of(fields), kept(after, plan.reading_keeps), line)
+                yield InputRow(digest_of(fields), keep_columns(after, plan.read_keeps), line)
 
 
 def _typed_rows(plan: Plan, source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -180,7 +180,7 @@ def typed_fields(plan: Plan, fields: Any, place: str) -> dict[str, Any]:
             value = None
         try:
             # Neither Beam's coders nor DuckDB take half of a surrogate pair.
-            typed[column] = cleaned(value_of(kind, value))
+            typed[column] = clean_json(value_of(kind, value))
         except ValueError as error:
             raise DataError(f"{place}: column {name!r}: {error}") from None
     return typed

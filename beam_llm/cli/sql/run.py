@@ -26,11 +26,11 @@ from beam_llm.cli.running import (
     run_watched,
     runs_here,
 )
-from beam_llm.cli.sql.destinations import Destination, destinations_of, look_at_outputs
-from beam_llm.cli.sql.ends import PlanRun, is_beam, settings_of
-from beam_llm.cli.sql.looking import look
+from beam_llm.cli.sql.destinations import Destination, check_outputs, destinations_of
 from beam_llm.cli.sql.outputs import print_rows, write_file
-from beam_llm.cli.sql.rows import folders_in, not_read, sources_of
+from beam_llm.cli.sql.plan_run import PlanRun, is_beam, settings_of
+from beam_llm.cli.sql.rows import folders_in, sources_of, unread_message
+from beam_llm.cli.sql.survey import survey_source
 from beam_llm.cli.tally import Tally
 from beam_llm.errors import UsageError
 from beam_llm.fronts.sql.plan import Plan
@@ -60,7 +60,7 @@ class SqlCommand:
         return runs_here(self.beam_options)
 
 
-class Ended(NamedTuple):
+class JobResult(NamedTuple):
     """The result of one job.
 
     Attributes:
@@ -84,12 +84,12 @@ class Ended(NamedTuple):
         return tuple(dict.fromkeys(run.destination.name for run in self.runs))
 
 
-class _Asked(NamedTuple):
+class _PipelineResult(NamedTuple):
     """Measurements of one pipeline.
 
     Attributes:
       lines: how many requests its new batch jobs have.
-      jobs: as in `Ended`.
+      jobs: as in `JobResult`.
     """
 
     measured: Measured
@@ -118,13 +118,13 @@ class SqlRunner:
     def __post_init__(self) -> None:
         plans = [plan for job in self.jobs for plan in job.plans]
         found = destinations_of(plans, here=self.command.here)
-        for text in look_at_outputs(
+        for text in check_outputs(
             found, force=self.command.force, retries=self.command.retry_errors
         ):
             self._say(text)
         self._destinations = {id(plan): one for plan, one in zip(plans, found, strict=True)}
 
-    def run(self, job: Job) -> Ended | None:
+    def run(self, job: Job) -> JobResult | None:
         """Runs one job; None where an earlier run has finished it.
 
         Raises:
@@ -140,8 +140,8 @@ class SqlRunner:
             return None
         began_at, tally = time(), Tally()
         with ExitStack() as stack:
-            runs = tuple(self._begun(one, stack) for one in destinations)
-            asked = self._ask_unanswered(runs)
+            runs = tuple(self._begin(one, stack) for one in destinations)
+            result = self._ask_unanswered(runs)
             tallies = tuple(run.count() if run.spool is not None else Tally() for run in runs)
             for run, counted in zip(runs, tallies, strict=True):
                 tally.merge(counted)
@@ -152,44 +152,44 @@ class SqlRunner:
                 stack.pop_all()
         report = Report.of_run(
             tally,
-            asked.measured,
-            asked.meter,
+            result.measured,
+            result.meter,
             already=sum(run.done.count(1) for run in runs),
-            lines=asked.lines,
+            lines=result.lines,
             began_at=began_at,
         )
-        return Ended(runs, report, tallies, asked.jobs)
+        return JobResult(runs, report, tallies, result.jobs)
 
     def _say(self, text: str) -> None:
         if not self.command.quiet:
             write_line(text)
 
-    def _begun(self, destination: Destination, stack: ExitStack) -> PlanRun:
+    def _begin(self, destination: Destination, stack: ExitStack) -> PlanRun:
         plan, here = destination.plan, self.command.here
         _refuse_for_beam(plan)
         self._check_complete(plan)
         sources = [] if is_beam(plan.source) else sources_of(plan)
         if isinstance(plan.source, Table) and (folders := folders_in(plan.source)):
-            self._say(f"{plan.place}: {not_read(plan.source, folders)}")
+            self._say(f"{plan.place}: {unread_message(plan.source, folders)}")
         if destination.is_file:
             # The file may be read as well, through another table or another spelling of its path.
             refuse_overwriting(Target(destination.path, replaces=True), sources)
-        found = look(plan, sources)
+        survey = survey_source(plan, sources)
         # Without a row no call is made, and no key is needed.
-        if here and (found.rows or is_beam(plan.source)):
+        if here and (survey.rows or is_beam(plan.source)):
             for settings in settings_of(plan):
                 check_key(settings)
-        first, self._rows = self._rows, self._rows + found.rows
+        first, self._rows = self._rows, self._rows + survey.rows
         if destination.path == "":
             # A Beam sink takes the rows itself: nothing is kept here, so that nothing counts as
             # done.
-            return PlanRun(destination, sources, found, None, first, bytes(found.rows))
+            return PlanRun(destination, sources, survey, None, first, bytes(survey.rows))
         spool = destination.spool(force=self.command.force)
         stack.callback(spool.close)
         if is_beam(plan.source):
             spool.clear()
-        run = PlanRun(destination, sources, found, spool, first)
-        if changes := spool.note_inputs(found.digests):
+        run = PlanRun(destination, sources, survey, spool, first)
+        if changes := spool.note_inputs(survey.digests):
             write_line(
                 f"{plan.place}: the input has changed since an earlier run: {changes}; answers go "
                 "with their records"
@@ -197,7 +197,7 @@ class SqlRunner:
         run.note_done(retries=self.command.retry_errors)
         if already := run.done.count(1):
             self._say(
-                f"{plan.place}: going on: {already:,} of {found.rows:,} records were answered "
+                f"{plan.place}: going on: {already:,} of {survey.rows:,} records were answered "
                 "by an earlier run"
             )
         return run
@@ -210,14 +210,14 @@ class SqlRunner:
                 "last INSERT into it: read it after that, or make it a folder ('path' = 'out/')"
             )
 
-    def _ask_unanswered(self, runs: Sequence[PlanRun]) -> _Asked:
+    def _ask_unanswered(self, runs: Sequence[PlanRun]) -> _PipelineResult:
         """Runs the rows that have no answer yet."""
-        total = sum(run.looked.rows for run in runs)
+        total = sum(run.survey.rows for run in runs)
         already = sum(run.done.count(1) for run in runs)
         meter = Meter(total, already)
         # The number of rows of a Beam source is not known before it is read.
         if already == total and not any(is_beam(run.plan.source) for run in runs):
-            return _Asked(Measured({}, None), meter)
+            return _PipelineResult(Measured({}, None), meter)
         uses = [settings for run in runs for settings in settings_of(run.plan)]
         new = NewJobs(uses, here=self.command.here)
         measured = run_watched(
@@ -227,7 +227,7 @@ class SqlRunner:
             quiet=self.command.quiet,
             at_once=new.has_ledger,
         )
-        return _Asked(measured, meter, new.requests(), new.awaited_jobs(meter))
+        return _PipelineResult(measured, meter, new.requests(), new.awaited_jobs(meter))
 
     def _pipeline(self, runs: Sequence[PlanRun]) -> Measured:
         from beam_llm.cli.sql import pipeline
@@ -235,7 +235,7 @@ class SqlRunner:
         branches = [
             pipeline.Branch(
                 run.plan,
-                list(run.looked.files(run.sources, run.done)),
+                list(run.survey.files(run.sources, run.done)),
                 None if run.spool is None else run.spool.folder,
                 run.empty_group(),
             )

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 from beam_llm.cli.files.records import Source
-from beam_llm.cli.sql.groups import NUMBER, LookedGroups
+from beam_llm.cli.sql.groups import NUMBER, GroupSurvey
 from beam_llm.cli.sql.rows import read_input
 from beam_llm.fronts.sql.compute import Evaluator
 from beam_llm.fronts.sql.plan import Key, Plan
@@ -58,16 +58,16 @@ class _Descending:
     __hash__ = None  # type: ignore[assignment]
 
 
-def look_at_sorted_rows(plan: Plan, sources: Sequence[Source]) -> LookedGroups:
+def survey_sorted_rows(plan: Plan, sources: Sequence[Source]) -> GroupSurvey:
     """Reads all sources once, and numbers each row by its place in the order.
 
     Raises:
-      DataError: as for `look`.
+      DataError: as for `survey_source`.
     """
     counts = [0] * len(sources)
 
     def rows() -> Iterator[tuple[Any, ...]]:
-        evaluator = Evaluator(plan.reading)
+        evaluator = Evaluator(plan.read_stage)
         for place, source in enumerate(sources):
             for row in read_input(plan, source, evaluator):
                 values = [row.fields.get(key.column) for key in plan.order]
@@ -79,4 +79,4 @@ def look_at_sorted_rows(plan: Plan, sources: Sequence[Source]) -> LookedGroups:
     for number, (_, place, at, _) in enumerate(found, 1):
         numbers[place][at] = number
     digests = b"".join(digest for *_, digest in found)
-    return LookedGroups(tuple(one.tobytes() for one in numbers), digests)
+    return GroupSurvey(tuple(one.tobytes() for one in numbers), digests)

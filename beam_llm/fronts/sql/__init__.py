@@ -9,11 +9,11 @@ calls, options, type_syntax     calls of models, WITH and MAP, the syntax of typ
 grammar, functions              expressions by sqlglot, and the functions in them
 time_formats                    units and formats of times
 syntax                          all of that as data
-script, known                   the file from its first statement to its last
+script, catalog                 the file from its first statement to its last
 models, tables                  what CREATE makes
 planner, layers, expressions    a query's columns, and what is computed before which call
-asking, branches                calls of models, and the rows for which they are needed
-grouping, ordering, storing     GROUP BY; ORDER BY and LIMIT; the value that INSERT gives a column
+call_planner, branches          calls of models, and the rows for which they are needed
+grouping, ordering, insertion   GROUP BY; ORDER BY and LIMIT; the value that INSERT gives a column
 plan, types, compute            what runs; its types; its expressions, by DuckDB
 steps, group_steps, in_flight   its steps in Beam, and the rows in them
 """

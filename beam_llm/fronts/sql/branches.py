@@ -13,7 +13,7 @@ from sqlglot import exp
 from beam_llm.fronts.sql.functions import AGGREGATE_CALLS
 from beam_llm.fronts.sql.syntax import Expression
 
-_FIRST_THAT_IS = ("COALESCE", "IFNULL")
+_FIRST_NOT_NULL = ("COALESCE", "IFNULL")
 
 
 def conditions_of(expression: Expression) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def _of_function(function: Any, place: int, condition: Any) -> Any:
     if name == "IF":
         test = exp.If(this=given[0].copy())
         return _case(None, _pairs([] if place == 1 else [test]), [test] * (place == 1), condition)
-    if name in _FIRST_THAT_IS:
+    if name in _FIRST_NOT_NULL:
         before = [exp.Is(this=exp.Paren(this=one.copy()), expression=exp.Null()) for one in given]
         tests = [exp.If(this=exp.Not(this=one)) for one in before[:place]]
         return _case(None, _pairs(tests), [], condition)

@@ -73,21 +73,21 @@ def parse_call(cursor: Cursor, query: QueryParser | None) -> Call:
             "take it out: each text weighs as often as it is there",
         )
     if not cursor.is_op(")"):
-        cursor.listed(lambda: _argument(cursor, parts, query))
+        cursor.parse_list(lambda: _argument(cursor, parts, query))
     end = cursor.need_op(")", f"at the end of {name.word}").end
-    return _checked(cursor, parts, end)
+    return _build_call(cursor, parts, end)
 
 
 def _argument(cursor: Cursor, parts: _Parts, query: QueryParser | None) -> None:
     if cursor.ahead().value == "=>" and cursor.now.kind == "name":
         name = cursor.take()
         cursor.take()
-        _named(cursor, parts, name, query)
+        _named_argument(cursor, parts, name, query)
     else:
-        _positional(cursor, parts, query)
+        _positional_argument(cursor, parts, query)
 
 
-def _named(cursor: Cursor, parts: _Parts, name: Token, query: QueryParser | None) -> None:
+def _named_argument(cursor: Cursor, parts: _Parts, name: Token, query: QueryParser | None) -> None:
     known = _NAMES[parts.function]
     if name.word not in known:
         cursor.source.fail(
@@ -114,7 +114,7 @@ def _named(cursor: Cursor, parts: _Parts, name: Token, query: QueryParser | None
         parts.arguments.append(parse_expression(cursor))
 
 
-def _positional(cursor: Cursor, parts: _Parts, query: QueryParser | None) -> None:
+def _positional_argument(cursor: Cursor, parts: _Parts, query: QueryParser | None) -> None:
     if is_map(cursor):
         _config(cursor, parts)
     elif parts.has_config:
@@ -167,7 +167,7 @@ def _config(cursor: Cursor, parts: _Parts) -> None:
 def _descriptor(cursor: Cursor, parts: _Parts) -> None:
     cursor.need_words("DESCRIPTOR", where="here")
     cursor.need_op("(", "after DESCRIPTOR")
-    parts.descriptor += cursor.names("a column's name")
+    parts.descriptor += cursor.take_names("a column's name")
     cursor.need_op(")", "at the end of DESCRIPTOR")
 
 
@@ -192,7 +192,7 @@ def _table(cursor: Cursor, parts: _Parts, query: QueryParser | None) -> None:
 def _labels(cursor: Cursor, parts: _Parts) -> None:
     cursor.need_words("ARRAY", where="here")
     cursor.need_op("[", "after ARRAY")
-    cursor.listed(lambda: _label(cursor, parts))
+    cursor.parse_list(lambda: _label(cursor, parts))
     cursor.need_op("]", "at the end of ARRAY")
 
 
@@ -228,7 +228,7 @@ def _sort_arguments(cursor: Cursor, parts: _Parts) -> None:
         _instruction(cursor, parts, parts.arguments.pop())
 
 
-def _checked(cursor: Cursor, parts: _Parts, end: int) -> Call:
+def _build_call(cursor: Cursor, parts: _Parts, end: int) -> Call:
     def fail(why: str) -> NoReturn:
         cursor.source.fail(parts.start, f"{parts.function} {why}", _FORMS[parts.function], end)
 

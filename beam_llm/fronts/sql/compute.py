@@ -70,7 +70,7 @@ def connect() -> Any:
     return connection
 
 
-def quoted(name: str) -> str:
+def quote_name(name: str) -> str:
     """The name in DuckDB's quotes, whatever characters it has."""
     return '"' + name.replace('"', '""') + '"'
 
@@ -86,7 +86,9 @@ def types_of(connection: Any, sql: str, inputs: Sequence[tuple[str, SqlType]]) -
     Raises:
       ExpressionError: they have none; with DuckDB's reason in one line.
     """
-    columns = ", ".join(f"CAST(NULL AS {kind.duckdb}) AS {quoted(name)}" for name, kind in inputs)
+    columns = ", ".join(
+        f"CAST(NULL AS {kind.duckdb}) AS {quote_name(name)}" for name, kind in inputs
+    )
     source = f" FROM (SELECT {columns})" if columns else ""
     # DuckDB only binds this query, so NULLs can take the place of the columns' values.
     return [type_of_duckdb(kind) for kind in _types(connection, f"SELECT {sql}{source}")]
@@ -154,13 +156,13 @@ def from_duckdb(kind: SqlType, value: Any) -> Any:
 class Evaluator:
     """One `Compute`, ready to use; it belongs to one thread."""
 
-    _number = quoted(_NUMBER)
+    _number = quote_name(_NUMBER)
 
     def __init__(self, compute: Compute):
         self._compute = compute
         self._connection = connect()
         outputs = "".join(
-            f", CAST({sql} AS {kind.duckdb}) AS {quoted(name)}"
+            f", CAST({sql} AS {kind.duckdb}) AS {quote_name(name)}"
             for name, sql, kind in compute.outputs
         )
         where = " AND ".join(f"({sql})" for sql in compute.filters)
@@ -178,7 +180,7 @@ class Evaluator:
         if len(rows) == 1:
             return [self.row(rows[0])]
         try:
-            return self._joined(rows, self._many(rows))
+            return self._join(rows, self._many(rows))
         except Exception:
             # Once more, one by one: a failed query doesn't say on which of its rows.
             return [self._row_at(number, row) for number, row in enumerate(rows)]
@@ -197,14 +199,16 @@ class Evaluator:
     def row(self, row: dict[str, Any]) -> dict[str, Any] | None:
         """One row with the new columns; None where a filter leaves it out."""
         inputs = self._compute.inputs
-        columns = "".join(f", CAST(? AS {kind.duckdb}) AS {quoted(name)}" for name, kind in inputs)
+        columns = "".join(
+            f", CAST(? AS {kind.duckdb}) AS {quote_name(name)}" for name, kind in inputs
+        )
         values = [to_duckdb(kind, row.get(name)) for name, kind in inputs]
-        query = self._query(f"SELECT 0 AS {quoted(_NUMBER)}{columns}")
+        query = self._query(f"SELECT 0 AS {quote_name(_NUMBER)}{columns}")
         try:
             found = self._connection.execute(query, values).fetchall()
         except Exception as error:
             raise ExpressionError(reason_of(error)) from None
-        return self._joined([row], found)[0]
+        return self._join([row], found)[0]
 
     def _many(self, rows: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
         import pyarrow as pa
@@ -215,12 +219,12 @@ class Evaluator:
             # Arrow takes a map as its pairs.
             values = [to_duckdb(kind, row.get(name), list) for row in rows]
             arrays[name] = pa.array(values, arrow_type(kind))
-            columns += f", CAST({quoted(name)} AS {kind.duckdb}) AS {quoted(name)}"
+            columns += f", CAST({quote_name(name)} AS {kind.duckdb}) AS {quote_name(name)}"
         self._connection.register("rows_in_flight", pa.table(arrays))
-        query = self._query(f"SELECT {quoted(_NUMBER)}{columns} FROM rows_in_flight")
+        query = self._query(f"SELECT {quote_name(_NUMBER)}{columns} FROM rows_in_flight")
         return list(self._connection.execute(query).fetchall())
 
-    def _joined(
+    def _join(
         self, rows: Sequence[dict[str, Any]], found: Sequence[tuple[Any, ...]]
     ) -> list[dict[str, Any] | None]:
         joined: list[dict[str, Any] | None] = [None] * len(rows)
@@ -247,7 +251,7 @@ class Aggregator(Evaluator):
         if self._compute.is_empty:
             return {}
         try:
-            [row] = self._joined([{}], self._many(rows))
+            [row] = self._join([{}], self._many(rows))
         except Exception as error:
             raise ExpressionError(reason_of(error)) from None
         assert row is not None, "aggregates alone give one row, also of none"

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from sqlglot import exp
 
-from beam_llm.fronts.sql.compute import ExpressionError, quoted, text_literal, types_of
+from beam_llm.fronts.sql.compute import ExpressionError, quote_name, text_literal, types_of
 from beam_llm.fronts.sql.functions import FUNCTIONS, Word, words
 from beam_llm.fronts.sql.places import SourceText, SqlError, nearest
 from beam_llm.fronts.sql.syntax import Expression
@@ -29,25 +29,25 @@ _ALLOWED = words(
 )
 
 
-_SIZED = (exp.DataType.Type.CHAR, exp.DataType.Type.VARCHAR)
+_SIZED_TYPES = (exp.DataType.Type.CHAR, exp.DataType.Type.VARCHAR)
 # Where DuckDB differs: in the text of a value, the numbers of weekdays and the parts of a second.
-_AS_TEXT = {
+_TEXT_SQL = {
     "BOOLEAN": "upper(CAST({} AS VARCHAR))",
     "BYTES": "decode({})",
     "TIMESTAMP_LTZ": "replace(CAST({} AS VARCHAR), '+00', '')",
 }
-_AS_TEXT |= dict.fromkeys(
+_TEXT_SQL |= dict.fromkeys(
     ("FLOAT", "DOUBLE"),
     "regexp_replace(replace(CAST({} AS VARCHAR), 'inf', 'Infinity'), '-?nan', 'NaN')",
 )
-_EXTRACTED = {
+_EXTRACT_SQL = {
     "DOW": "({} + 1)",  # from Sunday as 1, not 0
     "MILLISECOND": "({} % 1000)",
     "MICROSECOND": "({} % 1000000)",
     "EPOCH": "CAST(floor({}) AS BIGINT)",
 }
-_OF_DAYS = ("DAY", "WEEK", "MONTH", "QUARTER", "YEAR")
-_INSTEAD = {
+_DATE_UNITS = ("DAY", "WEEK", "MONTH", "QUARTER", "YEAR")
+_ALTERNATIVES = {
     "SimilarTo": "write LIKE, or REGEXP(text, '^a.*$')",
     "RegexpLike": "write REGEXP(text, 'a')",
     "JSON": "write JSON_EXISTS(text, '$')",
@@ -72,7 +72,7 @@ class Value(NamedTuple):
     def column(self) -> str | None:
         """The column in flight that has exactly this value; None where it has to be computed."""
         name = next(iter(self.uses)) if len(self.uses) == 1 else None
-        return name if name is not None and self.sql == quoted(name) else None
+        return name if name is not None and self.sql == quote_name(name) else None
 
 
 class Column(NamedTuple):
@@ -91,10 +91,10 @@ class Column(NamedTuple):
 
 def column_in_flight(name: str, kind: SqlType) -> Value:
     """The value that a column in flight holds."""
-    return Value(quoted(name), frozenset((name,)), kind)
+    return Value(quote_name(name), frozenset((name,)), kind)
 
 
-def both(outer: Value | None, inner: Value) -> Value:
+def both_true(outer: Value | None, inner: Value) -> Value:
     """The condition that both are true; `inner` is computed only where `outer` is true."""
     if outer is None:
         return inner
@@ -106,11 +106,11 @@ def cast(value: Value, kind: SqlType) -> Value:
     """The value cast to the type."""
     if value.type.duckdb == kind.duckdb and value.type.kind != "NULL":
         return value._replace(type=kind)
-    sql = _whole(value.sql, value.type.kind) if kind.kind in INTEGERS else value.sql
+    sql = _truncate(value.sql, value.type.kind) if kind.kind in INTEGERS else value.sql
     return Value(f"CAST({sql} AS {kind.duckdb})", value.uses, kind)
 
 
-def _whole(sql: str, kind: str) -> str:
+def _truncate(sql: str, kind: str) -> str:
     """The SQL of a number without its fraction: Flink's casts to integers truncate, and DuckDB's
     round.
     """
@@ -125,14 +125,14 @@ class Scope:
 
     Attributes:
       keys: of groups: the expressions of GROUP BY as sqlglot's trees, each with its value.
-      of_rows: names of columns that only the rows of a group have, and not the group.
+      row_columns: names of columns that only the rows of a group have, and not the group.
     """
 
     columns: list[Column]
     keys: tuple[tuple[Any, Value], ...] = ()
-    of_rows: frozenset[str] = frozenset()
+    row_columns: frozenset[str] = frozenset()
 
-    def seen(self, table: str | None = None) -> list[Column]:
+    def visible(self, table: str | None = None) -> list[Column]:
         """The columns that `*`, or `t.*`, stands for."""
         return [one for one in self.columns if not one.hidden and table in (None, one.table)]
 
@@ -147,11 +147,11 @@ class Scope:
         if len(parts) > 1:
             named = [one for one in self.columns if (one.table, one.name) == tuple(parts[:2])]
             if named:
-                return *_only(named), 2
-        return *_only([one for one in self.columns if one.name == parts[0]]), 1
+                return *_pick_visible(named), 2
+        return *_pick_visible([one for one in self.columns if one.name == parts[0]]), 1
 
 
-def _only(fits: list[Column]) -> tuple[Column | None, bool]:
+def _pick_visible(fits: list[Column]) -> tuple[Column | None, bool]:
     """The first of these that `*` doesn't leave out, and whether there are more."""
     seen = [one for one in fits if not one.hidden] or fits
     return (seen[0] if seen else None), len(seen) > 1
@@ -193,9 +193,9 @@ class Translator:
         if len(sql) > MOST_TEXT:
             self._fail(expression, "this is too large, views and all", "write it simpler")
         value = Value(sql, frozenset(translation.uses), SqlType("NULL"))
-        return self._typed(expression, value)
+        return self._with_type(expression, value)
 
-    def _typed(self, expression: Expression, value: Value) -> Value:
+    def _with_type(self, expression: Expression, value: Value) -> Value:
         if value.column is not None:
             return value._replace(type=self._types[value.column])
         try:
@@ -242,13 +242,13 @@ class _Translation:
 
     def _part(self, tree: Any) -> str:
         """DuckDB's SQL for a part of the copy, which the translation consumes."""
-        made = tree.transform(self._replaced, copy=False)
-        return self._filled(made.sql(dialect="duckdb", comments=False))
+        translated = tree.transform(self._translate_node, copy=False)
+        return self._fill_marks(translated.sql(dialect="duckdb", comments=False))
 
-    def _filled(self, sql: str) -> str:
+    def _fill_marks(self, sql: str) -> str:
         return re.sub(rf'"{self._mark}(\d+)"', lambda found: self._texts[int(found[1])], sql)
 
-    def _marked(self, text: str) -> Any:
+    def _mark_part(self, text: str) -> Any:
         # A view's SQL takes the place of its name, and a function's SQL may contain an argument
         # twice, so every function around an expression may double its size.
         if len(text) > MOST_TEXT:
@@ -257,10 +257,10 @@ class _Translation:
         name = f"{self._mark}{len(self._texts) - 1}"
         return exp.Column(this=exp.Identifier(this=name, quoted=True))
 
-    def _replaced(self, node: Any) -> Any:
+    def _translate_node(self, node: Any) -> Any:
         kind = type(node).__name__
         if kind not in _ALLOWED:
-            instead = _INSTEAD.get(kind, "write it otherwise")
+            instead = _ALTERNATIVES.get(kind, "write it otherwise")
             self._fail(node, f"this is not a row-wise expression ({kind})", instead)
         if isinstance(node, exp.Column):
             return self._column(node, _parts_of(node))
@@ -270,26 +270,26 @@ class _Translation:
                 return self._column(node, parts)
         if isinstance(node, exp.Anonymous):
             name = str(node.this).upper()
-            return self._marked(self._call(name, node, node.expressions))
+            return self._mark_part(self._call(name, node, node.expressions))
         if isinstance(node, exp.Cast) and node.to.this in exp.DataType.SIGNED_INTEGER_TYPES:
-            return self._marked(self._whole_cast(node))
+            return self._mark_part(self._integer_cast(node))
         if isinstance(node, exp.Cast) and node.to.this in exp.DataType.TEXT_TYPES:
-            return self._marked(self._text_cast(node))
+            return self._mark_part(self._text_cast(node))
         if isinstance(node, exp.Cast) and node.to.this == exp.DataType.Type.VARBINARY:
-            return self._marked(self._bytes_cast(node))
+            return self._mark_part(self._bytes_cast(node))
         if isinstance(node, exp.Substring):
             given = [node.args.get(name) for name in ("this", "start", "length")]
-            return self._marked(self._call("SUBSTR", node, [one for one in given if one]))
-        if isinstance(node, exp.Extract) and node.name.upper() in _EXTRACTED:
+            return self._mark_part(self._call("SUBSTR", node, [one for one in given if one]))
+        if isinstance(node, exp.Extract) and node.name.upper() in _EXTRACT_SQL:
             unit = node.name.upper()
             text = f"extract('{unit.lower()}' FROM {self._part(node.expression)})"
-            return self._marked(_EXTRACTED[unit].replace("{}", text))
+            return self._mark_part(_EXTRACT_SQL[unit].replace("{}", text))
         if isinstance(node, exp.Div):
-            return self._marked(self._quotient(node))
+            return self._mark_part(self._quotient(node))
         if isinstance(node, (exp.Add, exp.Sub)) and isinstance(node.expression, exp.Interval):
-            return self._marked(self._moved(node))
+            return self._mark_part(self._date_arithmetic(node))
         if isinstance(node, exp.Bracket) and _is_map(node):
-            return self._marked(self._map(node))
+            return self._mark_part(self._map(node))
         if isinstance(node, exp.In) and (node.args.get("query") or node.args.get("unnest")):
             self._fail(node, "a query inside an expression is not run here", "list the values")
         if isinstance(node, exp.DataType) and node.this == exp.DataType.Type.DECIMAL:
@@ -304,11 +304,11 @@ class _Translation:
 
     def _column(self, node: Any, parts: list[str]) -> Any:
         if parts[0] in self._calls:
-            return self._marked(self._member(node, self._calls[parts[0]], parts[1:]))
+            return self._mark_part(self._member(node, self._calls[parts[0]], parts[1:]))
         column, several, taken = self._scope.find(parts)
         if several:
             self._refuse_several(node, parts[taken - 1])
-        if column is None and not self._scope.of_rows.isdisjoint(parts[:2]):
+        if column is None and not self._scope.row_columns.isdisjoint(parts[:2]):
             self._fail(
                 node,
                 f"{parts[-1]!r} stands neither in GROUP BY nor in an aggregate",
@@ -322,7 +322,7 @@ class _Translation:
             self._fail(
                 node, f"unknown column {parts[0]!r}", nearest(parts[0], known, "columns here")
             )
-        return self._marked(self._member(node, column.value, parts[taken:]))
+        return self._mark_part(self._member(node, column.value, parts[taken:]))
 
     def _refuse_several(self, node: Any, name: str) -> NoReturn:
         tables = {one.table for one in self._scope.columns if one.name == name}
@@ -372,8 +372,8 @@ class _Translation:
             for place, argument in enumerate(given)
         ]
         template = function.text(count)
-        if function.of:
-            template = function.of.get(self._kind_of(arguments[0]), template)
+        if function.by_type:
+            template = function.by_type.get(self._kind_of(arguments[0]), template)
         if template == "{||}":
             return "(" + " || ".join(f"CAST({one} AS VARCHAR)" for one in arguments) + ")"
         nulls = " OR ".join(f"{one} IS NULL" for one in arguments)
@@ -408,21 +408,21 @@ class _Translation:
         except ExpressionError:
             return ""
 
-    def _whole_cast(self, node: Any) -> str:
+    def _integer_cast(self, node: Any) -> str:
         text = self._part(node.this)
         verb = "TRY_CAST" if isinstance(node, exp.TryCast) else "CAST"
-        return f"{verb}({_whole(text, self._kind_of(text))} AS {self._part(node.to)})"
+        return f"{verb}({_truncate(text, self._kind_of(text))} AS {self._part(node.to)})"
 
     def _text_cast(self, node: Any) -> str:
         """A cast to a text. Flink truncates a text that is too long, and pads a CHAR; DuckDB has no
         lengths.
         """
         text = f"({self._part(node.this)})"
-        made = _AS_TEXT.get(self._kind_of(text), "CAST({} AS VARCHAR)").replace("{}", text)
-        if node.to.this not in _SIZED or not node.to.expressions:
-            return made
+        text_sql = _TEXT_SQL.get(self._kind_of(text), "CAST({} AS VARCHAR)").replace("{}", text)
+        if node.to.this not in _SIZED_TYPES or not node.to.expressions:
+            return text_sql
         length = self._part(node.to.expressions[0])
-        cut = f"left({made}, {length})"
+        cut = f"left({text_sql}, {length})"
         return f"rpad({cut}, {length}, ' ')" if node.to.this == exp.DataType.Type.CHAR else cut
 
     def _bytes_cast(self, node: Any) -> str:
@@ -437,7 +437,7 @@ class _Translation:
         is_double = any(self._kind_of(side) in ("FLOAT", "DOUBLE") for side in sides)
         return f"({sides[0]} {'/' if is_double else '//'} {sides[1]})"
 
-    def _moved(self, node: Any) -> str:
+    def _date_arithmetic(self, node: Any) -> str:
         """A value plus or minus an interval. A date that is moved by days stays a date; DuckDB
         makes it a TIMESTAMP.
         """
@@ -445,7 +445,7 @@ class _Translation:
         sign = "+" if isinstance(node, exp.Add) else "-"
         moved = f"({text} {sign} {self._part(node.expression)})"
         unit = str(node.expression.args.get("unit") or "").upper()
-        is_date = unit in _OF_DAYS and self._kind_of(text) == "DATE"
+        is_date = unit in _DATE_UNITS and self._kind_of(text) == "DATE"
         return f"CAST({moved} AS DATE)" if is_date else moved
 
     def _map(self, node: Any) -> str:

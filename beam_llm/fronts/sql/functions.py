@@ -38,14 +38,14 @@ class Function(NamedTuple):
     Attributes:
       least, most: how many arguments it takes.
       template: one for all numbers of arguments, or one for each.
-      of: templates that take precedence, by the type of the first argument.
+      by_type: templates that take precedence, by the type of the first argument.
       words: arguments that are words, by place.
     """
 
     least: int
     most: int
     template: str | dict[int, str]
-    of: Mapping[str, str] = {}
+    by_type: Mapping[str, str] = {}
     words: Mapping[int, Word] = {}
 
     def text(self, count: int) -> str:
@@ -57,13 +57,13 @@ _MANY = 100
 
 
 def _same(
-    name: str, least: int, most: int | None = None, of: Mapping[str, str] | None = None
+    name: str, least: int, most: int | None = None, by_type: Mapping[str, str] | None = None
 ) -> Function:
-    return Function(least, least if most is None else most, f"{name}({{*}})", of or {})
+    return Function(least, least if most is None else most, f"{name}({{*}})", by_type or {})
 
 
 # DuckDB makes integers a DOUBLE, which rounds those beyond 53 bits.
-_AS_IT_IS = dict.fromkeys(INTEGERS, "{0}")
+_INTEGER_AS_IS = dict.fromkeys(INTEGERS, "{0}")
 
 # DuckDB has neither `lax` nor `strict`, which differ only in errors, and those are NULL here; and
 # it writes `$."a b"` for `$['a b']`.
@@ -167,9 +167,9 @@ FUNCTIONS: dict[str, Function] = {
     "JSON_STRING": Function(1, 1, "CAST(to_json({0}) AS VARCHAR)"),
     # numbers
     "ABS": _same("abs", 1),
-    "CEIL": _same("ceil", 1, of=_AS_IT_IS),
-    "CEILING": _same("ceil", 1, of=_AS_IT_IS),
-    "FLOOR": _same("floor", 1, of=_AS_IT_IS),
+    "CEIL": _same("ceil", 1, by_type=_INTEGER_AS_IS),
+    "CEILING": _same("ceil", 1, by_type=_INTEGER_AS_IS),
+    "FLOOR": _same("floor", 1, by_type=_INTEGER_AS_IS),
     "ROUND": _same("round", 1, 2),
     "TRUNCATE": _same("trunc", 1, 2),
     "MOD": Function(2, 2, "({0} % {1})"),
@@ -189,7 +189,7 @@ FUNCTIONS: dict[str, Function] = {
     "NULLIF": _same("nullif", 2),
     "IF": Function(3, 3, "CASE WHEN {0} THEN {1} ELSE {2} END"),
     # collections
-    "CARDINALITY": _same("len", 1, of={"MAP": "cardinality({0})"}),
+    "CARDINALITY": _same("len", 1, by_type={"MAP": "cardinality({0})"}),
     "ARRAY_CONTAINS": _same("list_contains", 2),
     # Flink gives 0 where there is none, DuckDB NULL.
     "ARRAY_POSITION": Function(

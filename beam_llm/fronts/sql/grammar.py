@@ -152,7 +152,7 @@ def _check_function(cursor: Cursor, token: Token) -> None:
     if word in CLOCKS:
         cursor.fail(
             f"{word} gives another value at every run",
-            "write the value, for else the same record would be asked, and paid, again",
+            "write the value: otherwise each run would ask, and pay, for the same records again",
         )
     if (word == "OVER" or word in WINDOWS) and cursor.ahead().value == "(":
         cursor.fail(

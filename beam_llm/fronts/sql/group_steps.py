@@ -21,14 +21,14 @@ from beam_llm.fronts.sql.compute import Aggregator, Evaluator, ExpressionError
 from beam_llm.fronts.sql.in_flight import (
     DROPPED,
     META,
+    AnswerDoFn,
     InFlight,
-    OfAnswers,
-    answered,
-    ended,
     has_input,
     inputs_of,
-    kept,
+    keep_columns,
     meta_of,
+    with_answer,
+    with_outcome,
 )
 from beam_llm.fronts.sql.plan import Ask, Grouping, Plan
 from beam_llm.transforms.options import arguments_of
@@ -55,7 +55,7 @@ def digest_of_group(key: str, total: int) -> bytes:
     return hashlib.blake2b(text, digest_size=16).digest()
 
 
-def no_row(place: str) -> tuple[str, dict[str, Any]]:
+def seed_element(place: str) -> tuple[str, dict[str, Any]]:
     """An element that makes the one group of all rows exist where there is no row."""
     return place, {DROPPED: True}
 
@@ -94,25 +94,25 @@ class GroupRows(beam.PTransform):
             )
         tags = [f"texts{number}" for number in range(len(plan.group_asks))]
         aggregate = beam.ParDo(AggregateRows(plan, tags)).with_outputs(*tags, main="groups")
-        parted = (
+        outputs = (
             rows
             | "Key by group" >> beam.ParDo(KeyRow(plan.grouping)).with_output_types(Keyed)
             | "Group" >> beam.GroupByKey()
             | "Aggregate" >> aggregate
         )
         # Beam gives tagged outputs no type of their own.
-        parted["groups"].element_type = Keyed
+        outputs["groups"].element_type = Keyed
         answers = {
-            tag: self._answers(parted[tag], ask)
+            tag: self._ask_groups(outputs[tag], ask)
             for tag, ask in zip(tags, plan.group_asks, strict=True)
         }
         return (
-            {"groups": parted["groups"], **answers}
+            {"groups": outputs["groups"], **answers}
             | "Groups with answers" >> beam.CoGroupByKey()
             | "Join answers" >> beam.ParDo(JoinAnswers(plan, tags)).with_output_types(InFlight)
         )
 
-    def _answers(self, texts: pvalue.PCollection, ask: Ask) -> pvalue.PCollection:
+    def _ask_groups(self, texts: pvalue.PCollection, ask: Ask) -> pvalue.PCollection:
         texts.element_type = Tuple[str, Dict[str, Any]]
         settings = ask.branches[0].settings
         take = beam.ParDo(TakeGroupAnswer(ask, settings.output))
@@ -174,14 +174,14 @@ class AggregateRows(beam.DoFn):
             failure = Failure(Kind.INVALID, f"an aggregate failed: {error}", 1)
             errors = {ask.error: str(failure) for ask in plan.group_asks}
             return {**group, **errors, META: [meta_of(failure)]}
-        return {DROPPED: True} if found is None else kept(found, plan.keeps[0])
+        return {DROPPED: True} if found is None else keep_columns(found, plan.keeps[0])
 
 
-class TakeGroupAnswer(OfAnswers):
+class TakeGroupAnswer(AnswerDoFn):
     """A group's Prediction → `(key, the answer's columns)`."""
 
     def process(self, prediction: Prediction) -> Iterator[tuple[str, dict[str, Any]]]:
-        yield prediction.element.key, answered(self._ask, {}, prediction, self._output)
+        yield prediction.element.key, with_answer(self._ask, {}, prediction, self._output)
 
 
 class JoinAnswers(beam.DoFn):
@@ -196,10 +196,10 @@ class JoinAnswers(beam.DoFn):
         for place, row in parts["groups"]:
             if DROPPED not in row and META not in row:
                 for tag, ask in zip(self._tags, self._plan.group_asks, strict=True):
-                    row = _with_answer(ask, row, list(parts[tag]))
+                    row = _join_answer(ask, row, list(parts[tag]))
             yield place, row
 
 
-def _with_answer(ask: Ask, row: dict[str, Any], answers: list[dict[str, Any]]) -> dict[str, Any]:
-    answer = answers[0] if answers else ended(ask, {}, None, None)
+def _join_answer(ask: Ask, row: dict[str, Any], answers: list[dict[str, Any]]) -> dict[str, Any]:
+    answer = answers[0] if answers else with_outcome(ask, {}, None, None)
     return {**row, **answer, META: [*row.get(META, ()), *answer[META]]}

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from sqlglot import exp
 
-from beam_llm.fronts.sql.asking import Argument, Asking
+from beam_llm.fronts.sql.call_planner import Argument, CallPlanner
 from beam_llm.fronts.sql.compute import ExpressionError, types_of
 from beam_llm.fronts.sql.expressions import Column, Scope, Value, column_in_flight
 from beam_llm.fronts.sql.functions import AGGREGATE_CALLS, AGGREGATE_FUNCTIONS
@@ -20,7 +20,7 @@ from beam_llm.fronts.sql.types import INTEGERS, NUMBERS, SqlType
 AnyAggregate = Aggregate | Call
 
 
-class Grouping:
+class GroupPlanner:
     """Plans the one SELECT of a query that groups.
 
     Args:
@@ -33,14 +33,14 @@ class Grouping:
         self,
         source: SourceText,
         layers: Layers,
-        asking: Asking,
+        calls: CallPlanner,
         connection: Any,
         value: Callable[[Expression, Scope], Value],
         arguments: Callable[[Call, Scope], list[Argument]],
     ):
         self._source = source
         self._layers = layers
-        self._asking = asking
+        self._calls = calls
         self._connection = connection
         self._value = value
         self._arguments = arguments
@@ -73,19 +73,23 @@ class Grouping:
         aliases = {item.alias for item in query.items}
         for key in query.group_by:
             self._check_key(key, scope, aliases)
-        keys = tuple((key.tree, self._key(key, scope)) for key in query.group_by)
-        self._aggregated(found, [str(value.column) for _, value in keys], scope)
+        keys = tuple((key.tree, self._key_column(key, scope)) for key in query.group_by)
+        self._plan_aggregates(found, [str(value.column) for _, value in keys], scope)
         columns = [column for key in keys for column in _columns_of(key, scope)]
         return Scope(columns, keys, frozenset(one.name for one in scope.columns))
 
-    def _aggregated(self, found: list[AnyAggregate], keys: list[str], scope: Scope) -> None:
+    def _plan_aggregates(self, found: list[AnyAggregate], keys: list[str], scope: Scope) -> None:
         """Plans the aggregates, and notes their values."""
-        values = [(one, self._text(one, scope)) for one in found if isinstance(one, Aggregate)]
+        values = [
+            (one, self._aggregate_value(one, scope)) for one in found if isinstance(one, Aggregate)
+        ]
         calls = [one for one in found if isinstance(one, Call)]
         for call in calls:
             self._check_arguments(call, call.arguments)
         prepared = [
-            self._asking.of_rows(self._asking.prepared(call, scope, self._arguments(call, scope)))
+            self._calls.with_inputs_in_flight(
+                self._calls.prepare(call, scope, self._arguments(call, scope))
+            )
             for call in calls
         ]
         # The same aggregate in SELECT and in HAVING is one.
@@ -97,7 +101,7 @@ class Grouping:
         for aggregate, value in values:
             self._values[aggregate.start] = column_in_flight(named[value.sql], value.type)
         for call, ready in zip(calls, prepared, strict=True):
-            self._values[call.start] = self._asking.answer(ready).whole
+            self._values[call.start] = self._calls.answer(ready).value
 
     def _check_groupable(self, start: int) -> None:
         if self._layers.grouping is not None:
@@ -128,7 +132,7 @@ class Grouping:
             return
         self._source.fail(key.start, f"GROUP BY {why} is not run here", instead, key.end)
 
-    def _key(self, expression: Expression, scope: Scope) -> Value:
+    def _key_column(self, expression: Expression, scope: Scope) -> Value:
         """The column in flight that rows are grouped by."""
         for call in expression.calls.values():
             if call.function not in AGGREGATE_CALLS:
@@ -136,7 +140,7 @@ class Grouping:
         value = self._value(expression, scope)
         return column_in_flight(self._layers.in_flight(value), value.type)
 
-    def _text(self, aggregate: Aggregate, scope: Scope) -> Value:
+    def _aggregate_value(self, aggregate: Aggregate, scope: Scope) -> Value:
         """The value of an aggregate: DuckDB's SQL over columns of the rows."""
         argument = aggregate.argument
         sql, uses = f"{AGGREGATE_FUNCTIONS[aggregate.function]}(*)", frozenset[str]()
@@ -144,7 +148,7 @@ class Grouping:
             self._check_arguments(aggregate, (argument,))
             value = self._value(argument, scope)
             self._check_type(aggregate, value.type)
-            sql, uses = _over(aggregate, value), value.uses
+            sql, uses = _aggregate_sql(aggregate, value), value.uses
         inputs = [(name, self._layers.types[name]) for name in sorted(uses)]
         try:
             (kind,) = types_of(self._connection, sql, inputs)
@@ -165,18 +169,18 @@ class Grouping:
             )
 
     def _check_arguments(self, outer: AnyAggregate, arguments: tuple[Expression, ...]) -> None:
-        for inner in (inner for one in arguments for inner in one.placed):
+        for inner in (inner for one in arguments for inner in one.calls_and_aggregates):
             if isinstance(inner, Call) and inner.function not in AGGREGATE_CALLS:
                 self._refuse_answers(inner.start, inner.end)
             self._source.fail(
                 inner.start,
-                f"{inner.function} stands inside of {outer.function}, and both are aggregates",
+                f"{inner.function} is inside {outer.function}, and both are aggregates",
                 "insert the groups into a table, and aggregate what is in that",
                 inner.end,
             )
 
 
-def _over(aggregate: Aggregate, value: Value) -> str:
+def _aggregate_sql(aggregate: Aggregate, value: Value) -> str:
     """DuckDB's SQL for an aggregate over a value."""
     text = f"({'DISTINCT ' * aggregate.distinct}({value.sql}))"
     # As in Flink: the mean of integers is an integer.

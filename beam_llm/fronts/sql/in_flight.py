@@ -45,7 +45,7 @@ def inputs_of(ask: Ask, row: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-class OfAnswers(beam.DoFn):
+class AnswerDoFn(beam.DoFn):
     """Base of the DoFns that receive the answers of a call.
 
     Args:
@@ -60,7 +60,7 @@ class OfAnswers(beam.DoFn):
         self._output = Output(self._declared)
 
 
-def answered(
+def with_answer(
     ask: Ask, row: dict[str, Any], prediction: Prediction, output: Output
 ) -> dict[str, Any]:
     """The row with an answer. An answer that is not of its column's type becomes an error."""
@@ -72,14 +72,14 @@ def answered(
                 column: value_of(kind, value if name is None else value[name])
                 for name, column, kind in ask.outputs
             }
-            return ended(ask, {**row, **values}, prediction, None)
+            return with_outcome(ask, {**row, **values}, prediction, None)
         except (ValueError, KeyError, TypeError) as error:
             # The reply is paid for, so this is the row's error and not the pipeline's.
-            failure = Failure(Kind.INVALID, f"the answer has no place in its column: {error}", 1)
-    return ended(ask, row, prediction, failure)
+            failure = Failure(Kind.INVALID, f"the answer doesn't fit its column: {error}", 1)
+    return with_outcome(ask, row, prediction, failure)
 
 
-def ended(
+def with_outcome(
     ask: Ask, row: dict[str, Any], prediction: Prediction | None, failure: Failure | None
 ) -> dict[str, Any]:
     """The row with a note of how its call ended: kind, message, tokens, cost, model."""
@@ -102,6 +102,6 @@ def meta_of(failure: Failure | None, prediction: Prediction | None = None) -> li
     ]  # fmt: skip
 
 
-def kept(row: dict[str, Any], keeps: frozenset[str]) -> dict[str, Any]:
+def keep_columns(row: dict[str, Any], keeps: frozenset[str]) -> dict[str, Any]:
     """The row with only the columns that are needed from here on."""
     return {name: value for name, value in row.items() if name in keeps or name in (META, DROPPED)}

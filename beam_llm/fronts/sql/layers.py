@@ -51,14 +51,14 @@ class Layers:
         """Sets the query's only source; returns its columns."""
         assert self.base is None, "a join would have been refused"
         self.base = base
-        made = []
+        added = []
         for name, kind in columns:
             inside = self._free(f"c.{name}")
             self.types[inside] = kind
             self._levels[inside] = 0
             self._base_columns.append((name, inside, kind))
-            made.append(Column(None, name, column_in_flight(inside, kind)))
-        return made
+            added.append(Column(None, name, column_in_flight(inside, kind)))
+        return added
 
     def filter(self, value: Value) -> None:
         """Adds a condition, which is checked as soon as its columns exist."""
@@ -94,7 +94,7 @@ class Layers:
         self._uses[level] |= value.uses
         return name
 
-    def new(self, name: str, level: int, kind: SqlType) -> Value:
+    def new_column(self, name: str, level: int, kind: SqlType) -> Value:
         """Adds a column that a call gives; returns its value."""
         name = self._free(name)
         self.types[name] = kind
@@ -144,7 +144,7 @@ class Layers:
         self._grouped_uses = self._uses[0] | self.grouping.keeps
         self._filters, self._computed, self._uses = [[]], [{}], [set()]
         for name, value in aggregates:
-            self.new(name, 0, value.type)
+            self.new_column(name, 0, value.type)
 
     def plan(
         self,
@@ -188,8 +188,8 @@ class Layers:
 
     def _stage(self, level: int) -> Compute:
         inputs = tuple((name, self.types[name]) for name in sorted(self._uses[level]))
-        made = tuple((name, sql, kind) for name, (sql, kind) in self._computed[level].items())
-        return Compute(inputs, tuple(self._filters[level]), made)
+        outputs = tuple((name, sql, kind) for name, (sql, kind) in self._computed[level].items())
+        return Compute(inputs, tuple(self._filters[level]), outputs)
 
     def _keeps(self, outputs: list[str]) -> list[frozenset[str]]:
         """Columns in flight that are needed after each stage, from the last to the first."""

@@ -10,7 +10,7 @@ from typing import Any
 from beam_llm.config import Settings, settings_from_options
 from beam_llm.errors import UsageError
 from beam_llm.fronts.sql.functions import AGGREGATE_CALLS
-from beam_llm.fronts.sql.options import Spelled, spelled
+from beam_llm.fronts.sql.options import ResolvedOptions, resolve_options
 from beam_llm.fronts.sql.places import SourceText, SqlError
 from beam_llm.fronts.sql.syntax import (
     Call,
@@ -41,7 +41,7 @@ class Model:
       metadata: the metadata columns of OUTPUT, with their keys.
       declared: OUTPUT as written; None where it has none.
       options: the options as written, for SHOW CREATE MODEL.
-      spelled: the same options under this package's keys.
+      resolved_options: the same options under this package's keys.
     """
 
     name: str
@@ -52,13 +52,15 @@ class Model:
     declared: tuple[ColumnDefinition, ...] | None
     comment: str | None
     options: tuple[Option, ...]
-    spelled: Spelled
+    resolved_options: ResolvedOptions
     start: int
 
-    def altered(self, source: SourceText, options: tuple[Option, ...]) -> Model:
+    def with_options(self, source: SourceText, options: tuple[Option, ...]) -> Model:
         """The model with other options."""
         # Read again, so that ALTER refuses a wrong option as CREATE does.
-        return replace(self, options=options, spelled=spelled(source, options, "a model"))
+        return replace(
+            self, options=options, resolved_options=resolve_options(source, options, "a model")
+        )
 
 
 def model_of(source: SourceText, created: CreateModel) -> Model:
@@ -89,7 +91,7 @@ def model_of(source: SourceText, created: CreateModel) -> Model:
         created.outputs,
         created.comment,
         created.options,
-        spelled(source, created.options, "a model"),
+        resolve_options(source, created.options, "a model"),
         created.start,
     )
 
@@ -145,10 +147,10 @@ def settings_of(
     Raises:
       SqlError: a wrong option, at its place.
     """
-    config = spelled(source, call.config if call else (), "a call")
+    config = resolve_options(source, call.config if call else (), "a call")
     # The call's options override the model's, and those override SET's.
-    given = {**defaults, **model.spelled.values}
-    places = {**model.spelled.places, **config.places}
+    given = {**defaults, **model.resolved_options.values}
+    places = {**model.resolved_options.places, **config.places}
     together = {**given, **config.values}
     _check_references(source, together, places, permissions)
     prompt = _prompt(together.get("prompt"), inputs, call)
@@ -169,8 +171,8 @@ def settings_of(
     except UsageError as error:
         # Errors of settings name options in Python's spelling, and no line.
         place = _start_of(str(error), places, call or model)
-        raise source.located(place, error) from None
-    return settings, (*model.spelled.notices, *config.notices)
+        raise source.with_place(place, error) from None
+    return settings, (*model.resolved_options.notices, *config.notices)
 
 
 def _output(
@@ -230,16 +232,16 @@ def _variable(name: str) -> str:
     """The template's expression for an input."""
     if _SAFE_NAME.fullmatch(name) and name not in ("True", "False", "None"):
         return "{{ " + name + " }}"
-    return "{{ element[" + _quoted(name) + "] }}"
+    return "{{ element[" + _quote(name) + "] }}"
 
 
-def _all(inputs: tuple[str, ...]) -> str:
+def _all_inputs(inputs: tuple[str, ...]) -> str:
     """The template of all inputs as one JSON object."""
-    pairs = (f"{_quoted(name)}: {_variable(name)[3:-3]}" for name in inputs)
+    pairs = (f"{_quote(name)}: {_variable(name)[3:-3]}" for name in inputs)
     return "{{ {" + ", ".join(pairs) + "} }}"
 
 
-def _quoted(name: str) -> str:
+def _quote(name: str) -> str:
     escaped = name.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 
@@ -248,16 +250,22 @@ def _prompt(given: str | None, inputs: tuple[str, ...], call: Call | None) -> st
     """The prompt that replaces the given one: without one, the input itself, or several inputs as
     one JSON object; None where the given one stays.
     """
-    own = given if given is not None else _variable(inputs[0]) if len(inputs) == 1 else _all(inputs)
+    own = (
+        given
+        if given is not None
+        else _variable(inputs[0])
+        if len(inputs) == 1
+        else _all_inputs(inputs)
+    )
     if call is not None and call.function == "AI_CLASSIFY" and given is None:
         labels = ", ".join(call.labels)
-        asked = f"Classify this into one of: {labels}. Confidence is from 0 to 1."
-        return f"{_literal(asked)}\n\n{own}"
+        instruction = f"Classify this into one of: {labels}. Confidence is from 0 to 1."
+        return f"{_literal_template(instruction)}\n\n{own}"
     if call is not None and call.function == "AI_COMPLETE" and call.prompt is not None:
         prompt = literal_text(call.prompt.tree)
         if prompt is None:
             return f"{_variable('prompt')}\n\n{_variable(inputs[0])}"
-        return f"{_literal(prompt)}\n\n{_variable(inputs[0])}"
+        return f"{_literal_template(prompt)}\n\n{_variable(inputs[0])}"
     return None if given is not None else own
 
 
@@ -266,7 +274,7 @@ def is_literal_prompt(call: Call) -> bool:
     return call.prompt is not None and literal_text(call.prompt.tree) is not None
 
 
-def _literal(text: str) -> str:
+def _literal_template(text: str) -> str:
     """A template that renders exactly the text."""
     # Nothing in it is Jinja's, nor is there a `{` at its end, where the input's own `{{` follows.
     if not re.search(r"\{[{%#]", text) and not text.endswith("{"):

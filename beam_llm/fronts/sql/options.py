@@ -67,7 +67,7 @@ def _option(cursor: Cursor, key: str, start: int, before: list[Option]) -> Optio
     )
 
 
-class Spelled(NamedTuple):
+class ResolvedOptions(NamedTuple):
     """Options under this package's keys, with their places, and notices about those left out."""
 
     values: dict[str, str]
@@ -76,7 +76,7 @@ class Spelled(NamedTuple):
 
 
 # `task` is left out: the function that calls a model determines what the model does.
-_OURS = {name.replace("_", ""): key_of(name) for name in OPTIONS if name != "task"}
+_KEYS = {name.replace("_", ""): key_of(name) for name in OPTIONS if name != "task"}
 _ALIASES = {
     "modelname": "model",
     "maxtokens": "max.output.tokens",
@@ -100,7 +100,7 @@ _MEANINGLESS = {
     "presencepenalty": "give it in 'extra.body'",
     "topp": "give it in 'extra.body'",
 }
-_NEVER = {
+_REFUSED = {
     "output.field": "an answer's column is named by AS",
     "outputfield": "an answer's column is named by AS",
     "instruction": "it is AI_AGG's last argument",
@@ -108,7 +108,7 @@ _NEVER = {
 }
 
 
-def spelled(source: SourceText, options: Iterable[Option], where: str) -> Spelled:
+def resolve_options(source: SourceText, options: Iterable[Option], where: str) -> ResolvedOptions:
     """The options under this package's keys.
 
     Args:
@@ -124,34 +124,36 @@ def spelled(source: SourceText, options: Iterable[Option], where: str) -> Spelle
     for option in options:
         # `batch.size`, `batch-size` and `batch_size` are one option, as everywhere in this package.
         folded = re.sub(r"[._-]", "", option.key.strip()).lower()
-        if folded in _NEVER:
-            source.fail(option.start, f"{option.key!r} is not an option of {where}", _NEVER[folded])
+        if folded in _REFUSED:
+            source.fail(
+                option.start, f"{option.key!r} is not an option of {where}", _REFUSED[folded]
+            )
         if folded in _MEANINGLESS:
             notices.append(
                 f"{source.place(option.start)}: {option.key!r} means nothing here: "
                 f"{_MEANINGLESS[folded]}"
             )
             continue
-        for key, value in _translated(source, option, folded, notices).items():
+        for key, value in _translate(source, option, folded, notices).items():
             if key in values:
                 source.fail(
                     option.start, f"the option {key!r} is given twice here", "take one of them out"
                 )
             values[key] = value
             places[key] = option
-    return Spelled(values, places, tuple(notices))
+    return ResolvedOptions(values, places, tuple(notices))
 
 
-def _translated(
+def _translate(
     source: SourceText, option: Option, folded: str, notices: list[str]
 ) -> Mapping[str, str]:
     """One option under this package's key. Some options of other engines need a function."""
     special = _SPECIAL.get(folded)
     if special is not None:
         return special(source, option, notices)
-    key = "provider" if folded == "provider" else _ALIASES.get(folded) or _OURS.get(folded)
+    key = "provider" if folded == "provider" else _ALIASES.get(folded) or _KEYS.get(folded)
     if key is None:
-        known = [*_OURS.values(), "provider"]
+        known = [*_KEYS.values(), "provider"]
         source.fail(
             option.start, f"unknown option {option.key!r}", nearest(option.key, known, "options")
         )

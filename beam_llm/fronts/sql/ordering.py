@@ -30,7 +30,7 @@ def refuse_around(source: SourceText, query: Query, start: int, *, is_grouped: b
         )
 
 
-def sorted_by(
+def sort_keys(
     source: SourceText,
     query: Query,
     columns: Sequence[Column],

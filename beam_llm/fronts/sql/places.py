@@ -36,7 +36,7 @@ class SourceText:
         line = before.count("\n") + 1
         return f"{self.name}:{line}:{offset - (before.rfind(chr(10)) + 1) + 1}"
 
-    def shown(self, start: int, end: int | None = None) -> str:
+    def excerpt(self, start: int, end: int | None = None) -> str:
         """The text at a place, in one short line."""
         # Only the first of several texts: an option's name may be followed by a key.
         if end is None and (found := _TEXT.match(self.text, start)):
@@ -47,7 +47,7 @@ class SourceText:
 
     def error(self, start: int, why: str, instead: str, end: int | None = None) -> SqlError:
         """`reviews.sql:3:14: ORDER BY is not run here: 'ORDER BY id'; …`."""
-        shown = self.shown(start, end) or "the end of the file"
+        shown = self.excerpt(start, end) or "the end of the file"
         return SqlError(f"{self.place(start)}: {why}: {shown!r}; {instead}")
 
     def fail(self, start: int, why: str, instead: str, end: int | None = None) -> NoReturn:
@@ -59,7 +59,7 @@ class SourceText:
         quotes = 2 * (self.text[start : start + 1] in "'`\"")
         self.fail(start, why, instead, start + len(name) + quotes)
 
-    def located(self, start: int, error: UsageError) -> SqlError:
+    def with_place(self, start: int, error: UsageError) -> SqlError:
         """An error of the settings, with its place, and with options spelled as in SQL."""
         if isinstance(error, SqlError):
             return error

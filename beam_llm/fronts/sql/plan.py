@@ -132,20 +132,20 @@ class Plan:
     sorts_input: bool = False
 
     @property
-    def reading(self) -> Compute:
+    def read_stage(self) -> Compute:
         """What is computed for each row as it is read."""
         return self.stages[0] if self.grouping is None else self.grouping.compute
 
     @property
-    def reading_limit(self) -> int | None:
+    def read_limit(self) -> int | None:
         """The most rows, or groups, that are read; None where all are read, and LIMIT counts the
         output.
         """
         return self.limit if self.sorts_input or not self.order else None
 
     @property
-    def reading_keeps(self) -> frozenset[str]:
-        """Columns in flight that are needed after `reading`."""
+    def read_keeps(self) -> frozenset[str]:
+        """Columns in flight that are needed after `read_stage`."""
         return self.keeps[0] if self.grouping is None else self.grouping.keeps
 
     @property

@@ -8,19 +8,19 @@ from typing import Any
 
 from sqlglot import exp
 
-from beam_llm.fronts.sql.asking import Answer, Argument, Asking
 from beam_llm.fronts.sql.branches import conditions_of, part_of
+from beam_llm.fronts.sql.call_planner import Answer, Argument, CallPlanner
+from beam_llm.fronts.sql.catalog import Catalog
 from beam_llm.fronts.sql.compute import ExpressionError, rows_of
-from beam_llm.fronts.sql.expressions import Column, Scope, Translator, Value, both
+from beam_llm.fronts.sql.expressions import Column, Scope, Translator, Value, both_true
 from beam_llm.fronts.sql.functions import AGGREGATE_CALLS
-from beam_llm.fronts.sql.grouping import Grouping, with_keys
-from beam_llm.fronts.sql.known import Known
+from beam_llm.fronts.sql.grouping import GroupPlanner, with_keys
+from beam_llm.fronts.sql.insertion import ERROR, Insertion, column_values
 from beam_llm.fronts.sql.layers import Layers
 from beam_llm.fronts.sql.models import output_of
-from beam_llm.fronts.sql.ordering import check_limit, refuse_around, sorted_by
+from beam_llm.fronts.sql.ordering import check_limit, refuse_around, sort_keys
 from beam_llm.fronts.sql.places import nearest
 from beam_llm.fronts.sql.plan import Plan, Rows
-from beam_llm.fronts.sql.storing import ERROR, Insertion, stored
 from beam_llm.fronts.sql.syntax import (
     Call,
     CommonTable,
@@ -41,12 +41,12 @@ RESULT = "result"
 class Planner:
     """Plans one statement's query."""
 
-    def __init__(self, known: Known):
-        self._known = known
-        self._source = known.source
-        self._connection = known.connection
+    def __init__(self, catalog: Catalog):
+        self._catalog = catalog
+        self._source = catalog.source
+        self._connection = catalog.connection
         self._layers = Layers()
-        self._asking = Asking(known, self._layers, self._value)
+        self._calls = CallPlanner(catalog, self._layers, self._value)
         self._limit: int | None = None
         self._limited_at = 0
         # The tables of WITH in scope, each with those that its own query can name.
@@ -54,15 +54,15 @@ class Planner:
         self._order: list[tuple[Value, Order]] = []
         # The rows for which the calls of the current expression are needed; None for all.
         self._when: Value | None = None
-        self._groups = Grouping(
-            known.source,
+        self._groups = GroupPlanner(
+            catalog.source,
             self._layers,
-            self._asking,
+            self._calls,
             self._connection,
             self._value,
             self._arguments,
         )
-        self._translate = Translator(self._source, self._connection, self._layers.types)
+        self._translator = Translator(self._source, self._connection, self._layers.types)
 
     def plan(self, query: Query, start: int, end: int, insert: Insertion | None = None) -> Plan:
         """The plan of a query whose rows are printed or, with `insert`, go into a table."""
@@ -70,13 +70,13 @@ class Planner:
         if insert is None:
             outputs = [(column.name, column.value) for column in columns]
         else:
-            outputs = stored(self._source, insert, columns, self._layers.asks)
+            outputs = column_values(self._source, insert, columns, self._layers.asks)
         base, target = self._layers.base, None if insert is None else insert.table
         if isinstance(base, Table) and target is not None and target.name == base.name:
             self._source.fail(
                 start, "this reads the table that it writes", "write into another table"
             )
-        place, text = self._source.place(start), self._source.shown(start, end)
+        place, text = self._source.place(start), self._source.excerpt(start, end)
         plan = self._layers.plan(outputs, target, self._limit, place, text, self._order)
         if plan.limit is not None:
             check_limit(self._source, plan, self._layers, self._limited_at)
@@ -93,13 +93,13 @@ class Planner:
         outer = self._common
         for table in query.common:
             self._common = {**self._common, table.name: (table, self._common)}
-        columns = self._selected(query)
+        columns = self._plan_select(query)
         self._common = outer
         return columns
 
-    def _selected(self, query: Query) -> list[Column]:
+    def _plan_select(self, query: Query) -> list[Column]:
         if query.rows:
-            return self._of_rows(query)
+            return self._plan_values(query)
         scope = self._scope(query.source) if query.source else self._no_source()
         is_limited = self._limit is not None or bool(self._order)
         rows = scope
@@ -121,7 +121,7 @@ class Planner:
                 query.order_by[0].expression.start if query.limit is None else query.limit_start
             )
             self._limit = query.limit
-            self._order = sorted_by(
+            self._order = sort_keys(
                 self._source, query, columns, lambda key: self._value(key, scope)
             )
         return [one._replace(hidden=False) for one in columns]
@@ -131,10 +131,10 @@ class Planner:
         self._layers.begin(Rows((), ((),)), [])
         return Scope([])
 
-    def _of_rows(self, query: Query) -> list[Column]:
+    def _plan_values(self, query: Query) -> list[Column]:
         rows = []
         for row in query.rows:
-            values = [self._translate.value(value, Scope([]), {}).sql for value in row]
+            values = [self._translator.value(value, Scope([]), {}).sql for value in row]
             rows.append(f"({', '.join(values)})")
         try:
             kinds, found = rows_of(self._connection, f"VALUES {', '.join(rows)}")
@@ -151,9 +151,9 @@ class Planner:
         elif source.query is not None:
             columns = self.query(source.query)
         else:
-            columns = self._named(str(source.table), source.start)
+            columns = self._plan_table(str(source.table), source.start)
         alias = source.alias or source.table
-        columns = self._renamed(columns, source.columns, alias, source.start)
+        columns = self._rename(columns, source.columns, alias, source.start)
         scope = Scope(columns)
         aliases = [lateral.alias for lateral in source.laterals]
         # The proposal writes `result.value` for the value of its one call, which has no alias.
@@ -162,14 +162,14 @@ class Planner:
             self._lateral(lateral, scope, lateral.alias or other)
         return scope
 
-    def _named(self, name: str, start: int) -> list[Column]:
-        known = self._known
+    def _plan_table(self, name: str, start: int) -> list[Column]:
+        known = self._catalog
         view, common = self._common.get(name) or (known.views.get(name), {})
         if view is not None:
             outer, self._common = self._common, common
             columns = self.query(view.query)
             self._common = outer
-            return self._renamed(columns, view.columns, None, start)
+            return self._rename(columns, view.columns, None, start)
         if name not in known.tables:
             instead = nearest(name, [*self._common, *known.tables, *known.views], "tables")
             self._source.fail_name(start, name, f"unknown table {name!r}", instead)
@@ -178,7 +178,7 @@ class Planner:
             self._source.fail(start, f"{name!r} prints and can't be read", "read another table")
         return self._layers.begin(table, table.columns)
 
-    def _renamed(
+    def _rename(
         self, columns: list[Column], names: Sequence[str], alias: str | None, start: int
     ) -> list[Column]:
         seen = [one for one in columns if not one.hidden]
@@ -193,13 +193,13 @@ class Planner:
         ]
 
     def _item(self, item: Item, scope: Scope, other: str) -> list[Column]:
-        if item.expression is None and scope.of_rows:
+        if item.expression is None and scope.row_columns:
             self._source.fail(
-                item.start, "* stands for columns of rows, and here are groups",
+                item.start, "* stands for columns of rows, and these are groups",
                 "name the columns of GROUP BY", item.end,
             )  # fmt: skip
         if item.expression is None:
-            found = scope.seen(item.star_of)
+            found = scope.visible(item.star_of)
             if not found:
                 self._source.fail(
                     item.start,
@@ -219,31 +219,31 @@ class Planner:
         name = str(tree.name) if isinstance(tree, (exp.Column, exp.Dot)) else ""
         call = expression.calls.get(name)
         if call is not None and not isinstance(call.model, Expression):
-            outputs, _ = output_of(self._known.model_of(call), call)
+            outputs, _ = output_of(self._catalog.model_of(call), call)
             return outputs[0][0] if len(outputs) == 1 else "value"
         return name if name and call is None and name not in expression.aggregates else other
 
     def _value(self, expression: Expression, scope: Scope) -> Value:
-        known = {name: self._groups.value(one) for name, one in expression.aggregates.items()}
+        values = {name: self._groups.value(one) for name, one in expression.aggregates.items()}
         conditions = conditions_of(expression)
         # In the order of the text, since a branch's condition comes before it.
         for name, call in expression.calls.items():
             if call.function in AGGREGATE_CALLS:
-                known[name] = self._groups.value(call)
+                values[name] = self._groups.value(call)
                 continue
             outer = self._when
             if name in conditions:
                 inner = replace(expression, tree=conditions[name])
-                self._when = both(outer, self._translated(inner, scope, known))
-            known[name] = self._call(call, scope).whole
+                self._when = both_true(outer, self._translate_expression(inner, scope, values))
+            values[name] = self._call(call, scope).value
             self._when = outer
-        return self._translated(expression, scope, known)
+        return self._translate_expression(expression, scope, values)
 
-    def _translated(
-        self, expression: Expression, scope: Scope, known: Mapping[str, Value]
+    def _translate_expression(
+        self, expression: Expression, scope: Scope, values: Mapping[str, Value]
     ) -> Value:
-        expression, known = with_keys(expression, scope, dict(known))
-        return self._translate.value(expression, scope, known)
+        expression, values = with_keys(expression, scope, dict(values))
+        return self._translator.value(expression, scope, values)
 
     def _filter(self, condition: Expression, scope: Scope) -> None:
         value = self._value(condition, scope)
@@ -264,7 +264,7 @@ class Planner:
         if call.query is not None:
             columns = self.query(call.query)
         else:
-            columns = self._named(str(call.table), call.table_start)
+            columns = self._plan_table(str(call.table), call.table_start)
         scope = Scope(columns)
         arguments: list[Argument] = []
         for name, start in call.descriptor:
@@ -273,7 +273,7 @@ class Planner:
                 instead = nearest(name, [one.name for one in columns], "columns")
                 self._source.fail_name(start, name, f"unknown column {name!r}", instead)
             arguments.append((name, found[0].value, start))
-        answer = self._asking.ask(call, scope, arguments, self._when)
+        answer = self._calls.ask(call, scope, arguments, self._when)
         return [*columns, *_answer_columns(answer, {one.name for one in columns}, None)]
 
     def _lateral(self, lateral: Lateral, scope: Scope, alias: str | None) -> None:
@@ -297,7 +297,7 @@ class Planner:
 
     def _call(self, call: Call, scope: Scope) -> Answer:
         """The answer of a call over columns: of an item, in a condition or after LATERAL."""
-        return self._asking.ask(call, scope, self._arguments(call, scope), self._when)
+        return self._calls.ask(call, scope, self._arguments(call, scope), self._when)
 
     def _arguments(self, call: Call, scope: Scope) -> list[Argument]:
         arguments: list[Argument] = []
@@ -312,17 +312,17 @@ class Planner:
 
 def _answer_columns(answer: Answer, taken: set[str], alias: str | None) -> list[Column]:
     """The columns of an answer beside those of its row: a name that is taken gets a number."""
-    made = []
+    columns = []
     for name, value in [*answer.columns, *answer.metadata]:
         free = next(n for n in (name, *(f"{name}{k}" for k in range(99))) if n not in taken)
         taken = taken | {free}
-        made.append(Column(alias, free, value))
+        columns.append(Column(alias, free, value))
         if free != name and alias is not None:
-            made.append(Column(alias, name, value, hidden=True))
-    for name, value in (("value", answer.whole), (ERROR, answer.error)):
-        if all(one.name != name for one in made):
-            made.append(Column(alias, name, value, hidden=True))
-    return made
+            columns.append(Column(alias, name, value, hidden=True))
+    for name, value in (("value", answer.value), (ERROR, answer.error)):
+        if all(one.name != name for one in columns):
+            columns.append(Column(alias, name, value, hidden=True))
+    return columns
 
 
 def _conjuncts(condition: Expression) -> list[Expression]:

@@ -94,7 +94,9 @@ def parse_query(cursor: Cursor, depth: int = 0) -> Query:
     if depth and cursor.is_op("("):
         return _part(cursor, depth)  # in FROM: clauses of the query around it may follow
     common = _with(cursor, depth) if cursor.take_words("WITH") else ()
-    first, *others = (replace(one, common=(*common, *one.common)) for one in _united(cursor, depth))
+    first, *others = (
+        replace(one, common=(*common, *one.common)) for one in _union_parts(cursor, depth)
+    )
     _refuse_clauses(cursor)
     return replace(first, union=tuple(others))
 
@@ -102,7 +104,7 @@ def parse_query(cursor: Cursor, depth: int = 0) -> Query:
 def _with(cursor: Cursor, depth: int) -> tuple[CommonTable, ...]:
     if cursor.now.word == "RECURSIVE":
         cursor.fail("WITH RECURSIVE is not run here", "write the rows before, with a database")
-    common = tuple(cursor.listed(lambda: _common_table(cursor, depth)))
+    common = tuple(cursor.parse_list(lambda: _common_table(cursor, depth)))
     if cursor.now.word == "INSERT":
         cursor.fail("WITH stands behind INSERT", "write INSERT INTO t WITH x AS (…) SELECT …")
     return common
@@ -112,7 +114,7 @@ def _common_table(cursor: Cursor, depth: int) -> CommonTable:
     name = cursor.need_name("the name of a table of WITH").value
     columns: tuple[str, ...] = ()
     if cursor.take_op("("):
-        columns = tuple(name for name, _ in cursor.names("a column's name"))
+        columns = tuple(name for name, _ in cursor.take_names("a column's name"))
         cursor.need_op(")", "after the columns")
     cursor.need_words("AS", where="in WITH")
     cursor.need_op("(", "before the query of WITH")
@@ -121,7 +123,7 @@ def _common_table(cursor: Cursor, depth: int) -> CommonTable:
     return CommonTable(name, columns, query)
 
 
-def _united(cursor: Cursor, depth: int) -> list[Query]:
+def _union_parts(cursor: Cursor, depth: int) -> list[Query]:
     """The queries that UNION ALL combines."""
     queries: list[Query] = []
     while True:
@@ -155,15 +157,15 @@ def _select(cursor: Cursor, depth: int) -> Query:
         cursor.fail("a query is missing here", "write SELECT … FROM …, or VALUES (…)")
     distinct_start, is_distinct = cursor.now.start, cursor.take_words("DISTINCT")
     cursor.take_words("ALL")
-    items = cursor.listed(lambda: _item(cursor))
+    items = cursor.parse_list(lambda: _item(cursor))
     source = _from(cursor, depth) if cursor.take_words("FROM") else None
     where = parse_expression(cursor) if cursor.take_words("WHERE") else None
     group_start = cursor.now.start if cursor.now.word == "GROUP" else None
     keys = _group_by(cursor) if cursor.take_words("GROUP", "BY") else ()
     if is_distinct:
-        group_start, keys = distinct_start, _distinct(cursor, distinct_start, items, keys)
+        group_start, keys = distinct_start, _distinct_keys(cursor, distinct_start, items, keys)
     having = parse_expression(cursor) if cursor.take_words("HAVING") else None
-    order = cursor.listed(lambda: _order(cursor)) if cursor.take_words("ORDER", "BY") else ()
+    order = cursor.parse_list(lambda: _order(cursor)) if cursor.take_words("ORDER", "BY") else ()
     _refuse_clauses(cursor)
     limit_start = cursor.now.start
     limit = _limit(cursor) if cursor.take_words("LIMIT") else None
@@ -173,14 +175,14 @@ def _select(cursor: Cursor, depth: int) -> Query:
     )  # fmt: skip
 
 
-def _distinct(
+def _distinct_keys(
     cursor: Cursor, start: int, items: Sequence[Item], keys: Sequence[Expression]
 ) -> tuple[Expression, ...]:
     """The expressions that rows of SELECT DISTINCT are grouped by."""
     found = [item.expression for item in items if item.expression is not None]
     if len(found) < len(items):
         cursor.source.fail(start, "SELECT DISTINCT * is not run here", "write the columns")
-    if keys or any(one.placed for one in found):
+    if keys or any(one.calls_and_aggregates for one in found):
         cursor.source.fail(
             start,
             "SELECT DISTINCT of groups or of answers is not run here",
@@ -207,7 +209,7 @@ def _order(cursor: Cursor) -> Order:
 def _group_by(cursor: Cursor) -> tuple[Expression, ...]:
     if (refused := _GROUPS.get(cursor.now.word or cursor.now.value)) is not None:
         cursor.fail(*refused)
-    return tuple(cursor.listed(lambda: parse_expression(cursor)))
+    return tuple(cursor.parse_list(lambda: parse_expression(cursor)))
 
 
 def _limit(cursor: Cursor) -> int:
@@ -250,8 +252,8 @@ def _values(cursor: Cursor) -> Query:
 
 def _values_row(cursor: Cursor) -> tuple[Expression, ...]:
     if cursor.take_words("ROW") or cursor.is_op("("):
-        cursor.need_op("(", "at the begin of a row of VALUES")
-        row = cursor.listed(lambda: _value(cursor))
+        cursor.need_op("(", "at the start of a row of VALUES")
+        row = cursor.parse_list(lambda: _value(cursor))
         cursor.need_op(")", "at the end of a row of VALUES")
         return tuple(row)
     return (_value(cursor),)
@@ -259,7 +261,7 @@ def _values_row(cursor: Cursor) -> tuple[Expression, ...]:
 
 def _value(cursor: Cursor) -> Expression:
     expression = parse_expression(cursor)
-    for call in expression.placed:
+    for call in expression.calls_and_aggregates:
         cursor.source.fail(
             call.start,
             f"{call.function} is not called inside of VALUES",
@@ -384,7 +386,7 @@ def _alias(cursor: Cursor) -> tuple[str | None, tuple[str, ...]]:
     alias = cursor.need_name("the alias").value
     if not cursor.take_op("("):
         return alias, ()
-    columns = cursor.names("a column's alias")
+    columns = cursor.take_names("a column's alias")
     cursor.need_op(")", "after the columns' aliases")
     return alias, tuple(name for name, _ in columns)
 

@@ -53,14 +53,14 @@ def _statement(cursor: Cursor) -> Statement:
     # A query may be in parentheses, as everywhere.
     if token.value == "(":
         return Select(token.start, parse_query(cursor))
-    if token.word in _NOT_RUN:
-        cursor.fail(f"{token.word} is not run here", _NOT_RUN[token.word])
+    if token.word in _UNSUPPORTED:
+        cursor.fail(f"{token.word} is not run here", _UNSUPPORTED[token.word])
     if token.word not in _STATEMENTS:
         cursor.fail("this is not a statement", nearest(token.value, _STATEMENTS, "statements"))
     return _STATEMENTS[token.word](cursor)
 
 
-_NOT_RUN = {
+_UNSUPPORTED = {
     "BEGIN": "write EXECUTE STATEMENT SET BEGIN INSERT INTO …; END;",
     "EXPLAIN": "write the statement alone and run the file with --dry-run",
     "USE": "take it out: there is one catalog, of this file",
@@ -126,7 +126,7 @@ def _create_model(
 def _create_view(cursor: Cursor, start: int, name: str, if_not_exists: bool) -> CreateView:
     columns: list[str] = []
     if cursor.take_op("("):
-        columns = [name for name, _ in cursor.names("a column's name")]
+        columns = [name for name, _ in cursor.take_names("a column's name")]
         cursor.need_op(")", "after the view's columns")
     if cursor.take_words("COMMENT"):
         cursor.need_string("a comment")
@@ -137,7 +137,7 @@ def _create_view(cursor: Cursor, start: int, name: str, if_not_exists: bool) -> 
 
 
 def _create_table(cursor: Cursor, start: int, name: str, if_not_exists: bool) -> CreateTable:
-    _refuse_of_tables(cursor)
+    _refuse_table_clauses(cursor)
     if not cursor.is_op("("):
         cursor.fail(
             "the table's columns are missing", "write CREATE TABLE t (id STRING, text STRING) WITH…"
@@ -145,17 +145,19 @@ def _create_table(cursor: Cursor, start: int, name: str, if_not_exists: bool) ->
     columns = _columns(cursor, "the table's name", is_table=True)
     if cursor.take_words("COMMENT"):
         cursor.need_string("a comment")
-    _refuse_of_tables(cursor)
+    _refuse_table_clauses(cursor)
     cursor.need_words("WITH", where="in CREATE TABLE")
     return CreateTable(start, name, if_not_exists, columns, tuple(parse_with(cursor, "WITH")))
 
 
-def _refuse_of_tables(cursor: Cursor) -> None:
-    if cursor.now.word in _OF_TABLES:
-        cursor.fail(f"{cursor.now.word} of a table is not known here", _OF_TABLES[cursor.now.word])
+def _refuse_table_clauses(cursor: Cursor) -> None:
+    if cursor.now.word in _TABLE_CLAUSES:
+        cursor.fail(
+            f"{cursor.now.word} of a table is not known here", _TABLE_CLAUSES[cursor.now.word]
+        )
 
 
-_OF_TABLES = {
+_TABLE_CLAUSES = {
     "PARTITIONED": "take it out, and name files by a pattern: 'path' = 'reviews/*/*.jsonl'",
     "DISTRIBUTED": "take it out",
     "LIKE": "write the columns and options",
@@ -224,7 +226,7 @@ def _constraint(cursor: Cursor) -> bool:
     if not cursor.take_words("PRIMARY", "KEY"):
         return False
     cursor.need_op("(", "after PRIMARY KEY")
-    cursor.names("a column's name")
+    cursor.take_names("a column's name")
     cursor.need_op(")", "after PRIMARY KEY")
     cursor.take_words("NOT", "ENFORCED")
     return True
@@ -250,7 +252,7 @@ def _drop(cursor: Cursor) -> Drop:
 def _show(cursor: Cursor) -> Show:
     start = cursor.take().start
     if cursor.take_words("CREATE"):
-        return _of_one(cursor, start, "CREATE")
+        return _show_one(cursor, start, "CREATE")
     what = cursor.now.word
     if what not in ("MODELS", "TABLES", "VIEWS"):
         known = ["MODELS", "TABLES", "VIEWS", "CREATE"]
@@ -260,10 +262,10 @@ def _show(cursor: Cursor) -> Show:
 
 
 def _describe(cursor: Cursor) -> Show:
-    return _of_one(cursor, cursor.take().start, "DESCRIBE")
+    return _show_one(cursor, cursor.take().start, "DESCRIBE")
 
 
-def _of_one(cursor: Cursor, start: int, what: str) -> Show:
+def _show_one(cursor: Cursor, start: int, what: str) -> Show:
     kind = cursor.take().word if cursor.now.word in _KINDS else "TABLE"
     if kind != "TABLE" or what == "DESCRIBE":
         cursor.take_words("EXTENDED")
@@ -291,7 +293,7 @@ def _alter(cursor: Cursor) -> AlterModel:
 
 def _keys(cursor: Cursor) -> tuple[tuple[str, int], ...]:
     cursor.need_op("(", "after RESET")
-    keys = cursor.listed(lambda: cursor.need_string("an option's name"))
+    keys = cursor.parse_list(lambda: cursor.need_string("an option's name"))
     cursor.need_op(")", "at the end of RESET")
     return tuple((key.value, key.start) for key in keys)
 
@@ -328,7 +330,7 @@ def _insert(cursor: Cursor) -> Insert:
     is_list = cursor.is_op("(") and cursor.ahead().kind in ("name", "quoted")
     if is_list and cursor.ahead().word not in ("SELECT", "VALUES", "WITH"):
         cursor.take()
-        columns = cursor.names("a column's name")
+        columns = cursor.take_names("a column's name")
         cursor.need_op(")", "after the columns")
     return Insert(start, table, table_start, tuple(columns), parse_query(cursor))
 

@@ -16,15 +16,15 @@ from beam_llm.fronts.sql.group_steps import GroupRows
 from beam_llm.fronts.sql.in_flight import (
     DROPPED,
     META,
+    AnswerDoFn,
     InFlight,
-    OfAnswers,
-    answered,
-    ended,
     has_input,
     inputs_of,
     is_needed,
-    kept,
+    keep_columns,
     meta_of,
+    with_answer,
+    with_outcome,
 )
 from beam_llm.fronts.sql.places import nearest
 from beam_llm.fronts.sql.plan import Ask, Branch, Plan
@@ -49,25 +49,27 @@ class RunStages(beam.PTransform):
         plan = self._plan
         if plan.grouping is not None:
             rows = rows | "Group rows" >> GroupRows(plan)
-        ways: tuple[pvalue.PCollection, ...] = (rows,)
+        row_sets: tuple[pvalue.PCollection, ...] = (rows,)
         for number, ask in enumerate(plan.asks):
-            asked = ways if ask.of_groups else self._asked(ask, ways)
+            results = row_sets if ask.of_groups else self._ask_model(ask, row_sets)
             stage = EvaluateStage(plan.stages[number + 1], plan.keeps[number + 1], ask.error)
-            ways = tuple(
-                way
+            row_sets = tuple(
+                result
                 | f"Reckon after {ask.label}: {place}"
                 >> beam.ParDo(stage).with_output_types(InFlight)
-                for place, way in enumerate(asked)
+                for place, result in enumerate(results)
             )
-        return ways
+        return row_sets
 
-    def _asked(
-        self, ask: Ask, ways: tuple[pvalue.PCollection, ...]
+    def _ask_model(
+        self, ask: Ask, row_sets: tuple[pvalue.PCollection, ...]
     ) -> tuple[pvalue.PCollection, ...]:
-        together = (
-            ways[0] if len(ways) == 1 else ways | f"All rows for {ask.label}" >> beam.Flatten()
+        rows = (
+            row_sets[0]
+            if len(row_sets) == 1
+            else row_sets | f"All rows for {ask.label}" >> beam.Flatten()
         )
-        return together | ask.label >> AskModel(ask)
+        return rows | ask.label >> AskModel(ask)
 
 
 class AskModel(beam.PTransform):
@@ -85,22 +87,22 @@ class AskModel(beam.PTransform):
 
     def expand(self, rows: pvalue.PCollection) -> tuple[pvalue.PCollection, ...]:
         ask = self._ask
-        if len(ask.branches) == 1 and _asks_nothing_of_no_fields(ask.branches[0].settings):
+        if len(ask.branches) == 1 and _skips_empty_records(ask.branches[0].settings):
             prepared = rows | "Prepare" >> beam.ParDo(PrepareCall(ask)).with_output_types(InFlight)
-            return (self._predicted(prepared, ask.branches[0]),)
+            return (self._predict(prepared, ask.branches[0]),)
         tags = [f"model{number}" for number in range(len(ask.branches))]
-        prepare = beam.ParDo(PrepareCall(ask, parts=True)).with_outputs(*tags, main="others")
-        parted = rows | "Prepare" >> prepare
-        ways = []
+        prepare = beam.ParDo(PrepareCall(ask, by_model=True)).with_outputs(*tags, main="others")
+        outputs = rows | "Prepare" >> prepare
+        row_sets = []
         for tag, branch in zip(tags, ask.branches, strict=True):
             # Beam gives tagged outputs no type of their own.
-            parted[tag].element_type = InFlight
-            ways.append(self._predicted(parted[tag], branch))
-        parted["others"].element_type = InFlight
+            outputs[tag].element_type = InFlight
+            row_sets.append(self._predict(outputs[tag], branch))
+        outputs["others"].element_type = InFlight
         take = beam.ParDo(TakeAnswer(ask, str)).with_output_types(InFlight)
-        return (*ways, parted["others"] | "Take others" >> take)
+        return (*row_sets, outputs["others"] | "Take others" >> take)
 
-    def _predicted(self, prepared: pvalue.PCollection, branch: Branch) -> pvalue.PCollection:
+    def _predict(self, prepared: pvalue.PCollection, branch: Branch) -> pvalue.PCollection:
         take = beam.ParDo(TakeAnswer(self._ask, branch.settings.output))
         return (
             prepared
@@ -109,7 +111,7 @@ class AskModel(beam.PTransform):
         )
 
 
-def _asks_nothing_of_no_fields(settings: Settings) -> bool:
+def _skips_empty_records(settings: Settings) -> bool:
     """Whether no prompt can be made of a record without fields, so that no call is made for it."""
     try:
         return isinstance(RecordReader(settings).record(("", {})), Failure)
@@ -122,27 +124,27 @@ class PrepareCall(beam.DoFn):
     it, if there is one.
 
     Args:
-      parts: puts each model's rows under a tag, and those without a call into the main output.
+      by_model: puts each model's rows under a tag, and those without a call into the main output.
     """
 
-    def __init__(self, ask: Ask, *, parts: bool = False):
+    def __init__(self, ask: Ask, *, by_model: bool = False):
         self._ask = ask
-        self._parts = parts
+        self._by_model = by_model
         self._tags = {branch.model: f"model{number}" for number, branch in enumerate(ask.branches)}
 
     def process(self, element: tuple[str, dict[str, Any]]) -> Iterator[Any]:
         place, row = element
         # Where the call isn't needed nothing has failed: that is an empty reason.
-        is_asked = DROPPED not in row and is_needed(self._ask, row)
-        failure = self._failure(row) if is_asked else ()
+        needs_call = DROPPED not in row and is_needed(self._ask, row)
+        failure = self._failure(row) if needs_call else ()
         # The record's key carries the row; as text, since every runner has a coder for it.
         key = json.dumps([place, row, failure])
         if failure is not None:
             yield key, {}
             return
-        asked = key, inputs_of(self._ask, row)
+        output = key, inputs_of(self._ask, row)
         model = row.get(self._ask.model_column or "") or self._ask.branches[0].model
-        yield pvalue.TaggedOutput(self._tags[model], asked) if self._parts else asked
+        yield pvalue.TaggedOutput(self._tags[model], output) if self._by_model else output
 
     def _failure(self, row: dict[str, Any]) -> Failure | None:
         ask = self._ask
@@ -152,17 +154,17 @@ class PrepareCall(beam.DoFn):
                 hint = nearest(str(model), self._tags, "models")
                 return Failure(Kind.PROMPT, f"unknown model {model!r}: {hint}")
         if not has_input(ask, row):
-            return Failure(Kind.PROMPT, self._why_null(row))
+            return Failure(Kind.PROMPT, self._null_reason(row))
         return None
 
-    def _why_null(self, row: dict[str, Any]) -> str:
+    def _null_reason(self, row: dict[str, Any]) -> str:
         """The reason why there is no input: it is NULL itself, or an earlier call has failed."""
         names = ", ".join(name for name, _, _ in self._ask.inputs)
         earlier = [meta[1] for meta in row.get(META, ()) if meta[1]]
         return f"{names} is NULL" + (f" ({earlier[0]})" if earlier else "")
 
 
-class TakeAnswer(OfAnswers):
+class TakeAnswer(AnswerDoFn):
     """A Prediction, or a row without a call → the row with the answer in its columns."""
 
     def process(self, element: Any) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -172,9 +174,9 @@ class TakeAnswer(OfAnswers):
             yield place, row
         elif failure is not None:
             reason = Failure(*failure) if failure else None
-            yield place, ended(self._ask, row, None, reason)
+            yield place, with_outcome(self._ask, row, None, reason)
         else:
-            yield place, answered(self._ask, row, element, self._output)
+            yield place, with_answer(self._ask, row, element, self._output)
 
 
 class EvaluateStage(beam.DoFn):
@@ -191,10 +193,10 @@ class EvaluateStage(beam.DoFn):
     def process(self, element: tuple[str, dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
         place, row = element
         if DROPPED not in row and not self._compute.is_empty:
-            row = self._evaluated(row)
-        yield place, kept(row, self._keeps)
+            row = self._evaluate(row)
+        yield place, keep_columns(row, self._keeps)
 
-    def _evaluated(self, row: dict[str, Any]) -> dict[str, Any]:
+    def _evaluate(self, row: dict[str, Any]) -> dict[str, Any]:
         # Not in `setup`: most stages compute nothing, and need no DuckDB.
         if self._evaluator is None:
             self._evaluator = Evaluator(self._compute)

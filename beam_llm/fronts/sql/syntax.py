@@ -45,7 +45,7 @@ class Expression:
     aggregates: Mapping[str, Aggregate]
 
     @property
-    def placed(self) -> tuple[Aggregate | Call, ...]:
+    def calls_and_aggregates(self) -> tuple[Aggregate | Call, ...]:
         """Everything that is a placeholder in the tree."""
         return (*self.calls.values(), *self.aggregates.values())
 

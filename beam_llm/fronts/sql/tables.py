@@ -19,10 +19,10 @@ _OPTIONS = {
     "print": ("connector", "print-identifier"),
     "beam": ("connector", "transform", "arguments", "elements"),
 }
-_TAKEN = re.compile(
+_IGNORED_OPTIONS = re.compile(
     r"(json|parquet)\.[\w.-]+|sink\.[\w.-]+|source\.monitor-interval|scan\.[\w.-]+|auto-compaction"
 )
-_CSV = (
+_CSV_OPTIONS = (
     "csv.field-delimiter",
     "csv.quote-character",
     "csv.disable-quote-character",
@@ -32,7 +32,7 @@ _CSV = (
     "csv.allow-comments",
     "csv.ignore-parse-errors",
 )
-_ELSEWHERE = {
+_BEAM_SOURCES = {
     "kafka": "ReadFromKafka",
     "jdbc": "ReadFromJdbc",
     "pubsub": "ReadFromPubSub",
@@ -107,9 +107,9 @@ def table_of(
     columns = tuple((column.name, column.type) for column in created.columns)
     common: dict[str, Any] = {"options": created.options}
     if connector.value == "filesystem":
-        common |= _of_files(source, created, given)
+        common |= _file_options(source, created, given)
     elif connector.value == "beam":
-        common |= _of_beam(source, created, given, permissions)
+        common |= _beam_options(source, created, given, permissions)
     elif "print-identifier" in given:
         common["identifier"] = given["print-identifier"].value
     return Table(created.name, columns, connector.value, created.start, **common)
@@ -119,7 +119,7 @@ def _check_options(
     source: SourceText, connector: Option, given: Mapping[str, Option], notices: list[str]
 ) -> None:
     for key, option in given.items():
-        if key in _CSV and connector.value == "filesystem":
+        if key in _CSV_OPTIONS and connector.value == "filesystem":
             source.fail(
                 option.start,
                 f"{option.key!r} is not taken: a CSV file has commas, a line of names, and quotes "
@@ -128,7 +128,7 @@ def _check_options(
             )
         if key not in _OPTIONS[connector.value]:
             # Flink's options that don't affect a file's rows are accepted with a notice.
-            if connector.value != "filesystem" or not _TAKEN.fullmatch(key):
+            if connector.value != "filesystem" or not _IGNORED_OPTIONS.fullmatch(key):
                 known = _OPTIONS[connector.value]
                 why = f"unknown option {option.key!r} of a {connector.value} table"
                 source.fail(option.start, why, nearest(key, known, "options"))
@@ -144,17 +144,17 @@ def _check_options(
 
 def _refuse_connector(source: SourceText, connector: Option) -> None:
     instead = nearest(connector.value, CONNECTORS, "connectors")
-    if connector.value in _ELSEWHERE:
+    if connector.value in _BEAM_SOURCES:
         instead = (
             f"write 'connector' = 'beam', 'transform' = 'package.module.Name' with Beam's own "
-            f"({_ELSEWHERE[connector.value]}), and allow it with --allow-code"
+            f"({_BEAM_SOURCES[connector.value]}), and allow it with --allow-code"
         )
     source.fail(
         connector.value_start, f"the connector {connector.value!r} is not known here", instead
     )
 
 
-def _of_files(
+def _file_options(
     source: SourceText, created: CreateTable, given: Mapping[str, Option]
 ) -> dict[str, Any]:
     path, kind = given.get("path"), given.get("format")
@@ -176,7 +176,7 @@ def _of_files(
     return {"path": local, "format": FORMATS[kind.value]}
 
 
-def _of_beam(
+def _beam_options(
     source: SourceText,
     created: CreateTable,
     given: Mapping[str, Option],

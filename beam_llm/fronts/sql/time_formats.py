@@ -33,7 +33,7 @@ def strftime_of(pattern: str) -> str | None:
 
     `yyyy-MM-dd'T'HH:mm` becomes `%Y-%m-%dT%H:%M`.
     """
-    made, at = "", 0
+    strftime, at = "", 0
     while at < len(pattern):
         found = _PARTS.match(pattern, at)
         if found is None or (found[2] and found[0] not in _LETTERS):
@@ -41,6 +41,6 @@ def strftime_of(pattern: str) -> str | None:
         text = found[0]
         if text.startswith("'"):  # two quotes with nothing between them stand for one
             text = found[1].replace("''", "'") or "'"
-        made += _LETTERS[text] if found[2] else text.replace("%", "%%")
+        strftime += _LETTERS[text] if found[2] else text.replace("%", "%%")
         at = found.end()
-    return text_literal(made)
+    return text_literal(strftime)

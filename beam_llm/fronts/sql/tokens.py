@@ -69,7 +69,7 @@ def tokens_of(source: SourceText) -> list[Token]:
 
 def _refuse_character(source: SourceText, at: int) -> NoReturn:
     head = source.text[at]
-    why = "a comment without its */" if head == "/" else _ENDLESS.get(head, "no part of SQL")
+    why = "a comment without its */" if head == "/" else _ENDLESS.get(head, "this is not SQL")
     source.fail(at, why, "end it, or take it out")
 
 
@@ -118,16 +118,16 @@ class Cursor:
         self.at += len(words)
         return True
 
-    def listed(self, part: Callable[[], T]) -> list[T]:
+    def parse_list(self, part: Callable[[], T]) -> list[T]:
         """Parses one or more parts with commas between them."""
         parts = [part()]
         while self.take_op(","):
             parts.append(part())
         return parts
 
-    def names(self, what: str) -> list[tuple[str, int]]:
+    def take_names(self, what: str) -> list[tuple[str, int]]:
         """Takes names with commas between them, and returns each with its place; or fails."""
-        tokens = self.listed(lambda: self.need_name(what))
+        tokens = self.parse_list(lambda: self.need_name(what))
         return [(token.value, token.start) for token in tokens]
 
     def need_op(self, op: str, where: str) -> Token:

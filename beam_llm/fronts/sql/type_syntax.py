@@ -49,7 +49,7 @@ def parse_type(cursor: Cursor) -> SqlType:
 def _numbers(cursor: Cursor) -> tuple[int, ...]:
     if not cursor.take_op("("):
         return ()
-    numbers = cursor.listed(lambda: _number(cursor))
+    numbers = cursor.parse_list(lambda: _number(cursor))
     cursor.need_op(")", "after a type's length")
     return tuple(numbers)
 

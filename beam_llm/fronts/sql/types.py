@@ -32,7 +32,7 @@ _ANSWERS: dict[str, Any] = {"STRING": str, "INT": int, "BIGINT": int, "DOUBLE": 
 _ANSWERS |= {"BOOLEAN": bool, "FLOAT": float}
 
 
-def backticked(name: str) -> str:
+def in_backticks(name: str) -> str:
     """The name in Flink's backticks, whatever characters it has."""
     return "`" + name.replace("`", "``") + "`"
 
@@ -55,7 +55,7 @@ class SqlType:
     def __str__(self) -> str:
         inner = [str(kind) for _, kind in self.fields]
         if self.kind == "ROW":
-            inner = [f"{backticked(name)} {kind}" for name, kind in self.fields]
+            inner = [f"{in_backticks(name)} {kind}" for name, kind in self.fields]
         numbers = f"({', '.join(map(str, self.numbers))})" if self.numbers else ""
         if self.kind == "STRING" and self.numbers:
             return f"VARCHAR{numbers}"
@@ -156,10 +156,10 @@ def type_of_duckdb(found: Any) -> SqlType:
         numbers = dict(found.children)
         return SqlType("DECIMAL", (numbers["precision"], numbers["scale"]))
     # DuckDB's other types (UUID, INTERVAL, …) come as text.
-    return SqlType(_OF_DUCKDB.get(kind, "STRING"))
+    return SqlType(_KINDS_BY_DUCKDB.get(kind, "STRING"))
 
 
-_OF_DUCKDB = {
+_KINDS_BY_DUCKDB = {
     "varchar": "STRING", "integer": "INT", "bigint": "BIGINT", "hugeint": "BIGINT",
     "ubigint": "BIGINT", "uinteger": "BIGINT", "smallint": "SMALLINT", "usmallint": "INT",
     "tinyint": "TINYINT", "utinyint": "SMALLINT", "double": "DOUBLE", "float": "FLOAT",
@@ -260,7 +260,7 @@ def _decimal(kind: SqlType, value: Any) -> str:
     return format(rounded, "f")
 
 
-_WRITTEN = {
+_EXAMPLES = {
     "DATE": "2026-01-31", "TIME": "10:30:00", "TIMESTAMP": "2026-01-31 10:30:00",
     "TIMESTAMP_LTZ": "2026-01-31 10:30:00Z", "BYTES": "Base64",
 }  # fmt: skip
@@ -270,7 +270,7 @@ def _read(kind: SqlType, parse: Callable[[str], Any], text: str) -> Any:
     try:
         return parse(text.strip())
     except ValueError:  # its own reason contains the value
-        raise ValueError(f"it is not {kind}, such as {_WRITTEN[kind.kind]}") from None
+        raise ValueError(f"it is not {kind}, such as {_EXAMPLES[kind.kind]}") from None
 
 
 def _date(kind: SqlType, value: Any) -> str:
@@ -321,7 +321,7 @@ def _bytes(kind: SqlType, value: Any) -> str:
     return str(value)
 
 
-def _unpacked(kind: SqlType, value: Any) -> Any:
+def _unpack_json(kind: SqlType, value: Any) -> Any:
     """A list or object from JSON text, as in a CSV file's cell; any other value as it is."""
     if not isinstance(value, str):
         return value
@@ -332,21 +332,21 @@ def _unpacked(kind: SqlType, value: Any) -> Any:
 
 
 def _array(kind: SqlType, value: Any) -> list[Any]:
-    value = _unpacked(kind, value)
+    value = _unpack_json(kind, value)
     if not isinstance(value, (list, tuple)):
         raise ValueError(f"it is not {kind}")
     return [value_of(kind.fields[0][1], item) for item in value]
 
 
 def _map(kind: SqlType, value: Any) -> dict[Any, Any]:
-    value = _unpacked(kind, value)
+    value = _unpack_json(kind, value)
     pairs = value.items() if isinstance(value, Mapping) else value
     (_, keys), (_, values) = kind.fields
     return {value_of(keys, key): value_of(values, member) for key, member in pairs}
 
 
 def _row(kind: SqlType, value: Any) -> dict[str, Any]:
-    value = _unpacked(kind, value)
+    value = _unpack_json(kind, value)
     if not isinstance(value, Mapping):
         raise ValueError(f"it is not {kind}")
     return {name: value_of(inner, value.get(name)) for name, inner in kind.fields}

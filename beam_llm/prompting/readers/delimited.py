@@ -8,7 +8,7 @@ import orjson
 
 from beam_llm.errors import UsageError
 from beam_llm.prompting.readers import MOST_VALUES, NOT_FROM_ONE, Found
-from beam_llm.prompting.readers.json_text import unfenced
+from beam_llm.prompting.readers.json_text import without_fence
 from beam_llm.prompting.readers.matching import written_number
 from beam_llm.prompting.readers.thoughts import without_thoughts
 
@@ -81,7 +81,7 @@ def _decode_quoted_reply(text: str) -> str:
     """The text of a reply that is written as one JSON string; any other reply as it is. Otherwise
     all lines of the string would be part of the first one's answer."""
     for _ in range(_MOST_QUOTES):
-        inner = unfenced(text)
+        inner = without_fence(text)
         if not inner.startswith('"'):
             break
         try:

@@ -21,7 +21,7 @@ from beam_llm.prompting.readers.doubles import (
     without_doubled,
 )
 from beam_llm.prompting.readers.json_path import json_path, simple_path
-from beam_llm.prompting.readers.json_text import JsonText, Twice, inner_json, pairs_of
+from beam_llm.prompting.readers.json_text import JsonText, RepeatedKeys, inner_json, pairs_of
 from beam_llm.prompting.readers.matching import INDEX
 from beam_llm.prompting.readers.thoughts import without_thoughts
 
@@ -56,7 +56,7 @@ class JsonReader:
             return Found(replace_deep_answers(self.items(inner, count)), {"wrapped"})
         if may_repeat_keys(text, data):
             # A parser keeps the last of two values under one key, be it an index or an answer.
-            items = without_doubled(self.items(self.json.decoded(text.strip(), 0)[0], count))
+            items = without_doubled(self.items(self.json.decode(text.strip(), 0)[0], count))
         else:
             items = self.items(data, count)
         return Found(replace_deep_answers(items) if may_be_deep(text) else items, set())
@@ -139,7 +139,7 @@ class JsonReader:
             if keyed.keys() == _numbers(count).keys() or all(map(INDEX.fullmatch, keyed)):
                 return keyed
             if keyed.keys() >= _numbers(count).keys():
-                return Twice(
+                return RepeatedKeys(
                     [(key, value) for key, value in pairs_of(keyed) if INDEX.fullmatch(key)]
                 )
         return None
@@ -178,7 +178,7 @@ class JsonReader:
         yield from ((DOUBLED if holds_unusable(root) else root, "wrapped") for root in roots)
         if broken_at is not None and not cut:
             try:
-                yield self.json.mended_root(text, broken_at), "repaired"
+                yield self.json.mend_root(text, broken_at), "repaired"
             except ValueError:
                 return
 
@@ -259,7 +259,7 @@ class _Walk:
     def _value(self, at: int, number: int, inside: str) -> tuple[Any, int] | None:
         if self._is_strict:
             try:
-                return self._reader.json.decoded(self._text, at)
+                return self._reader.json.decode(self._text, at)
             except ValueError:
                 # Trying it for every element would be quadratic: the error counts the lines before.
                 self._is_strict = False

@@ -31,7 +31,7 @@ class JsonText:
         # Slower than orjson, but it shows keys that are written twice, and where a value ends.
         self._decoder = json.JSONDecoder(object_pairs_hook=self._object, parse_int=_read_integer)
 
-    def decoded(self, text: str, start: int) -> tuple[Any, int]:
+    def decode(self, text: str, start: int) -> tuple[Any, int]:
         """One strict JSON value at `start`, and where it ends."""
         try:
             value, end = self._decoder.raw_decode(text, start)
@@ -65,7 +65,7 @@ class JsonText:
         position = 0
         while found := _ROOT.search(text, position):
             try:
-                value, position = self.decoded(text, found.start())
+                value, position = self.decode(text, found.start())
             except ValueError:
                 return values, found.start()
             values.append(value)
@@ -73,7 +73,7 @@ class JsonText:
                 raise ValueError(f"there are more than {MOST_VALUES:,} JSON values in it")
         return values, None
 
-    def mended_root(self, text: str, start: int) -> Any:
+    def mend_root(self, text: str, start: int) -> Any:
         """The damaged value at `start`, where everything after it is prose.
 
         Raises:
@@ -95,7 +95,7 @@ class JsonText:
         if len(found) == len(pairs):
             return found
         if all(INDEX.fullmatch(key) for key in found):
-            return Twice(pairs)
+            return RepeatedKeys(pairs)
         if found.get(self._index_field) is DOUBLED:
             del found[self._index_field]
         return found
@@ -109,7 +109,7 @@ class JsonText:
         return found
 
 
-class Twice(dict[str, Any]):
+class RepeatedKeys(dict[str, Any]):
     """An object whose keys are numbers, one of them written twice. `pairs` holds all of them."""
 
     def __init__(self, pairs: Pairs):
@@ -118,7 +118,7 @@ class Twice(dict[str, Any]):
 
 
 def pairs_of(keyed: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
-    return keyed.pairs if type(keyed) is Twice else keyed.items()
+    return keyed.pairs if type(keyed) is RepeatedKeys else keyed.items()
 
 
 # Not every bracket in prose begins JSON: `[1]` and `{name}` don't.
@@ -148,7 +148,7 @@ def inner_json(text: str) -> Any:
     return None if is_deep(value) or contradicts_itself(text, value) else value
 
 
-def unfenced(text: str) -> str:
+def without_fence(text: str) -> str:
     """The content of a reply that is a single code fence; any other reply as it is."""
     text = text.strip()
     fence = _fence_content(text)
@@ -175,8 +175,8 @@ def without_surrogates(value: Any) -> Any:
         return [without_surrogates(item) for item in value]
     if type(value) is dict:
         return {without_surrogates(key): without_surrogates(item) for key, item in value.items()}
-    if type(value) is Twice:
-        return Twice(
+    if type(value) is RepeatedKeys:
+        return RepeatedKeys(
             [(without_surrogates(key), without_surrogates(item)) for key, item in value.pairs]
         )
     return value

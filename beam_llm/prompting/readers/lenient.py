@@ -26,7 +26,7 @@ class Damaged(ValueError):
     """The text here can't be read, or could be read in two ways."""
 
 
-class Read(NamedTuple):
+class ReadValue(NamedTuple):
     """A value, where it ends, and whether a quote inside it was guessed to be text, which only what
     follows can confirm."""
 
@@ -68,7 +68,7 @@ class LenientReader:
         self._make_object = make_object
         self._guessed = False
 
-    def read(self, at: int, in_object: bool = False) -> Read:
+    def read(self, at: int, in_object: bool = False) -> ReadValue:
         """The value that starts at `at`.
 
         Args:
@@ -81,7 +81,7 @@ class LenientReader:
         value, end, closed = self._value(at, 0, "object" if in_object else "")
         if closed:
             raise Damaged("a string without an end")
-        return Read(value, end, self._guessed)
+        return ReadValue(value, end, self._guessed)
 
     def skip_gap(self, at: int) -> int:
         """Where the next thing starts, after white space and comments."""

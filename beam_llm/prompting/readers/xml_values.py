@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import orjson
 
-from beam_llm.prompting.fitting import Fit, dereferenced, fit, kinds_of, words_of
+from beam_llm.prompting.fitting import Fit, dereference, fit, kinds_of, words_of
 from beam_llm.prompting.readers.matching import is_same_json
 
 Schema = Mapping[str, Any]
@@ -47,7 +47,7 @@ def xml_value(element: ElementTree.Element, schema: Schema, root: Root) -> Any:
 
 def _members(schema: Schema, root: Root, depth: int = 0) -> Iterator[Schema]:
     """The schemas that the value may have: the members of unions, one for each type."""
-    schema = dereferenced(schema, root)
+    schema = dereference(schema, root)
     inner = [member for word in ("anyOf", "oneOf") for member in schema.get(word, ())]
     if inner and depth < _MOST_UNIONS:
         for member in inner:
@@ -119,7 +119,7 @@ def _fits_member(element: ElementTree.Element, member: Schema, root: Root) -> bo
     tags = {child.tag for child in element}
     if not tags.issuperset(member.get("required", ())):
         return False
-    fields = {tag: dereferenced(member.get("properties", {}).get(tag, {}), root) for tag in texts}
+    fields = {tag: dereference(member.get("properties", {}).get(tag, {}), root) for tag in texts}
     words = {tag: words_of(field) for tag, field in fields.items()}
     return all(
         not words[tag] or _fixed_word(text, words[tag]) is not _NONE for tag, text in texts.items()
@@ -132,12 +132,12 @@ _NONE = object()
 def _fixed_word(text: str, words: list[Any]) -> Any:
     """The fixed word that the text spells; an exact string goes before a number."""
     exact = [word for word in words if isinstance(word, str) and word in (text, text.strip())]
-    spelled = [
+    written = [
         word
         for word in words
         if not isinstance(word, str) and orjson.dumps(word).decode() == text.strip().lower()
     ]
-    return next(iter([*exact, *spelled]), _NONE)
+    return next(iter([*exact, *written]), _NONE)
 
 
 def _value_of_text(text: str, members: list[Schema], root: Root) -> Any:

@@ -23,7 +23,7 @@ class Insertion(NamedTuple):
     query_start: int
 
 
-def stored(
+def column_values(
     source: SourceText, insert: Insertion, columns: list[Column], asks: list[Ask]
 ) -> list[tuple[str, Value]]:
     """The value that each column of a table is given.
@@ -32,7 +32,7 @@ def stored(
     `<column>_error`, that is given no value gets the reason why there is no answer.
     """
     given = _given(source, insert, columns)
-    stored = []
+    values = []
     for name, kind in insert.table.columns:
         value = given.get(name)
         if value is None:
@@ -44,8 +44,8 @@ def stored(
                 f"{value.type}",
                 f"write CAST(… AS {kind})",
             )
-        stored.append((name, cast(value, kind)))
-    return stored
+        values.append((name, cast(value, kind)))
+    return values
 
 
 def _given(source: SourceText, insert: Insertion, columns: list[Column]) -> dict[str, Value]:

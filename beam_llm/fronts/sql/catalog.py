@@ -25,7 +25,7 @@ class View:
 
 
 @dataclass
-class Known:
+class Catalog:
     """What a file has created so far, by name.
 
     Attributes:

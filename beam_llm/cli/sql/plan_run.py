@@ -13,10 +13,10 @@ from beam_llm.cli.running import RunError
 from beam_llm.cli.spool import Spool
 from beam_llm.cli.spool_index import SpoolIndex
 from beam_llm.cli.sql.destinations import Destination
-from beam_llm.cli.sql.groups import LookedGroups
-from beam_llm.cli.sql.looking import Looked
+from beam_llm.cli.sql.groups import GroupSurvey
 from beam_llm.cli.sql.rows import InputRow, read_input
 from beam_llm.cli.sql.sorting import first_rows
+from beam_llm.cli.sql.survey import SourceSurvey
 from beam_llm.cli.stored import StoredAnswer
 from beam_llm.cli.tally import Tally
 from beam_llm.config import Settings
@@ -32,7 +32,7 @@ class PlanRun:
     """A plan that is being run.
 
     Attributes:
-      looked: what was found in the plan's source.
+      survey: what was found in the plan's source.
       spool: keeps the answers; None where a Beam sink takes the rows.
       done: one byte per row: 1 where no model is to be asked about it.
       failed: how many rows ended as errors.
@@ -41,7 +41,7 @@ class PlanRun:
 
     destination: Destination
     sources: Sequence[Source]
-    looked: Looked | LookedGroups
+    survey: SourceSurvey | GroupSurvey
     spool: Spool | None
     first: int = 0
     done: bytes = b""
@@ -61,12 +61,12 @@ class PlanRun:
             return None
         if is_beam(self.plan.source):
             return ""
-        return "0" if self.looked.rows else None
+        return "0" if self.survey.rows else None
 
     def index(self) -> SpoolIndex:
         """Each row's best answer so far."""
         assert self.spool is not None
-        return self.spool.answers(self.looked.digests)
+        return self.spool.answers(self.survey.digests)
 
     def note_done(self, *, retries: bool) -> None:
         """Notes the rows about which no model is asked: those with an answer and, where errors are
@@ -95,7 +95,7 @@ class PlanRun:
             if missing := index.missing():
                 raise RunError(
                     f"{self.plan.place}: the input has changed while the run was on: "
-                    f"{plural(missing, 'record')} of {self.looked.rows:,} not asked; all answers "
+                    f"{plural(missing, 'record')} of {self.survey.rows:,} not asked; all answers "
                     "are kept: the same command again asks these alone"
                 )
             for answer in index.answers():
@@ -127,7 +127,7 @@ class PlanRun:
     def first_model_inputs(self) -> Iterator[Mapping[str, Any]]:
         """The inputs of its first call, row by row, read again from the source."""
         for source in self.sources:
-            for row in read_input(self.plan, source, Evaluator(self.plan.reading)):
+            for row in read_input(self.plan, source, Evaluator(self.plan.read_stage)):
                 if has_input(self.plan.asks[0], row.fields):
                     yield inputs_of(self.plan.asks[0], row.fields)
 
@@ -136,14 +136,14 @@ class PlanRun:
         wanted = {ordinal for found in tally.examples.values() for ordinal, _ in found}
         if not wanted or is_beam(self.plan.source) or not self.plan.asks:
             return {}
-        evaluator = Evaluator(self.plan.reading)
+        evaluator = Evaluator(self.plan.read_stage)
         # Read again, up to the last example: answers are kept without their records.
         rows = chain.from_iterable(
             ((source, row) for row in read_input(self.plan, source, evaluator))
             for source in self.sources
         )
-        if isinstance(self.looked, LookedGroups):
-            return _first_rows(self.looked, rows, wanted, self.plan, self.first)
+        if isinstance(self.survey, GroupSurvey):
+            return _first_rows(self.survey, rows, wanted, self.plan, self.first)
         return {
             ordinal: (f"{source}:{row.line:,}", inputs_of(self.plan.asks[0], row.fields))
             for ordinal, (source, row) in enumerate(
@@ -154,7 +154,7 @@ class PlanRun:
 
 
 def _first_rows(
-    looked: LookedGroups,
+    survey: GroupSurvey,
     rows: Iterator[tuple[Source, InputRow]],
     wanted: set[int],
     plan: Plan,
@@ -166,7 +166,7 @@ def _first_rows(
     grouping = plan.grouping
     found: dict[int, tuple[str, Mapping[str, Any]]] = {}
     names = {column: name for name, column, _ in plan.outputs}
-    for number, (source, row) in zip(looked.ordinals(), rows, strict=False):
+    for number, (source, row) in zip(survey.ordinals(), rows, strict=False):
         ordinal = first + number
         if ordinal in wanted and ordinal not in found and number >= 0:
             if grouping is None:

@@ -12,8 +12,8 @@ from sqlglot import exp
 
 from beam_llm.config import Settings
 from beam_llm.errors import LLMError, UsageError
+from beam_llm.fronts.sql.catalog import Catalog
 from beam_llm.fronts.sql.expressions import Scope, Value, cast, column_in_flight
-from beam_llm.fronts.sql.known import Known
 from beam_llm.fronts.sql.layers import Layers
 from beam_llm.fronts.sql.models import (
     OWN_OUTPUT,
@@ -43,19 +43,19 @@ class Answer:
     """
 
     columns: list[tuple[str, Value]]
-    whole: Value
+    value: Value
     error: Value
     metadata: list[tuple[str, Value]]
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedCall:
     """One call with its settings, and with everything that it takes from the rows it is about.
 
     Attributes:
       model: the model whose OUTPUT the answer has.
       branches: the models that may be asked, with their settings.
-      chosen: the value that names the model; None where there is only one model.
+      model_name: the value that names the model; None where there is only one model.
       inputs: the values that the model is asked about, by their names in the prompt.
       record_id: see `Ask`.
     """
@@ -63,21 +63,23 @@ class Prepared:
     call: Call
     model: Model
     branches: tuple[Branch, ...]
-    chosen: Value | None
+    model_name: Value | None
     inputs: tuple[tuple[str, Value], ...]
     record_id: tuple[str, str] | None
 
 
-class Asking:
+class CallPlanner:
     """Plans the calls of one query; the same call in two places is made once.
 
     Args:
       value: gives the value of an expression in a scope.
     """
 
-    def __init__(self, known: Known, layers: Layers, value: Callable[[Expression, Scope], Value]):
-        self._known = known
-        self._source = known.source
+    def __init__(
+        self, catalog: Catalog, layers: Layers, value: Callable[[Expression, Scope], Value]
+    ):
+        self._catalog = catalog
+        self._source = catalog.source
         self._layers = layers
         self._value = value
         # By call: its number, the rows for which it is needed, and its answer.
@@ -91,11 +93,11 @@ class Asking:
         Args:
           when: the rows for which the call is needed; None for all.
         """
-        return self.answer(self.prepared(call, scope, arguments), when)
+        return self.answer(self.prepare(call, scope, arguments), when)
 
-    def prepared(self, call: Call, scope: Scope, arguments: list[Argument]) -> Prepared:
+    def prepare(self, call: Call, scope: Scope, arguments: list[Argument]) -> PreparedCall:
         """The call with its settings and arguments."""
-        models, chosen = self._models(call, scope)
+        models, model_name = self._models(call, scope)
         first = models[0]
         prompted = list(arguments)
         if call.prompt is not None and not is_literal_prompt(call):
@@ -104,42 +106,44 @@ class Asking:
         branches = []
         for model in models:
             if _shape(model) != _shape(first):
-                self._refuse_unlike(call, first, model)
+                self._refuse_different_types(call, first, model)
             settings = self._settings(model, call, tuple(name for name, _, _ in inputs))
             branches.append(Branch(model.name, settings))
         given = tuple((name, value) for name, value, _ in inputs)
         record_id = self._record_id(branches, [name for name, _ in given], scope)
-        return Prepared(call, first, tuple(branches), chosen, given, record_id)
+        return PreparedCall(call, first, tuple(branches), model_name, given, record_id)
 
-    def of_rows(self, prepared: Prepared) -> Prepared:
+    def with_inputs_in_flight(self, prepared: PreparedCall) -> PreparedCall:
         """A group's call, with its arguments as columns in flight of the rows before they become
         groups.
         """
         inputs = (
             (name, self._layers.in_flight(value), value.type) for name, value in prepared.inputs
         )
-        flown = tuple((name, column_in_flight(column, kind)) for name, column, kind in inputs)
-        return replace(prepared, inputs=flown)
+        columns = tuple((name, column_in_flight(column, kind)) for name, column, kind in inputs)
+        return replace(prepared, inputs=columns)
 
-    def answer(self, prepared: Prepared, when: Value | None = None) -> Answer:
+    def answer(self, prepared: PreparedCall, when: Value | None = None) -> Answer:
         """The answer of the call, which is NULL where the call is not needed."""
         # The same call in SELECT and in WHERE is made, and paid for, once.
         function, branches = prepared.call.function, repr(prepared.branches)
-        key = (prepared.inputs, branches, prepared.chosen, function)
+        key = (prepared.inputs, branches, prepared.model_name, function)
         if key not in self._answers:
             place = len(self._layers.asks)
-            made = self._new_ask(prepared, when)
-            self._answers[key] = place, when, made
-            return made
+            answer = self._new_ask(prepared, when)
+            self._answers[key] = place, when, answer
+            return answer
         place, other, answer = self._answers[key]
         if other != when:  # the call occurs in another branch, too
-            either = self._either(other, when, place)
+            either = self._rows_of_either(other, when, place)
             self._answers[key] = place, either, answer
-            ask = replace(self._layers.asks[place], **self._given(prepared, either, place))
+            ask = replace(self._layers.asks[place], **self._row_columns(prepared, either, place))
             self._layers.asks[place] = ask
         return answer
 
-    def _given(self, prepared: Prepared, when: Value | None, place: int) -> dict[str, Any]:
+    def _row_columns(
+        self, prepared: PreparedCall, when: Value | None, place: int
+    ) -> dict[str, Any]:
         """The columns in flight that an `Ask` takes from the rows. No argument is computed for a
         row that takes another branch: it may fail there (`IF(n > 0, …10 / n…, '')`).
         """
@@ -151,12 +155,14 @@ class Asking:
             return self._layers.in_flight(value, place)
 
         return {
-            "model_column": None if prepared.chosen is None else column(prepared.chosen),
+            "model_column": None if prepared.model_name is None else column(prepared.model_name),
             "inputs": tuple((name, column(one), one.type) for name, one in prepared.inputs),
             "when": None if when is None else self._layers.in_flight(when, place),
         }
 
-    def _either(self, first: Value | None, second: Value | None, place: int) -> Value | None:
+    def _rows_of_either(
+        self, first: Value | None, second: Value | None, place: int
+    ) -> Value | None:
         """The condition of the rows of two places; None, for all rows, where it can't be computed
         before the call.
         """
@@ -171,7 +177,7 @@ class Asking:
         sql = f"CASE WHEN {first.sql} THEN TRUE ELSE {second.sql} END"
         return second._replace(sql=sql, uses=first.uses | second.uses)
 
-    def _refuse_unlike(self, call: Call, first: Model, other: Model) -> None:
+    def _refuse_different_types(self, call: Call, first: Model, other: Model) -> None:
         self._source.fail(
             call.model_start,
             f"the models {first.name!r} and {other.name!r} have different INPUT or OUTPUT",
@@ -182,13 +188,13 @@ class Asking:
     def _models(self, call: Call, scope: Scope) -> tuple[list[Model], Value | None]:
         """The models that a call may ask, and the value that names one of them for each row."""
         if not isinstance(call.model, Expression):
-            return [self._known.model_of(call)], None
+            return [self._catalog.model_of(call)], None
         tree = call.model.tree
         name = str(tree.name) if isinstance(tree, exp.Column) else ""
-        if name in self._known.models and scope.find([name])[0] is None:
+        if name in self._catalog.models and scope.find([name])[0] is None:
             self._source.fail(
                 call.model_start,
-                f"{name!r} is a model, and no column",
+                f"{name!r} is a model, not a column",
                 f"write '{name}', or MODEL {name}",
                 call.model.end,
             )
@@ -198,13 +204,13 @@ class Asking:
                 call.model_start, f"a model's name is STRING, and this is {value.type}",
                 "write 'm', or an expression that gives the name",
             )  # fmt: skip
-        literals = _results(call.model.tree)
+        literals = _possible_texts(call.model.tree)
         # Where the expression doesn't show the names, any model may be asked, and all of them have
         # to fit.
-        names = sorted(self._known.models) if literals is None else literals
+        names = sorted(self._catalog.models) if literals is None else literals
         if not names:
             self._source.fail(call.model_start, "there is no model yet", "write CREATE MODEL")
-        return [self._known.model(name, call.model_start) for name in names], value
+        return [self._catalog.model(name, call.model_start) for name in names], value
 
     def _inputs(
         self, call: Call, model: Model, arguments: list[tuple[str, Value, int]]
@@ -243,17 +249,17 @@ class Asking:
         return [*named, *extra]
 
     def _settings(self, model: Model, call: Call, inputs: tuple[str, ...]) -> Settings:
-        known = self._known
+        catalog = self._catalog
         settings, notices = settings_of(
-            self._source, model, known.defaults, known.permissions, call, inputs
+            self._source, model, catalog.defaults, catalog.permissions, call, inputs
         )
-        known.notices += [notice for notice in notices if notice not in known.notices]
+        catalog.notices += [notice for notice in notices if notice not in catalog.notices]
         # Most calls of a file have the same settings, and checking them takes long.
         use = (repr(settings), inputs)
-        if use not in known.checked:
+        if use not in catalog.checked:
             self._check(settings, call)
             self._check_prompt(settings, model, call, inputs)
-            known.checked.add(use)
+            catalog.checked.add(use)
         return settings
 
     def _check(self, settings: Settings, call: Call) -> None:
@@ -267,7 +273,7 @@ class Asking:
             transform = LLMReduce if settings.task == "reduce" else LLMPredict
             transform(**arguments_of(settings))
         except UsageError as error:
-            raise self._source.located(call.start, error) from None
+            raise self._source.with_place(call.start, error) from None
         except LLMError as error:
             raise type(error)(f"{self._source.place(call.start)}: {error}") from None
 
@@ -287,37 +293,37 @@ class Asking:
                     call.end,
                 )
 
-    def _new_ask(self, prepared: Prepared, when: Value | None) -> Answer:
+    def _new_ask(self, prepared: PreparedCall, when: Value | None) -> Answer:
         call, model = prepared.call, prepared.model
         if len(self._layers.asks) >= MOST_CALLS:
             self._source.fail(
                 call.start, f"there are more than {MOST_CALLS} calls here", "write several INSERTs"
             )
-        given = self._given(prepared, when, len(self._layers.asks))
+        given = self._row_columns(prepared, when, len(self._layers.asks))
         number = self._layers.open_stage()
-        named, whole = self._new_columns(output_of(model, call)[0], number)
-        error = self._layers.new(f"a{number}!", number, STRING)
+        named, value = self._new_columns(output_of(model, call)[0], number)
+        error = self._layers.new_column(f"a{number}!", number, STRING)
         names = " or ".join(branch.model for branch in prepared.branches)
         ask = Ask(
             f"Ask {names} ({number})",
             prepared.branches,
             record_id=prepared.record_id,
-            outputs=_fields_of(named, whole),
+            outputs=_fields_of(named, value),
             error=str(error.column),
             **given,
         )
         self._layers.asks.append(ask)
-        return Answer(named, whole, error, self._metadata(call, model, error))
+        return Answer(named, value, error, self._metadata(call, model, error))
 
     def _new_columns(self, columns: Columns, number: int) -> tuple[list[tuple[str, Value]], Value]:
         """The columns in flight of an answer's fields, and that of the complete answer: a single
         column is both.
         """
-        new = self._layers.new
-        named = [(name, new(f"a{number}.{name}", number, kind)) for name, kind in columns]
+        new_column = self._layers.new_column
+        named = [(name, new_column(f"a{number}.{name}", number, kind)) for name, kind in columns]
         if len(named) == 1:
             return named, named[0][1]
-        return named, new(f"a{number}", number, SqlType("ROW", fields=columns))
+        return named, new_column(f"a{number}", number, SqlType("ROW", fields=columns))
 
     def _metadata(self, call: Call, model: Model, error: Value) -> list[tuple[str, Value]]:
         """OUTPUT's metadata columns: the error, and NULL, with a notice, for everything else."""
@@ -326,7 +332,7 @@ class Asking:
             value = error if key == "error-string" else Value("NULL", frozenset(), NULL)
             metadata.append((name, cast(value, kind)))
             if key != "error-string":
-                self._known.notices.append(
+                self._catalog.notices.append(
                     f"{self._source.place(model.start)}: the metadata {key!r} is not known here: "
                     f"{name} is NULL"
                 )
@@ -347,13 +353,13 @@ class Asking:
 
 
 def _fields_of(
-    named: list[tuple[str, Value]], whole: Value
+    named: list[tuple[str, Value]], answer: Value
 ) -> tuple[tuple[str | None, str, SqlType], ...]:
     """The column of each field of an answer, and that of the complete answer: see `Ask.outputs`."""
     fields = named if len(named) > 1 else []
     return (
         *((name, str(value.column), value.type) for name, value in fields),
-        (None, str(whole.column), whole.type),
+        (None, str(answer.column), answer.type),
     )
 
 
@@ -363,7 +369,7 @@ def _shape(model: Model) -> tuple[Any, ...]:
     return inputs, [kind for _, kind in model.outputs]
 
 
-def _results(tree: Any) -> list[str] | None:
+def _possible_texts(tree: Any) -> list[str] | None:
     """The texts that an expression may give, such as those in the branches of IF, CASE and
     COALESCE; None where they are not known.
     """
@@ -387,7 +393,7 @@ def _results(tree: Any) -> list[str] | None:
         return None
     found: dict[str, None] = {}
     for branch in branches:
-        names = _results(branch) if branch is not None else []
+        names = _possible_texts(branch) if branch is not None else []
         if names is None:
             return None
         found.update(dict.fromkeys(names))

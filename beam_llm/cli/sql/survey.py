@@ -12,9 +12,9 @@ from typing import NamedTuple
 from beam_llm.cli.files.records import DIGEST_BYTES, Source
 from beam_llm.cli.files.survey import with_done
 from beam_llm.cli.inputs import any_task
-from beam_llm.cli.sql.groups import LookedGroups, look_at_groups
+from beam_llm.cli.sql.groups import GroupSurvey, survey_groups
 from beam_llm.cli.sql.rows import read_input
-from beam_llm.cli.sql.sorting import look_at_sorted_rows
+from beam_llm.cli.sql.sorting import survey_sorted_rows
 from beam_llm.config import Settings
 from beam_llm.fronts.sql.compute import Evaluator
 from beam_llm.fronts.sql.plan import Grouping, Plan, Rows
@@ -22,7 +22,7 @@ from beam_llm.fronts.sql.tables import Table
 from beam_llm.providers import compile_reduce
 
 
-class Looked(NamedTuple):
+class SourceSurvey(NamedTuple):
     """The rows that one pass over a source found.
 
     Attributes:
@@ -43,7 +43,7 @@ class Looked(NamedTuple):
         return with_done(sources, self.counts, done)
 
 
-def look(plan: Plan, sources: Sequence[Source]) -> Looked | LookedGroups:
+def survey_source(plan: Plan, sources: Sequence[Source]) -> SourceSurvey | GroupSurvey:
     """Reads all sources once.
 
     Raises:
@@ -51,21 +51,21 @@ def look(plan: Plan, sources: Sequence[Source]) -> Looked | LookedGroups:
         an expression fails.
     """
     if plan.grouping is not None:
-        return look_at_groups(plan, sources)
+        return survey_groups(plan, sources)
     if plan.sorts_input:
-        return look_at_sorted_rows(plan, sources)
-    evaluator = Evaluator(plan.reading)
+        return survey_sorted_rows(plan, sources)
+    evaluator = Evaluator(plan.read_stage)
     digests = bytearray()
     counts = []
     for source in sources:
         before = len(digests)
         # LIMIT applies to all files together, in their order.
-        limit = plan.reading_limit
+        limit = plan.read_limit
         left = None if limit is None else limit - before // DIGEST_BYTES
         for row in islice(read_input(plan, source, evaluator), left):
             digests += row.digest
         counts.append((len(digests) - before) // DIGEST_BYTES)
-    return Looked(tuple(counts), bytes(digests))
+    return SourceSurvey(tuple(counts), bytes(digests))
 
 
 def question_of(plan: Plan) -> bytes:
