@@ -27,7 +27,7 @@ from beam_llm.cli.files.records import DataError
 from beam_llm.cli.flags import output_type
 from beam_llm.cli.main import main
 from beam_llm.cli.progress import Meter, ProgressLine
-from beam_llm.cli.running import LIVE_CALLS, Interrupted, Measured, reason_of, run_watched
+from beam_llm.cli.running import RESUME_LIVE_CALLS, Interrupted, RunMetrics, reason_of, run_watched
 from beam_llm.cli.stored import StoredAnswer, encode_answer
 from beam_llm.cli.words import dollars, duration, shortened, table
 from beam_llm.config import EACH, options_of, settings_from_options
@@ -667,7 +667,7 @@ def test_ctrl_c_cancels_a_pipeline_on_a_cluster_and_says_that_it_may_go_on_there
         run_watched(
             lambda: run_to_end(cast(Any, FlinkRunner())),
             Meter(1),
-            go_on=LIVE_CALLS,
+            resume_hint=RESUME_LIVE_CALLS,
             quiet=True,
             at_once=False,
         )
@@ -765,10 +765,10 @@ def test_attach_has_workers_elsewhere_write_where_it_can_read(
 ) -> None:
     folders: list[str] = []
 
-    def collect(settings: Any, ids: list[str], folder: str, options: list[str]) -> Measured:
+    def collect(settings: Any, ids: list[str], folder: str, options: list[str]) -> RunMetrics:
         folders.append(folder)
         assert Path(folder).stat().st_mode & 0o077 == 0
-        return Measured({}, None)
+        return RunMetrics({}, None)
 
     monkeypatch.setattr("beam_llm.cli.pipeline.collect", collect)
     elsewhere = ["--quiet", *submitted, "--", "--runner=FlinkRunner"]
@@ -788,12 +788,12 @@ def test_attach_counts_what_workers_elsewhere_stored(
 ) -> None:
     """Their events are not heard here; their files are."""
 
-    def collect(settings: Any, ids: list[str], folder: str, options: list[str]) -> Measured:
+    def collect(settings: Any, ids: list[str], folder: str, options: list[str]) -> RunMetrics:
         ended = {"a": ("positive", None), "b": (None, "missing")}
         for number, (text, (value, kind)) in enumerate(ended.items()):
             answer = StoredAnswer(number, value, kind, kind)
             Path(folder, f"{number}.jsonl").write_bytes(encode_answer(answer, {"text": text}))
-        return Measured({}, None)
+        return RunMetrics({}, None)
 
     monkeypatch.setattr("beam_llm.cli.pipeline.collect", collect)
     output = tmp_path / "again.jsonl"
@@ -1341,7 +1341,7 @@ def test_the_reason_is_found_inside_beams_wrapping(error: Exception, reason: str
 
 def test_a_meter_counts_and_foresees() -> None:
     now = [0.0]
-    meter = Meter(100, already=20, clock=lambda: now[0])
+    meter = Meter(100, answered_before=20, clock=lambda: now[0])
     assert meter.line() == "20 of 100 records, 0.0 s"
     now[0] = 10.0
     for ordinal in range(40):

@@ -20,7 +20,7 @@ from apache_beam.transforms.window import FixedWindows
 
 from beam_llm import BatchJobRef, LLMChat, LLMPredict, LLMReduce, SubmitBatchJobs
 from beam_llm.cli.main import main
-from beam_llm.cli.running import Measured
+from beam_llm.cli.running import RunMetrics
 from beam_llm.transforms.waiting import JobPositions, Position
 from tests.beams_search import ask_nothing_of_google
 
@@ -267,9 +267,9 @@ def test_a_sql_file_is_a_job_of_dataflow_as_it_is(translated, tmp_path, monkeypa
     Path("r.jsonl").write_text('{"id": "1", "text": "a"}\n')
     Path("file.sql").write_text(SQL)
 
-    def only_translated(pipeline: beam.Pipeline) -> Measured:
+    def only_translated(pipeline: beam.Pipeline) -> RunMetrics:
         pipeline.run()
-        return Measured({}, None)
+        return RunMetrics({}, None)
 
     monkeypatch.setattr("beam_llm.cli.sql.pipeline.run_to_end", only_translated)
     main(["run", "file.sql", "--quiet", "--", *translated.options])

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from beam_llm.cli.main import main
 from beam_llm.cli.reporting.call_log import MOST_SLOTS, CallLog
 from beam_llm.cli.reporting.page import (
-    Agreed,
+    Agreement,
     Bar,
     Chart,
     ErrorKind,
@@ -277,7 +277,7 @@ pages = st.builds(
         max_size=4,
     ),
     agreement=st.lists(
-        st.builds(Agreed, texts, st.sampled_from([Share(0, 0), Share(1, 2), Share(5, 5)])),
+        st.builds(Agreement, texts, st.sampled_from([Share(0, 0), Share(1, 2), Share(5, 5)])),
         max_size=2,
     ),
     settings=st.lists(st.tuples(texts, texts), max_size=3),

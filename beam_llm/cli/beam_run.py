@@ -11,15 +11,15 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
-from beam_llm.cli.running import Measured, elsewhere
+from beam_llm.cli.running import RunMetrics, on_cluster
 from beam_llm.errors import UsageError
 from beam_llm.transforms.runners import runner_kind
 
 
-def run_to_end(pipeline: beam.Pipeline) -> Measured:
+def run_to_end(pipeline: beam.Pipeline) -> RunMetrics:
     """Runs a pipeline and waits for its end; Ctrl-C cancels one that runs elsewhere."""
     if runner_kind(pipeline) not in ("local", "prism"):
-        elsewhere.set()
+        on_cluster.set()
     result = pipeline.run()
     try:
         result.wait_until_finish()
@@ -88,7 +88,7 @@ _KNOWN_BY_A_SERVER = ("FlinkRunner", "SparkRunner", "PortableRunner", "Interacti
 """Runners that ask a job server for further options, so that wrong ones can't be detected here."""
 
 
-def read_metrics(result: Any) -> Measured:
+def read_metrics(result: Any) -> RunMetrics:
     """Beam's metrics in the `beam_llm` namespace."""
     counters: dict[str, int] = {}
     query = result.metrics().query(beam.metrics.MetricsFilter().with_namespace("beam_llm"))
@@ -102,10 +102,10 @@ def read_metrics(result: Any) -> Measured:
     ]
     calls = sum(latency.count for latency in latencies)
     if not calls:
-        return Measured(counters, None)
+        return RunMetrics(counters, None)
     least = min(latency.min for latency in latencies if latency.count)
     most = max(latency.max for latency in latencies if latency.count)
-    return Measured(counters, sum(latency.sum for latency in latencies) / calls, (least, most))
+    return RunMetrics(counters, sum(latency.sum for latency in latencies) / calls, (least, most))
 
 
 def _value(metric: Any) -> Any:

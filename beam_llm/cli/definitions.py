@@ -83,15 +83,15 @@ def rechecker(output: Output) -> Callable[[Any], Any]:
     be asked again.
     """
 
-    def once(value: Any) -> Any:
+    def round_trip(value: Any) -> Any:
         try:
             return output.dump(output.validate(value))
         except Exception as error:  # whatever a user's validator or serializer raises
             raise ValueError(f"{type(error).__name__}") from None
 
     def check(value: Any) -> Any:
-        fresh = once(value)
-        if once(fresh) != fresh:
+        fresh = round_trip(value)
+        if round_trip(fresh) != fresh:
             raise ValueError("it reads back as another value")
         return fresh
 

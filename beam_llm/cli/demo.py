@@ -101,7 +101,7 @@ class Opinion(pydantic.BaseModel):
 
 
 @dataclass(frozen=True)
-class Way:
+class DemoRun:
     """One way of asking, and how its run ended.
 
     Attributes:
@@ -181,7 +181,7 @@ def _model_of(provider: str) -> str:
 
 def _ask_in_all_ways(
     folder: Path, chosen: argparse.Namespace, records: int, model: str
-) -> tuple[Way, Way, Way]:
+) -> tuple[DemoRun, DemoRun, DemoRun]:
     """Asks one by one (a few), live and by batch API; the emulator's calls fail at times."""
     with _emulator() as emulator:
         variables = emulator.environment_of(chosen.provider)
@@ -248,7 +248,7 @@ def _ask(
     scale: float = 1.0,
     serial: bool = False,
     **options: Any,
-) -> Way:
+) -> DemoRun:
     """Runs `predict` on a file of the demo's folder.
 
     Args:
@@ -262,7 +262,7 @@ def _ask(
     command = PredictCommand(
         [str(folder / file)], str(path), settings(**question), quiet=quiet, force=True
     )
-    return Way(title, predict(command), path, scale, serial)
+    return DemoRun(title, predict(command), path, scale, serial)
 
 
 def _scorer() -> str:
@@ -284,33 +284,33 @@ def _opening(records: int, model: str) -> str:
     )
 
 
-def _figures(ways: Sequence[Way]) -> str:
-    def row(name: str, cell: Callable[[Way], str]) -> tuple[str, ...]:
-        return (name, *(cell(way) for way in ways))
+def _figures(runs: Sequence[DemoRun]) -> str:
+    def row(name: str, cell: Callable[[DemoRun], str]) -> tuple[str, ...]:
+        return (name, *(cell(run) for run in runs))
 
     rows = [
-        row("records", lambda way: way.scaled(way.tally.records)),
-        row("answered", lambda way: way.scaled(way.tally.records - way.tally.failed)),
+        row("records", lambda run: run.scaled(run.tally.records)),
+        row("answered", lambda run: run.scaled(run.tally.records - run.tally.failed)),
         row("calls", _calls),
-        row("retries", lambda way: way.scaled(way.report.counters.get("retries", 0))),
-        row("input tokens", lambda way: way.scaled(way.tally.input_tokens)),
-        row("output tokens", lambda way: way.scaled(way.tally.output_tokens)),
-        row("cost by list price", lambda way: dollars(way.cost_usd)),
-        row("time", lambda way: duration(way.seconds)),
+        row("retries", lambda run: run.scaled(run.report.counters.get("retries", 0))),
+        row("input tokens", lambda run: run.scaled(run.tally.input_tokens)),
+        row("output tokens", lambda run: run.scaled(run.tally.output_tokens)),
+        row("cost by list price", lambda run: dollars(run.cost_usd)),
+        row("time", lambda run: duration(run.seconds)),
     ]
     note = (
-        f"* asked for the first {ways[0].tally.records:,} and scaled to all; its time is that "
+        f"* asked for the first {runs[0].tally.records:,} and scaled to all; its time is that "
         "of calls one after another."
     )
-    return "\n".join([table(["", *(way.title for way in ways)], rows), "", note])
+    return "\n".join([table(["", *(run.title for run in runs)], rows), "", note])
 
 
-def _calls(way: Way) -> str:
-    jobs = f" in {plural(way.report.jobs, 'job')}" if way.report.jobs else ""
-    return way.scaled(way.report.requests) + jobs
+def _calls(run: DemoRun) -> str:
+    jobs = f" in {plural(run.report.jobs, 'job')}" if run.report.jobs else ""
+    return run.scaled(run.report.requests) + jobs
 
 
-def _comparison(single: Way, live: Way, staged: Way, differing: int) -> str:
+def _comparison(single: DemoRun, live: DemoRun, staged: DemoRun, differing: int) -> str:
     fewer = single.report.requests * single.scale / max(live.report.requests, 1)
     faster = single.seconds / live.seconds
     same = (
@@ -329,8 +329,8 @@ def _comparison(single: Way, live: Way, staged: Way, differing: int) -> str:
     )
 
 
-def _savings(way: Way, before: Way) -> str:
-    return f"{1 - way.cost_usd / before.cost_usd:.0%}" if before.cost_usd else "nothing"
+def _savings(run: DemoRun, before: DemoRun) -> str:
+    return f"{1 - run.cost_usd / before.cost_usd:.0%}" if before.cost_usd else "nothing"
 
 
 def _table_of_answers(answers: Sequence[dict[str, Any]]) -> str:
@@ -378,7 +378,7 @@ def _linear(answered: Sequence[dict[str, Any]]) -> str:
         return "undefined on so few"
 
 
-def _places(folder: Path, live: Way, staged: Way) -> str:
+def _places(folder: Path, live: DemoRun, staged: DemoRun) -> str:
     staging = folder / "staging"
     return (
         f"answers   {live.path}\n          {staged.path}\n"

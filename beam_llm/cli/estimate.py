@@ -20,7 +20,7 @@ from beam_llm.cli.flags import chosen_settings
 from beam_llm.cli.inputs import (
     check_prompt,
     inputs_of,
-    reading,
+    read_only_command,
     record_of,
     refuse_several_models,
 )
@@ -79,7 +79,7 @@ def main(chosen: argparse.Namespace) -> int:
     """Prints the table; exit code 3 where records would end as errors before a call."""
     settings = chosen_settings(chosen)
     refuse_several_models(settings, "an estimate", "estimate")
-    with inputs_of(reading(chosen, settings), writes=False) as (sources, found):
+    with inputs_of(read_only_command(chosen, settings), writes=False) as (sources, found):
         check_prompt(compile_task(settings), sources)
         forecasts, unusable = _forecasts(chosen, settings, sources)
     if chosen.json:
@@ -113,7 +113,7 @@ def _forecasts(
     # 1 is among the sizes, and the first of them.
     first, *others = (
         Forecaster(replace_options(settings, batch_size=size), answer, chosen.latency_seconds)
-        for size in _possible(sizes, settings)
+        for size in _accepted_sizes(sizes, settings)
     )
     alone = compile_task(replace_options(settings, batch_size=1))
     # Any size above 1 will do: the words that number a record are the same for all of them.
@@ -133,11 +133,11 @@ def _forecasts(
     return guarded, unusable + line.too_large
 
 
-def _possible(sizes: Sequence[int], settings: Settings) -> Sequence[int]:
+def _accepted_sizes(sizes: Sequence[int], settings: Settings) -> Sequence[int]:
     """The sizes that the provider accepts: some take only small prompts where there are images."""
-    asked = replace_options(settings, batch_size=1)
-    limits = media_limits(asked)
-    most = most_records(asked, limits) if limits is not None else None
+    single = replace_options(settings, batch_size=1)
+    limits = media_limits(single)
+    most = most_records(single, limits) if limits is not None else None
     return sizes if most is None else [size for size in sizes if size <= most]
 
 
@@ -176,7 +176,7 @@ def assumed_tokens(settings: Settings) -> AnswerTokens:
 
 def cost_in_words(settings: Settings, rows: Sequence[dict[str, Any]]) -> str:
     """What these rows would cost, or why that isn't known before they are asked."""
-    why = _NOT_TOLD.get(settings.task)
+    why = _UNKNOWN_COSTS.get(settings.task)
     if why is None and is_template(settings.model):
         why = "each record names its model: estimate each of them by beam-llm estimate"
     if why is not None:
@@ -196,7 +196,7 @@ def cost_in_words(settings: Settings, rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
-_NOT_TOLD = {
+_UNKNOWN_COSTS = {
     "session": "each turn is asked with the replies before it",
     "reduce": "partial answers are asked about, too, and how long they are is not known",
 }

@@ -18,9 +18,9 @@ from beam_llm.cli.files.parquet_reader import parquet_fields
 from beam_llm.cli.files.records import Source, is_remote
 from beam_llm.cli.files.sources import find_sources, format_of, is_special, read_all
 from beam_llm.cli.files.survey import Survey, survey
-from beam_llm.cli.files.target import is_there, refuse_overwriting
+from beam_llm.cli.files.target import output_exists, refuse_overwriting
 from beam_llm.cli.predict_command import PredictCommand
-from beam_llm.cli.retry import count_ends
+from beam_llm.cli.retry import count_records
 from beam_llm.config import Settings, is_template
 from beam_llm.errors import PromptError, UsageError, plural
 from beam_llm.leftovers import scratch_folder
@@ -30,7 +30,7 @@ from beam_llm.providers import compile_task
 from beam_llm.values import Record
 
 
-def reading(chosen: argparse.Namespace, settings: Settings) -> PredictCommand:
+def read_only_command(chosen: argparse.Namespace, settings: Settings) -> PredictCommand:
     """A `predict` command without an output, for commands that only read its input."""
     return PredictCommand(
         inputs=chosen.inputs,
@@ -83,9 +83,9 @@ def inputs_of(
 
 
 def _refuse_finished_output(command: PredictCommand) -> None:
-    if command.target.replaces or command.output == "-" or not is_there(command.output):
+    if command.target.replaces or command.output == "-" or not output_exists(command.output):
         return
-    ends = count_ends(command.target, command.answer_field)
+    ends = count_records(command.target, command.answer_field)
     state = "exists already"
     if ends:
         records, errors = ends

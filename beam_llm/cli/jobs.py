@@ -21,7 +21,7 @@ from beam_llm.cli.files.target import Target, refuse_overwriting
 from beam_llm.cli.files.writers import write_json_lines
 from beam_llm.cli.flags import chosen_settings
 from beam_llm.cli.progress import Meter, write_line
-from beam_llm.cli.running import Measured, run_watched, runs_here
+from beam_llm.cli.running import RunMetrics, run_watched, runs_here
 from beam_llm.cli.spool import Spool, records_in
 from beam_llm.cli.summary import exit_code_of
 from beam_llm.cli.tally import Tally
@@ -153,7 +153,7 @@ def _target(chosen: argparse.Namespace) -> Target:
 
 
 def _collect(chosen: argparse.Namespace, settings: Settings, ids: list[str], folder: str) -> Tally:
-    def run() -> Measured:
+    def run() -> RunMetrics:
         from beam_llm.cli import pipeline
 
         return pipeline.collect(settings, ids, folder, list(chosen.beam_options))
@@ -161,7 +161,7 @@ def _collect(chosen: argparse.Namespace, settings: Settings, ids: list[str], fol
     run_watched(
         run,
         Meter(0),
-        go_on="the jobs stay in the ledger, and the same command again collects them",
+        resume_hint="the jobs stay in the ledger, and the same command again collects them",
         quiet=chosen.quiet,
         at_once=True,
     )
@@ -253,9 +253,9 @@ def _clean_up(
     chosen: argparse.Namespace, store: Store, providers: Mapping[tidy.Whose, BatchProvider]
 ) -> int:
     # The same code finds what is shown here and removes it below.
-    would = tidy.cleanup(store, providers, dry_run=True)
-    print(_removal(would))
-    if not would.names and not would.provider_files and not would.leftovers:
+    plan = tidy.cleanup(store, providers, dry_run=True)
+    print(_describe_removal(plan))
+    if not plan.names and not plan.provider_files and not plan.leftovers:
         return ALL_ANSWERED
     if not chosen.yes and not _ask_for_consent():
         print("nothing was removed")
@@ -270,18 +270,18 @@ def _clean_up(
     return FAILED if done.failed else ALL_ANSWERED
 
 
-def _removal(would: Cleanup) -> str:
+def _describe_removal(plan: Cleanup) -> str:
     """What a clean-up removes, in words."""
-    orphans = plural(len(would.leftovers), "file")
-    head = f"{orphans} of killed processes go. " if would.leftovers else ""
-    still_open = plural(len(would.kept), "job")
-    if not would.names and not would.provider_files:
-        kept = f" ({still_open} still open, or in doubt)" if would.kept else ""
+    orphans = plural(len(plan.leftovers), "file")
+    head = f"{orphans} of killed processes go. " if plan.leftovers else ""
+    still_open = plural(len(plan.kept), "job")
+    if not plan.names and not plan.provider_files:
+        kept = f" ({still_open} still open, or in doubt)" if plan.kept else ""
         return f"{head}there is nothing to remove{kept}"
     kept = (
-        f"\nNothing of the {still_open} still open, or in doubt, is touched." if would.kept else ""
+        f"\nNothing of the {still_open} still open, or in doubt, is touched." if plan.kept else ""
     )
-    return f"{head}Of {plural(len(would.jobs), 'finished job')} this removes {would.texts}.{kept}"
+    return f"{head}Of {plural(len(plan.jobs), 'finished job')} this removes {plan.texts}.{kept}"
 
 
 def _ask_for_consent() -> bool:

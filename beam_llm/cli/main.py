@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given.
     """
     if argv is None:
-        _take_any_character()
+        _escape_unencodable()
     code = _run(list(sys.argv[1:] if argv is None else argv))
     if argv is None and code in (FAILED, INTERRUPTED, TERMINATED):
         # The threads that Beam leaves after a failed run would keep the process waiting for ever.
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _take_any_character() -> None:
+def _escape_unencodable() -> None:
     """Makes a terminal without Unicode show an escape in place of `…`, where the encoding error
     would end the command.
     """
@@ -62,15 +62,15 @@ def _take_any_character() -> None:
 def _run(arguments: list[str]) -> int:
     own, beam_options = _split_at_dashes(arguments)
     if own[:1] == ["emulator"]:  # it has a parser of its own
-        return _exit_code_of(emulator.command(own[1:]))
+        return _run_command(emulator.command(own[1:]))
     try:
         chosen = build_parser().parse_args(own)
         chosen.beam_options = beam_options
-        remote.take_beam_options(beam_options)
+        remote.set_beam_options(beam_options)
     except SystemExit as stop:  # argparse has printed why
         return stop.code if isinstance(stop.code, int) else WRONG_USAGE
     _quieten(chosen.debug)
-    return _exit_code_of(chosen)
+    return _run_command(chosen)
 
 
 def _split_at_dashes(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -91,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _exit_code_of(chosen: argparse.Namespace) -> int:
+def _run_command(chosen: argparse.Namespace) -> int:
     """Runs the command; what it raises becomes one line on stderr and an exit code."""
     # `run` takes its options from a file: messages spell them as that file does.
     flags = chosen.name.rpartition(" ")[2] != "run"

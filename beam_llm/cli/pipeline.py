@@ -15,7 +15,7 @@ from beam_llm.cli.beam_run import pipeline_options, run_to_end
 from beam_llm.cli.definitions import definition_of
 from beam_llm.cli.files.records import Row, Source, digest_of
 from beam_llm.cli.files.sources import read_rows
-from beam_llm.cli.running import Measured, stopping
+from beam_llm.cli.running import RunMetrics, stopping
 from beam_llm.cli.stored import StoredAnswer, encode_answer
 from beam_llm.cli.storing import StoreInSpool, place_of, write_once
 from beam_llm.config import Settings
@@ -124,7 +124,7 @@ def stored_answer_of(
 
 def run(
     settings: Settings, files: list[tuple[int, Source, bytes]], spool: str, beam_options: list[str]
-) -> Measured:
+) -> RunMetrics:
     """Asks about every record that is not done, and stores the answers in the spool.
 
     Args:
@@ -134,7 +134,7 @@ def run(
         this process.
     """
     pipeline = beam.Pipeline(options=pipeline_options(beam_options))
-    files = [(first, source.anywhere(), done) for first, source, done in files]
+    files = [(first, source.with_absolute_path(), done) for first, source, done in files]
     _ = (
         pipeline
         | "Name files" >> beam.Create(files, reshuffle=False)
@@ -147,7 +147,7 @@ def run(
 
 def collect(
     settings: Settings, job_ids: list[str], spool: str, beam_options: list[str]
-) -> Measured:
+) -> RunMetrics:
     """Waits for batch jobs that were submitted before, and stores their records and answers."""
     pipeline = beam.Pipeline(options=pipeline_options(beam_options))
     lines = (

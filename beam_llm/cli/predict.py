@@ -12,8 +12,8 @@ from time import time
 from beam_llm.cli.definitions import definition_of, output_schema, rechecker
 from beam_llm.cli.files.records import Answer, Source
 from beam_llm.cli.files.survey import Survey, changes_between, survey
-from beam_llm.cli.files.target import is_there
-from beam_llm.cli.files.writers import InputChanged, same_rows, write_rows
+from beam_llm.cli.files.target import output_exists
+from beam_llm.cli.files.writers import InputChanged, verified_rows, write_rows
 from beam_llm.cli.inputs import any_task, check_prompt, inputs_of, name_of
 from beam_llm.cli.inspection import Inspection, check_truth, inspect_answers
 from beam_llm.cli.new_jobs import NewJobs
@@ -27,10 +27,10 @@ from beam_llm.cli.retry import (
     version_of,
 )
 from beam_llm.cli.running import (
-    LIVE_CALLS,
-    WAITING_JOBS,
-    Measured,
+    RESUME_JOBS,
+    RESUME_LIVE_CALLS,
     RunError,
+    RunMetrics,
     check_key,
     run_watched,
     runs_here,
@@ -54,7 +54,7 @@ def predict(command: PredictCommand) -> Report:
       Interrupted: Ctrl-C or SIGTERM; the answers are kept, too.
     """
     if command.retry_errors:
-        command = _retrying(command)
+        command = _retry_command(command)
     with inputs_of(command) as (sources, found):
         task = any_task(command.settings)
         # All checks come before a spool is created and anything is asked.
@@ -78,7 +78,7 @@ def predict(command: PredictCommand) -> Report:
             spool.close()
 
 
-def _retrying(command: PredictCommand) -> PredictCommand:
+def _retry_command(command: PredictCommand) -> PredictCommand:
     """The command that asks again only the records that ended as errors.
 
     Raises:
@@ -89,7 +89,7 @@ def _retrying(command: PredictCommand) -> PredictCommand:
             "--force asks all records anew, --retry-errors only those that ended as errors: give "
             "one of them"
         )
-    if command.output == "-" or not is_there(command.output):
+    if command.output == "-" or not output_exists(command.output):
         raise UsageError(
             "--retry-errors goes through an existing output, and there is none at "
             f"{command.output!r}"
@@ -127,17 +127,17 @@ class _Run:
         """Asks what has no answer yet, and writes the output."""
         self.report_changes()
         command, found, done, began_at = self.command, self.found, self.done(), time()
-        already = done.count(1)
-        meter = Meter(found.records, already)
-        measured, lines = Measured({}, None), 0
-        if already < found.records:
-            if already and not command.quiet:
+        answered_before = done.count(1)
+        meter = Meter(found.records, answered_before)
+        metrics, lines = RunMetrics({}, None), 0
+        if answered_before < found.records:
+            if answered_before and not command.quiet:
                 write_line(
-                    f"going on: {already:,} of {found.records:,} records were answered by an "
-                    "earlier run"
+                    f"going on: {answered_before:,} of {found.records:,} records were answered by "
+                    "an earlier run"
                 )
             new = NewJobs([command.settings], here=runs_here(command.beam_options))
-            measured = self.ask(done, meter)
+            metrics = self.ask(done, meter)
             lines = new.requests()
             new.awaited_jobs(meter)
         tally, inspection = self.write()
@@ -145,9 +145,9 @@ class _Run:
         self.spool.remove()
         return Report.of_run(
             tally,
-            measured,
+            metrics,
             meter,
-            already=already,
+            answered_before=answered_before,
             lines=lines,
             bad_lines=found.bad_lines,
             first_bad=found.first_bad,
@@ -203,14 +203,14 @@ class _Run:
         if self.prior is not None and (changes := self.prior.changes()):
             write_line(f"the input is not that of {self.command.output}: {changes}")
 
-    def ask(self, done: bytes, meter: Meter) -> Measured:
+    def ask(self, done: bytes, meter: Meter) -> RunMetrics:
         """Runs the pipeline over the records that are not `done`, which puts their answers into the
         spool.
         """
         command = self.command
         files = list(self.found.files(self.sources, done))
 
-        def work() -> Measured:
+        def work() -> RunMetrics:
             from beam_llm.cli import pipeline
 
             return pipeline.run(
@@ -221,7 +221,7 @@ class _Run:
         return run_watched(
             work,
             meter,
-            go_on=WAITING_JOBS if waits else LIVE_CALLS,
+            resume_hint=RESUME_JOBS if waits else RESUME_LIVE_CALLS,
             quiet=command.quiet,
             at_once=waits,
         )
@@ -287,7 +287,7 @@ class _Run:
           InputChanged: the input was changed before they were read.
           RunError: something is wrong with this package.
         """
-        for _ in same_rows(self.sources, self.found.digests):
+        for _ in verified_rows(self.sources, self.found.digests):
             pass
         lost = plural(missing, "record")
         raise RunError(

@@ -15,7 +15,7 @@ from beam_llm.prompting.agreement import Share
 
 if TYPE_CHECKING:
     from beam_llm.cli.progress import Meter
-    from beam_llm.cli.running import Measured
+    from beam_llm.cli.running import RunMetrics
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Report:
     Attributes:
       tally: over all records of the output, whether this run answered them or an earlier one that
         was stopped.
-      already: records that an earlier run had answered.
+      answered_before: records that an earlier run had answered.
       counters: Beam's, of this run.
       seconds: of this run, from reading the first record to the finished file.
       mean_latency_ms: of a live call; None where there was none.
@@ -82,7 +82,7 @@ class Report:
     """
 
     tally: Tally
-    already: int = 0
+    answered_before: int = 0
     counters: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     mean_latency_ms: float | None = None
@@ -97,7 +97,7 @@ class Report:
     examples: Mapping[int, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
 
     @classmethod
-    def of_run(cls, tally: Tally, measured: Measured, meter: Meter, **others: Any) -> Report:
+    def of_run(cls, tally: Tally, metrics: RunMetrics, meter: Meter, **others: Any) -> Report:
         """The report of a run, from Beam's counters and the events of the run.
 
         Args:
@@ -108,7 +108,7 @@ class Report:
             seconds=meter.seconds,
             jobs=meter.jobs,
             job_numbers=frozenset(meter.job_numbers),
-            **measured._asdict(),
+            **metrics._asdict(),
             **others,
         )
 
@@ -127,7 +127,7 @@ def combine_reports(reports: Sequence[Report]) -> Report:
     ends = [report.latency_ms for report in reports if report.latency_ms is not None]
     return Report(
         tally,
-        sum(report.already for report in reports),
+        sum(report.answered_before for report in reports),
         counters=dict(counters),
         seconds=sum(report.seconds for report in reports),
         mean_latency_ms=_mean_latency(reports),

@@ -32,15 +32,17 @@ class Meter:
 
     Args:
       total: records to be answered.
-      already: how many of these an earlier run answered.
+      answered_before: how many of these an earlier run answered.
     """
 
-    def __init__(self, total: int, already: int = 0, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self, total: int, answered_before: int = 0, clock: Callable[[], float] = time.monotonic
+    ):
         self.tally = Tally()
         self.jobs = 0
         self.job_numbers: set[int] = set()
         self._total = total
-        self._already = already
+        self._answered_before = answered_before
         self._clock = clock
         self._started = clock()
         self._waiting: dict[str, Any] = {}
@@ -71,7 +73,7 @@ class Meter:
         """One line: records, errors, cost, time, the state of live calls, and of jobs, where there
         are any.
         """
-        done = self._already + self.tally.records
+        done = self._answered_before + self.tally.records
         parts = [f"{done:,} of {self._total:,} records" if self._total else plural(done, "record")]
         if self.tally.failed:
             parts.append(plural(self.tally.failed, "error"))
@@ -116,7 +118,7 @@ class ProgressLine:
     inside the live line.
     """
 
-    _shown: ProgressLine | None = None
+    _current: ProgressLine | None = None
 
     def __init__(
         self,
@@ -136,7 +138,7 @@ class ProgressLine:
 
     def __enter__(self) -> ProgressLine:
         if not self._quiet:
-            ProgressLine._shown = self
+            ProgressLine._current = self
             self._thread.start()
         return self
 
@@ -144,21 +146,20 @@ class ProgressLine:
         self._stopped.set()
         if self._thread.is_alive():
             self._thread.join()
-        if ProgressLine._shown is self:
-            ProgressLine._shown = None
+        if ProgressLine._current is self:
+            ProgressLine._current = None
 
     def _show(self) -> None:
         while not self._stopped.wait(self._every):
             if self._live:
-                self._write(
-                    # One column less than there are: some terminals begin a new line after the last
-                    # one.
-                    f"{_CLEARED}{shortened(self._line(), shutil.get_terminal_size().columns - 1)}"
-                )
+                # One column less than there are: some terminals begin a new line after the last
+                # one.
+                width = shutil.get_terminal_size().columns - 1
+                self._write(f"{_CLEAR_LINE}{shortened(self._line(), width)}")
             else:
                 self._write(f"{self._line()}\n")
         if self._live:
-            self._write(_CLEARED)
+            self._write(_CLEAR_LINE)
 
     def _write(self, text: str) -> None:
         with _STDERR, contextlib.suppress(OSError):  # the reader has left
@@ -166,7 +167,7 @@ class ProgressLine:
             self._stream.flush()
 
 
-_CLEARED = "\r\x1b[2K"
+_CLEAR_LINE = "\r\x1b[2K"
 
 
 _STDERR = threading.RLock()  # reentrant: Ctrl-C may come while its own thread writes
@@ -178,11 +179,11 @@ def write_line(text: str) -> None:
 
     The reader of stderr may have left: the run, which is paid for, goes on nevertheless.
     """
-    shown = ProgressLine._shown
+    current = ProgressLine._current
     # AttributeError: stderr is None where it was closed.
     with _STDERR, contextlib.suppress(OSError, AttributeError):
-        if shown is not None and shown._live:
-            sys.stderr.write(_CLEARED)
+        if current is not None and current._live:
+            sys.stderr.write(_CLEAR_LINE)
         sys.stderr.write(f"{printable(text)}\n")
         sys.stderr.flush()
 

@@ -79,7 +79,7 @@ class _OutputRow(NamedTuple):
     error: str | None
 
 
-def count_ends(target: Target, field: str) -> tuple[int, int] | None:
+def count_records(target: Target, field: str) -> tuple[int, int] | None:
     """How many records an existing output has, and how many of them ended as errors; None where
     this command didn't write it.
     """

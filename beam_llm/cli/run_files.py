@@ -72,7 +72,7 @@ class RunFiles:
         """
         if self._page is None:
             return
-        from beam_llm.cli.reporting.of_run import page_of_run
+        from beam_llm.cli.reporting.run_page import page_of_run
 
         check_report_path(self._page)  # again, as for a summary
         write_report(self._page, page_of_run(*content(), self._log, redacted=self._redacted))

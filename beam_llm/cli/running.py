@@ -17,8 +17,8 @@ from beam_llm.cli.progress import Meter, ProgressLine, write_line
 from beam_llm.config import Settings
 from beam_llm.errors import LLMError, plural
 
-LIVE_CALLS = "the same command again goes on after them"
-WAITING_JOBS = (
+RESUME_LIVE_CALLS = "the same command again goes on after them"
+RESUME_JOBS = (
     "submitted jobs go on at the provider and are in the ledger: the same command "
     "again goes on, nothing is paid twice"
 )
@@ -29,7 +29,7 @@ stopping = threading.Event()
 flight.
 """
 
-elsewhere = threading.Event()
+on_cluster = threading.Event()
 """Set while a pipeline runs on a cluster, whose workers don't see `stopping`."""
 LEFT_RUNNING = (
     "the runner was asked to cancel the pipeline, which goes on asking until that is done: look at "
@@ -38,7 +38,7 @@ LEFT_RUNNING = (
 )
 
 
-class Measured(NamedTuple):
+class RunMetrics(NamedTuple):
     """Beam's metrics of a run: the `beam_llm` counters by name, summed over steps, and the latency
     of live calls.
     """
@@ -76,14 +76,14 @@ def check_key(settings: Settings) -> None:
 
 
 def run_watched(
-    run: Callable[[], Measured], meter: Meter, *, go_on: str, quiet: bool, at_once: bool
-) -> Measured:
+    run: Callable[[], RunMetrics], meter: Meter, *, resume_hint: str, quiet: bool, at_once: bool
+) -> RunMetrics:
     """Runs a pipeline with a progress line, and stops it on Ctrl-C or SIGTERM without losing
     answers.
 
     Args:
-      go_on: what to do after it was stopped: `LIVE_CALLS`, `WAITING_JOBS`, or another end of a
-        sentence.
+      resume_hint: what to do after it was stopped: `RESUME_LIVE_CALLS`, `RESUME_JOBS`, or another
+        end of a sentence.
       at_once: end at the first signal, since the ledger knows all that this process waits for.
 
     Raises:
@@ -96,43 +96,43 @@ def run_watched(
         _stop_on_signals(at_once) as received,
     ):
         try:
-            measured = run()
+            metrics = run()
         except KeyboardInterrupt:
-            raise _interrupted(meter, go_on, received) from None
+            raise _interruption(meter, resume_hint, received) from None
         except Exception as error:
             # Beam turns a KeyboardInterrupt inside a DoFn into a RuntimeError.
             if stopping.is_set():
-                raise _interrupted(meter, go_on, received) from error
+                raise _interruption(meter, resume_hint, received) from error
             if isinstance(error, LLMError):
                 raise
             so_far = (
-                f"; {plural(meter.tally.records, 'answer')} so far are kept: {go_on}"
+                f"; {plural(meter.tally.records, 'answer')} so far are kept: {resume_hint}"
                 if meter.tally.records
                 else ""
             )
             raise RunError(reason_of(error) + so_far) from error
         # The pipeline has ended without an error, but early: some records were not read.
         if stopping.is_set():
-            raise _interrupted(meter, go_on, received)
-    return measured
+            raise _interruption(meter, resume_hint, received)
+    return metrics
 
 
-def _interrupted(meter: Meter, go_on: str, received: Sequence[int]) -> Interrupted:
+def _interruption(meter: Meter, resume_hint: str, received: Sequence[int]) -> Interrupted:
     """The error of a run that was stopped by these signals."""
-    error = Interrupted(_describe_stop(meter, go_on))
+    error = Interrupted(_describe_stop(meter, resume_hint))
     error.by_sigterm = signal.SIGTERM in received
     return error
 
 
-def _describe_stop(meter: Meter, go_on: str) -> str:
-    if elsewhere.is_set():
+def _describe_stop(meter: Meter, resume_hint: str) -> str:
+    if on_cluster.is_set():
         return LEFT_RUNNING
     answers = meter.tally.records - meter.tally.failed
     if not answers:
-        return f"stopped before the first answer: {go_on}"
+        return f"stopped before the first answer: {resume_hint}"
     return (
         f"stopped after {plural(answers, 'answer')} of this run, which "
-        f"{'is' if answers == 1 else 'are'} kept: {go_on}"
+        f"{'is' if answers == 1 else 'are'} kept: {resume_hint}"
     )
 
 
@@ -144,14 +144,14 @@ def _stop_on_signals(at_once: bool) -> Iterator[list[int]]:
     Yields the list of the signals received so far.
     """
     stopping.clear()
-    elsewhere.clear()
+    on_cluster.clear()
     received: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
         first = not received
         received.append(number)
         stopping.set()
-        if at_once or not first or elsewhere.is_set():
+        if at_once or not first or on_cluster.is_set():
             raise KeyboardInterrupt
         again = "Ctrl-C again" if number == signal.SIGINT else "another signal"
         write_line(
@@ -169,7 +169,7 @@ def _stop_on_signals(at_once: bool) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-_WRAPPED = re.compile(r"^beam_llm\.[\w.]+\.(\w+): (.*?)(?: \[while running .*)?$", re.MULTILINE)
+_OWN_ERROR = re.compile(r"^beam_llm\.[\w.]+\.(\w+): (.*?)(?: \[while running .*)?$", re.MULTILINE)
 _LAST_LINE = re.compile(
     r"^([\w.]+(?:Error|Exception|Interrupt)\w*)(?:: (.*?))?(?: \[while running .*)?$", re.MULTILINE
 )
@@ -187,7 +187,7 @@ def reason_of(error: BaseException) -> str:
         cause = cause.__cause__ or cause.__context__
     # A worker elsewhere sends a traceback's text: our own exception first, else the last line.
     text = str(error)
-    own_errors = _WRAPPED.findall(text)
+    own_errors = _OWN_ERROR.findall(text)
     if own_errors:
         return str(own_errors[0][1]).strip()
     found = _LAST_LINE.findall(text)

@@ -48,7 +48,7 @@ class StoreInSpool(beam.DoFn, ABC):
     def to_stored_answer(self, element: Any) -> StoredAnswer:
         """How the element ended."""
 
-    def is_an_end(self, answer: StoredAnswer) -> bool:
+    def is_final(self, answer: StoredAnswer) -> bool:
         """Whether the answer counts as a record that was answered, or ended as an error."""
         return True
 
@@ -64,7 +64,7 @@ class StoreInSpool(beam.DoFn, ABC):
             self._file = SpoolFile(self._folder, self.definition)
         answer = self.to_stored_answer(element)
         self._file.add(answer)
-        if self.is_an_end(answer):
+        if self.is_final(answer):
             events.tell("stored", answer=answer)
 
     def finish_bundle(self) -> None:

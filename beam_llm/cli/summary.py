@@ -20,7 +20,7 @@ from beam_llm.values import Usage
 FORMAT = 1
 _MESSAGE_WIDTH = 300
 _WARNINGS = "warnings_"
-_OF_JOBS = ("jobs_twice", "jobs_in_doubt", "jobs_resubmitted")
+_JOB_COUNTERS = ("jobs_twice", "jobs_in_doubt", "jobs_resubmitted")
 
 
 def print_summary(command: PredictCommand, report: Report) -> None:
@@ -47,7 +47,11 @@ def summary(command: PredictCommand, report: Report) -> str:
     tally = report.tally
     lines = [
         f"records   {tally.records:,}"
-        + (f" ({report.already:,} answered by an earlier run)" if report.already else "")
+        + (
+            f" ({report.answered_before:,} answered by an earlier run)"
+            if report.answered_before
+            else ""
+        )
     ]
     if report.bad_lines:
         lines.append(
@@ -62,7 +66,7 @@ def summary(command: PredictCommand, report: Report) -> str:
         f"cost      {tally.cost()}"
         + (f" ({plural(tally.reused, 'answer')} re-used)" if tally.reused else "")
     )
-    lines += _labelled("guard", [_guard(guarded)] if (guarded := guard_of(report)) else [])
+    lines += _labelled("guard", [_guard(guard_share)] if (guard_share := guard_of(report)) else [])
     if report.truth is not None:
         lines.append(f"right     {_right(report.truth)}")
     lines.append(f"time      {duration(report.seconds)}")
@@ -177,7 +181,7 @@ def as_json(command: PredictCommand, report: Report) -> dict[str, Any]:
         "output": command.output,
         "records": tally.records,
         "answered": tally.records - tally.failed,
-        "answered_before": report.already,
+        "answered_before": report.answered_before,
         "reused": tally.reused,
         "failed": tally.failed,
         "skipped_lines": report.bad_lines,
@@ -190,12 +194,12 @@ def as_json(command: PredictCommand, report: Report) -> dict[str, Any]:
         "requests": report.requests,
         **{name: counters.get(name, 0) for name in ("retries", "waits", "timeouts")},
         "jobs": report.jobs,
-        **{name: counters.get(name, 0) for name in _OF_JOBS},
+        **{name: counters.get(name, 0) for name in _JOB_COUNTERS},
         "doubtful": tally.errors.get("doubtful", 0),
         **{name: getattr(tally, name) for name in Usage._fields},
         # A sum over the priced part alone would be taken for the total.
         "cost_usd": None if tally.unpriced else tally.cost_usd,
-        "guard": None if (guarded := guard_of(report)) is None else share_json(guarded),
+        "guard": None if (guard_share := guard_of(report)) is None else share_json(guard_share),
         "guard_halvings": counters.get("guard_halvings", 0),
         "truth": None if report.truth is None else share_json(report.truth),
         "seconds": report.seconds,

@@ -47,7 +47,7 @@ class Sums:
         self.cost_usd += answer.cost_usd or 0.0
         self.unpriced += unpriced
 
-    def plus(self, other: Sums) -> None:
+    def add_sums(self, other: Sums) -> None:
         """Adds the sums of another."""
         for name in _SUMS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -107,14 +107,14 @@ class Tally(Sums):
 
     def merge(self, other: Tally) -> None:
         """Adds the sums of another."""
-        self.plus(other)
+        self.add_sums(other)
         self.errors.update(other.errors)
         for kind, messages in other.messages.items():
             self.messages.setdefault(kind, Messages()).merge(messages)
             examples = self.examples.setdefault(kind, [])
             examples += other.examples.get(kind, ())[: MOST_EXAMPLES - len(examples)]
         for model, sums in other.by_model.items():
-            self.by_model.setdefault(model, Sums()).plus(sums)
+            self.by_model.setdefault(model, Sums()).add_sums(sums)
 
     @property
     def failed(self) -> int:

@@ -82,12 +82,12 @@ def options_in_words(settings: Settings) -> Iterator[str]:
     """
     for name, value in given_options(settings):
         value = without_access(value) if name == "base_url" else value
-        shown = (
+        text = (
             json.dumps(dict(value), default=str)
             if isinstance(value, Mapping)
             else value_in_words(value)
         )
-        yield f"'{key_of(name)}' = {json.dumps(shown, ensure_ascii=False)}"
+        yield f"'{key_of(name)}' = {json.dumps(text, ensure_ascii=False)}"
 
 
 def value_in_words(value: Any) -> str:

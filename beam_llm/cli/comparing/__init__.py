@@ -9,5 +9,5 @@ asking                 asks the sample at one size, with the engine that a run u
 judging                compares answers; projects a size's figures to the whole input
 comparison             what was measured, as data
 advice                 which size to take: a pure function
-command, shown         the command, and its tables and JSON
+command, presentation  the command, and its tables and JSON
 """

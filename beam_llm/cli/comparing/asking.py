@@ -19,7 +19,7 @@ from beam_llm.values import Outcome, Record
 
 
 @dataclass(frozen=True)
-class Asking:
+class SampleRun:
     """The sample asked at one size.
 
     Attributes:
@@ -47,7 +47,7 @@ def _answer(outcome: Outcome, output: Output) -> Any:
         return NO_ANSWER
 
 
-def ask(settings: Settings, rows: Sequence[Mapping[str, Any]]) -> Asking:
+def ask(settings: Settings, rows: Sequence[Mapping[str, Any]]) -> SampleRun:
     """Asks about every row, in prompts formed as a run would form them.
 
     Raises:
@@ -66,7 +66,9 @@ def ask(settings: Settings, rows: Sequence[Mapping[str, Any]]) -> Asking:
             prompts += batcher.add(record, place)
     prompts += batcher.flush()
     tally = _ask_prompts(settings, task, prompts, outcomes)
-    return Asking(records, [outcomes[place] for place in range(len(records))], len(prompts), tally)
+    return SampleRun(
+        records, [outcomes[place] for place in range(len(records))], len(prompts), tally
+    )
 
 
 def _ask_prompts(
@@ -82,11 +84,11 @@ def _ask_prompts(
     )
     try:
         # All at once: the engine itself bounds how many are in flight.
-        asked = [engine.submit([record for record, _ in prompt]) for prompt in prompts]
-        for prompt, future in zip(prompts, asked, strict=True):
-            answered = future.result()
-            tally.merge(answered.tally)
-            outcomes.update(zip((place for _, place in prompt), answered.outcomes, strict=True))
+        futures = [engine.submit([record for record, _ in prompt]) for prompt in prompts]
+        for prompt, future in zip(prompts, futures, strict=True):
+            result = future.result()
+            tally.merge(result.tally)
+            outcomes.update(zip((place for _, place in prompt), result.outcomes, strict=True))
     finally:
         return_engine(engine)
     return tally

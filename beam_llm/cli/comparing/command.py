@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from beam_llm.cli.comparing.asking import Asking, ask
+from beam_llm.cli.comparing.asking import SampleRun, ask
 from beam_llm.cli.comparing.comparison import Comparison
 from beam_llm.cli.comparing.judging import Estimator, Judge
 from beam_llm.cli.comparing.population import Population
-from beam_llm.cli.comparing.shown import as_json, report
+from beam_llm.cli.comparing.presentation import as_json, report
 from beam_llm.cli.exit_codes import ALL_ANSWERED, SOME_ERRORS
 from beam_llm.cli.flags import chosen_settings
-from beam_llm.cli.inputs import inputs_of, reading, refuse_several_models
+from beam_llm.cli.inputs import inputs_of, read_only_command, refuse_several_models
 from beam_llm.cli.inspection import check_truth
 from beam_llm.cli.progress import ProgressLine, write_line
 from beam_llm.cli.show import in_json
@@ -24,7 +24,7 @@ def main(chosen: argparse.Namespace) -> int:
     """Asks, compares and prints; exit code 3 where records asked alone ended as errors."""
     settings = replace_options(chosen_settings(chosen), mode="online")
     refuse_several_models(settings, "a comparison", "compare")
-    with inputs_of(reading(chosen, settings), writes=False) as (sources, found):
+    with inputs_of(read_only_command(chosen, settings), writes=False) as (sources, found):
         check_truth(chosen.truth, settings, list(found.columns), hidden=True)
         comparison = _compare(chosen, settings, Population(sources, settings, chosen.truth))
     if chosen.json:
@@ -47,7 +47,7 @@ def _compare(chosen: argparse.Namespace, settings: Settings, population: Populat
     with ProgressLine(lambda: now, quiet=chosen.quiet or not sys.stderr):
         alone = ask(replace_options(settings, batch_size=1), rows)
         again = ask(replace_options(settings, batch_size=1), rows) if chosen.again else None
-        packed: dict[int, Asking] = {}
+        packed: dict[int, SampleRun] = {}
         for size in sizes:
             now = f"asking {size} records a prompt"
             packed[size] = ask(replace_options(settings, batch_size=size), rows)
@@ -65,5 +65,5 @@ def _compare(chosen: argparse.Namespace, settings: Settings, population: Populat
         unreadable_truths=judge.unreadable_truths,
         alone=estimator.figures(1, alone),
         again=None if again is None else judge.agreement(again),
-        packed=[estimator.figures(size, asking) for size, asking in packed.items()],
+        packed=[estimator.figures(size, run) for size, run in packed.items()],
     )

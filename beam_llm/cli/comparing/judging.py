@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from beam_llm.cli.answer_tokens import AnswerTokens
-from beam_llm.cli.comparing.asking import Asking
+from beam_llm.cli.comparing.asking import SampleRun
 from beam_llm.cli.comparing.comparison import Projection, SizeFigures
 from beam_llm.cli.comparing.population import Population
 from beam_llm.cli.estimate import Forecast, forecast
@@ -26,7 +26,7 @@ class Judge:
         self,
         settings: Settings,
         tolerance: float,
-        alone: Asking,
+        alone: SampleRun,
         truths: Sequence[Any],
         truth_field: str | None,
     ):
@@ -37,18 +37,18 @@ class Judge:
         self._truths = [truth_of(value, self._output) for value in truths]
         self.unreadable_truths = self._truths.count(NO_ANSWER) if self._has_truth else 0
 
-    def agreement(self, asking: Asking) -> Share:
+    def agreement(self, run: SampleRun) -> Share:
         """The share of answers that equal those given alone; an error agrees with none."""
-        return self._share(self._alone, asking)
+        return self._share(self._alone, run)
 
-    def truth(self, asking: Asking) -> Share | None:
+    def truth(self, run: SampleRun) -> Share | None:
         """The share of right answers; None where no field has the right ones."""
-        return self._share(self._truths, asking) if self._has_truth else None
+        return self._share(self._truths, run) if self._has_truth else None
 
-    def _share(self, right: Sequence[Any], asking: Asking) -> Share:
+    def _share(self, right: Sequence[Any], run: SampleRun) -> Share:
         pairs = [
             (one, other)
-            for one, other in zip(right, asking.answers(self._output), strict=True)
+            for one, other in zip(right, run.answers(self._output), strict=True)
             if one is not NO_ANSWER
         ]
         same = (
@@ -57,10 +57,10 @@ class Judge:
         )
         return Share(sum(same), len(pairs))
 
-    def fields(self, asking: Asking) -> dict[str, Share]:
+    def fields(self, run: SampleRun) -> dict[str, Share]:
         """The share that agrees for each field of structured answers."""
         shares: dict[str, Share] = {}
-        for one, other in zip(self._alone, asking.answers(self._output), strict=True):
+        for one, other in zip(self._alone, run.answers(self._output), strict=True):
             if one is NO_ANSWER:
                 continue
             for name, same in same_fields(one, other, self._tolerance).items():
@@ -76,27 +76,27 @@ class Estimator:
         self._population = population
         self._judge = judge
 
-    def figures(self, size: int, asking: Asking) -> SizeFigures:
+    def figures(self, size: int, run: SampleRun) -> SizeFigures:
         """The sample asked at this size, judged and projected."""
-        tally, judge = asking.tally, self._judge
+        tally, judge = run.tally, self._judge
         usage = Usage(*(getattr(tally, name) for name in Usage._fields))
         # A sum without the unpriced ones would make their size look cheap.
-        cost_usd = sum_of_costs(outcome.cost_usd for outcome in asking.outcomes)
+        cost_usd = sum_of_costs(outcome.cost_usd for outcome in run.outcomes)
         return SizeFigures(
             batch_size=size,
-            agreement=judge.agreement(asking),
-            fields=judge.fields(asking),
-            truth=judge.truth(asking),
-            errors=Counter(each.failure.kind for each in asking.outcomes if each.failure),
-            prompts=asking.prompts,
+            agreement=judge.agreement(run),
+            fields=judge.fields(run),
+            truth=judge.truth(run),
+            errors=Counter(each.failure.kind for each in run.outcomes if each.failure),
+            prompts=run.prompts,
             calls=tally.requests,
             usage=usage,
             cost_usd=cost_usd,
-            projection=self._projection(size, asking, usage, cost_usd),
+            projection=self._projection(size, run, usage, cost_usd),
         )
 
     def _projection(
-        self, size: int, asking: Asking, usage: Usage, cost_usd: float | None
+        self, size: int, run: SampleRun, usage: Usage, cost_usd: float | None
     ) -> Projection | None:
         """Scales the sample's figures by the ratio of the whole input to the sample: prompts and
         tokens are counted for both as a run would form them.
@@ -104,19 +104,19 @@ class Estimator:
         settings = replace_options(self._settings, batch_size=size)
         # The sample's own mean on both sides of the ratio, so that no guess at an answer's length
         # is left in it.
-        each = usage.output_tokens / max(len(asking.records), 1)
+        each = usage.output_tokens / max(len(run.records), 1)
         tokens = AnswerTokens(each, each, each)
-        part = forecast(settings, asking.records, tokens)
+        sample = forecast(settings, run.records, tokens)
         # Read again for each size, and not kept: the input may be larger than memory.
         records = self._population.records(compile_task(settings))
-        whole = forecast(settings, records, tokens)
-        if not part.requests or not part.input_tokens:
+        total = forecast(settings, records, tokens)
+        if not sample.requests or not sample.input_tokens:
             return None
-        cost, cost_batch = _scale_costs(cost_usd, part, whole)
-        outputs = usage.output_tokens * whole.output_tokens / max(part.output_tokens, 1)
+        cost, cost_batch = _scale_costs(cost_usd, sample, total)
+        outputs = usage.output_tokens * total.output_tokens / max(sample.output_tokens, 1)
         return Projection(
-            calls=round(asking.tally.requests * whole.requests / part.requests),
-            input_tokens=round(usage.input_tokens * whole.input_tokens / part.input_tokens),
+            calls=round(run.tally.requests * total.requests / sample.requests),
+            input_tokens=round(usage.input_tokens * total.input_tokens / sample.input_tokens),
             output_tokens=round(outputs),
             cost_usd=cost,
             cost_batch_usd=cost_batch,
@@ -124,12 +124,12 @@ class Estimator:
 
 
 def _scale_costs(
-    cost_usd: float | None, part: Forecast, whole: Forecast
+    cost_usd: float | None, sample: Forecast, total: Forecast
 ) -> tuple[float | None, float | None]:
     """What the whole input costs by live calls, and by the batch API."""
-    if cost_usd is None or not part.cost_online_usd or whole.cost_online_usd is None:
+    if cost_usd is None or not sample.cost_online_usd or total.cost_online_usd is None:
         return cost_usd, None  # unknown, or nothing
-    cost = cost_usd * whole.cost_online_usd / part.cost_online_usd
-    if whole.cost_batch_usd is None:
+    cost = cost_usd * total.cost_online_usd / sample.cost_online_usd
+    if total.cost_batch_usd is None:
         return cost, None
-    return cost, cost * whole.cost_batch_usd / whole.cost_online_usd
+    return cost, cost * total.cost_batch_usd / total.cost_online_usd

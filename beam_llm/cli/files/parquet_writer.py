@@ -18,7 +18,7 @@ def write_parquet(
     file: IO[bytes],
     rows: Iterable[tuple[Row, Answer]],
     field: str,
-    known: Mapping[str, Any],
+    parquet_columns: Mapping[str, Any],
     columns: Mapping[str, Column],
     schema: Mapping[str, Any] | None,
     answers: Callable[[], Iterator[Answer]],
@@ -26,23 +26,23 @@ def write_parquet(
     """Writes rows with their answers.
 
     Args:
-      known: the inputs' own columns, where all are parquet and agree (`parquet_fields`): their
-        batches are passed on as they are.
+      parquet_columns: the inputs' own columns, where all are parquet and agree
+        (`parquet_fields`): their batches are passed on as they are.
       columns, schema, answers: as for `write_rows`.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    inputs = list(known.values()) or input_fields(columns)
+    inputs = list(parquet_columns.values()) or input_fields(columns)
     answer_type = _answer_type(schema, answers)
     file_schema = pa.schema(
         [*inputs, pa.field(field, answer_type), pa.field(f"{field}_error", pa.string())]
     )
     with pq.ParquetWriter(file, file_schema) as writer:
-        for part in _of_one_batch(rows) if known else chunks(rows, PARQUET_ROWS):
+        for part in _group_by_batch(rows) if parquet_columns else chunks(rows, PARQUET_ROWS):
             arrays = (
                 _arrow_columns(part[0][0].batch, inputs)
-                if known
+                if parquet_columns
                 else _python_columns([row for row, _ in part], inputs, columns)
             )
             arrays.append(_answers_array([answer.value for _, answer in part], answer_type))
@@ -50,7 +50,7 @@ def write_parquet(
             writer.write_table(pa.Table.from_arrays(arrays, schema=file_schema))
 
 
-def _of_one_batch(rows: Iterable[tuple[Row, Answer]]) -> Iterator[list[tuple[Row, Answer]]]:
+def _group_by_batch(rows: Iterable[tuple[Row, Answer]]) -> Iterator[list[tuple[Row, Answer]]]:
     # No id can be reused: the rows of a part keep their batch alive until the next part is asked
     # for.
     return (list(part) for _, part in groupby(rows, key=lambda pair: id(pair[0].batch)))

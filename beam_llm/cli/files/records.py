@@ -55,7 +55,7 @@ class Source(NamedTuple):
     def __str__(self) -> str:
         return self.name or self.path
 
-    def anywhere(self) -> Source:
+    def with_absolute_path(self) -> Source:
         """The same file for a reader in another folder; messages still call it the same."""
         return self._replace(path=absolute(self.path), name=str(self)) if self.path else self
 

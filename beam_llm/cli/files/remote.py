@@ -17,7 +17,7 @@ ANSWER_SECONDS = 30
 `io/gcp/gcsio_retry.py`, read 2026-11.
 """
 _EXTRAS = {"gs": "gcp", "s3": "aws", "azfs": "azure", "hdfs": "hadoop"}
-_ELSEWHERE = {
+_OTHER_SCHEMES = {
     **dict.fromkeys(("s3a", "s3n"), "s3://BUCKET/…"),
     **dict.fromkeys(("gcs",), "gs://BUCKET/…"),
     **dict.fromkeys(("az", "abfs", "abfss", "wasb", "wasbs"), "azfs://ACCOUNT/CONTAINER/…"),
@@ -30,7 +30,7 @@ _CREDENTIALS = {
 _beam_options: list[str] = []
 
 
-def take_beam_options(options: Sequence[str]) -> None:
+def set_beam_options(options: Sequence[str]) -> None:
     """Keeps the options after `--`: an S3 address and its keys may be among them."""
     _beam_options[:] = options
 
@@ -60,24 +60,24 @@ def _ask_file_systems(path: str, ask: Callable[[Any], T]) -> T:
     try:
         systems = _file_systems()
         systems.get_filesystem(path)
-        if _answers(path.rpartition("/")[0]):
+        if _responds(path.rpartition("/")[0]):
             return ask(systems)
         why = f"can't be reached: no answer in {ANSWER_SECONDS} s"
     except Exception as error:  # Beam's file systems have errors of all kinds
         if "Unable to get filesystem" in str(error):
-            raise _unknown(path, scheme) from None
+            raise _unknown_scheme(path, scheme) from None
         why = f"can't be looked at: {_innermost(error)}"
     look_at = ["the network", "the path", *_CREDENTIALS.get(scheme, ())]
     raise LLMError(f"{path!r} {why}; check {', '.join(look_at)}")
 
 
-def _unknown(path: str, scheme: str) -> UsageError:
+def _unknown_scheme(path: str, scheme: str) -> UsageError:
     if scheme in _EXTRAS:
         return UsageError(
             f"{path!r} needs a part of Beam that is not installed: "
             f"pip install 'apache-beam[{_EXTRAS[scheme]}]'"
         )
-    instead = _ELSEWHERE.get(scheme, "a local path, or one of gs://, s3://, azfs://, hdfs://")
+    instead = _OTHER_SCHEMES.get(scheme, "a local path, or one of gs://, s3://, azfs://, hdfs://")
     return UsageError(f"{path!r}: Beam reads no {scheme}://: write {instead}")
 
 
@@ -99,7 +99,7 @@ def _file_systems() -> Any:
 
 
 @cache
-def _answers(folder: str) -> bool:
+def _responds(folder: str) -> bool:
     """Whether a question for one name is answered in time. The list that is wanted may well take
     longer, since a bucket may hold millions of names.
     """

@@ -101,15 +101,15 @@ class Survey(NamedTuple):
         return self.digests[ordinal * DIGEST_BYTES : (ordinal + 1) * DIGEST_BYTES]
 
 
-def survey(sources: Sequence[Source], taken: Sequence[str] = ()) -> Survey:
+def survey(sources: Sequence[Source], reserved: Sequence[str] = ()) -> Survey:
     """Reads every input once, so that a broken line or a clash of names is met before the first
     call is paid.
 
     Args:
-      taken: field names that the output adds; no input may have them.
+      reserved: field names that the output adds; no input may have them.
 
     Raises:
-      DataError: a line that can't be read, or a field of a `taken` name.
+      DataError: a line that can't be read, or a field with a `reserved` name.
     """
     columns: dict[str, Column] = {}
     digests = bytearray()
@@ -119,7 +119,7 @@ def survey(sources: Sequence[Source], taken: Sequence[str] = ()) -> Survey:
         count = 0
         # A file without a record has columns all the same, which its output keeps.
         for name in header_of(source):
-            _refuse_taken_name(f"{source}: the file", name, taken)
+            _refuse_reserved_name(f"{source}: the file", name, reserved)
             columns.setdefault(name, Column())
         for row in read_rows(source, bad.handler(source)):
             count += 1
@@ -127,17 +127,17 @@ def survey(sources: Sequence[Source], taken: Sequence[str] = ()) -> Survey:
             # times as much.
             digests += digest_of(row.fields)
             for name, value in row.fields.items():
-                # A name is checked against `taken` when it is first met, not in every row.
+                # A name is checked against `reserved` when it is first met, not in every row.
                 if (column := columns.get(name)) is None:
-                    _refuse_taken_name(f"{source}:{row.line}: the record", name, taken)
+                    _refuse_reserved_name(f"{source}:{row.line}: the record", name, reserved)
                     column = columns[name] = Column()
                 column.add(value)
         counts.append(count)
     return Survey(tuple(counts), columns, bytes(digests), bad.count, bad.first)
 
 
-def _refuse_taken_name(place: str, name: str, taken: Sequence[str]) -> None:
-    if name in taken:
+def _refuse_reserved_name(place: str, name: str, reserved: Sequence[str]) -> None:
+    if name in reserved:
         raise DataError(f"{place} has a field {name!r} already: choose another --output-field")
 
 

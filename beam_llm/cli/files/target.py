@@ -67,11 +67,11 @@ def refuse_overwriting(target: Target, sources: Iterable[Source]) -> None:
             raise UsageError(
                 f"there is no folder {os.path.dirname(output)!r} for the output: create it first"
             )
-    if not target.replaces and is_there(output):
+    if not target.replaces and output_exists(output):
         raise UsageError(f"the output {output!r} exists already: --force writes it anew")
 
 
-def is_there(output: str) -> bool:
+def output_exists(output: str) -> bool:
     """Whether there is a finished file of that name."""
     if not is_remote(output):
         return os.path.exists(output) and not is_special(output)
@@ -167,14 +167,14 @@ def _rename(aside: str, output: str, target: Target) -> None:
         # A link fails where the name is taken; a rename would replace what has appeared since.
         os.link(aside, output)
     except FileExistsError:
-        raise _there_meanwhile(target) from None
+        raise _appeared_meanwhile(target) from None
     except OSError:  # a file system without links
         if os.path.exists(output):
-            raise _there_meanwhile(target) from None
+            raise _appeared_meanwhile(target) from None
         os.replace(aside, output)
 
 
-def _there_meanwhile(target: Target) -> LLMError:
+def _appeared_meanwhile(target: Target) -> LLMError:
     return LLMError(
         f"{target.path!r} has appeared since the run began, and stays as it is: the same command "
         "with --force replaces it"
@@ -199,8 +199,8 @@ def _upload(path: str, target: Target) -> None:
     from apache_beam.io.filesystem import CompressionTypes
     from apache_beam.io.filesystems import FileSystems
 
-    if not target.replaces and is_there(target.path):
-        raise _there_meanwhile(target)
+    if not target.replaces and output_exists(target.path):
+        raise _appeared_meanwhile(target)
     with (
         open(path, "rb") as source,
         FileSystems.create(target.path, compression_type=CompressionTypes.UNCOMPRESSED) as there,

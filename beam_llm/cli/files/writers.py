@@ -52,7 +52,7 @@ def write_rows(
     """
     kind = format_of(target.path, target.format)
     with open_target(target) as file:
-        rows = _join(same_rows(sources, digests), answers())
+        rows = _join(verified_rows(sources, digests), answers())
         if kind == "parquet":
             write_parquet(file, rows, field, parquet_fields(sources), columns, schema, answers)
         elif kind == "csv":
@@ -67,7 +67,7 @@ def write_json_lines(target: Target, rows: Iterable[tuple[Row, Answer]], field: 
         _write_jsonl(file, rows, field)
 
 
-def same_rows(sources: Sequence[Source], digests: bytes) -> Iterator[Row]:
+def verified_rows(sources: Sequence[Source], digests: bytes) -> Iterator[Row]:
     """The rows of all sources, each checked to be what it was when `digests` were taken, since
     answers are joined to rows by place.
     """

@@ -56,9 +56,9 @@ class CallLog:
                 self._latencies[_step(latency)] += 1
             # Once is not enough after a long silence.
             while max(self._slots) >= MOST_SLOTS:
-                self._halve()
+                self._double_slot_length()
 
-    def _halve(self) -> None:
+    def _double_slot_length(self) -> None:
         """Makes the slots twice as long."""
         self._slot_seconds *= 2
         slots, self._slots = self._slots, {}

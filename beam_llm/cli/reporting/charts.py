@@ -21,7 +21,7 @@ def bars(chart: Chart) -> Markup:
     most = max((bar.height for bar in chart.bars), default=0.0) or 1.0
     width = 100 / max(len(chart.bars), 1)
     # Markup's `join` and `format` escape what is put in: labels hold what servers and users wrote.
-    drawn = Markup().join(
+    shapes = Markup().join(
         _bar(number * width, width, bar.height / most, bar.marked / most, bar.label)
         for number, bar in enumerate(chart.bars)
     )
@@ -29,7 +29,7 @@ def bars(chart: Chart) -> Markup:
         _HEIGHT + 40,
         chart.summary,
         Markup('<text x="0" y="12" class="tick">{}</text>').format(chart.most)
-        + drawn
+        + shapes
         + Markup('<line x1="0" x2="100%" y1="{0}" y2="{0}" class="axis"/>').format(_HEIGHT + 20)
         + _ticks(chart.ticks, _HEIGHT + 36),
     )
@@ -40,10 +40,10 @@ def _bar(left: float, width: float, part: float, marked: float, label: str) -> M
     shape = Markup('<rect x="{:.3f}%" y="{:.1f}" width="{:.3f}%" height="{:.1f}" class="{}"/>')
     gap = width * 0.12
     base = _HEIGHT + 20
-    drawn = shape.format(left + gap / 2, base - height, width - gap, height, "bar")
+    shapes = shape.format(left + gap / 2, base - height, width - gap, height, "bar")
     if red:
-        drawn += shape.format(left + gap / 2, base - red, width - gap, red, "bar bad")
-    return Markup("<g><title>{}</title>{}</g>").format(label, drawn)
+        shapes += shape.format(left + gap / 2, base - red, width - gap, red, "bar bad")
+    return Markup("<g><title>{}</title>{}</g>").format(label, shapes)
 
 
 def _ticks(texts: Sequence[str], y: float) -> Markup:
@@ -83,11 +83,11 @@ def _row(number: int, job: Span, place: Callable[[float], float], end: float) ->
     created = end if job.created is None else job.created
     shape = Markup('<rect x="{:.3f}%" y="{}" width="{:.3f}%" height="12" rx="2" class="{}"/>')
     first, middle, last = place(job.planned), place(created), place(end)
-    drawn = shape.format(first, top + 22, max(middle - first, 0.0), "span waiting")
+    shapes = shape.format(first, top + 22, max(middle - first, 0.0), "span waiting")
     # A job that ended at once has to be visible all the same.
-    drawn += shape.format(middle, top + 22, max(last - middle, 0.4), f"span {job.state}")
+    shapes += shape.format(middle, top + 22, max(last - middle, 0.4), f"span {job.state}")
     text = Markup('<text x="0" y="{}" class="row">{}</text>').format(top + 16, job.name)
-    return Markup("<g><title>{}</title>{}{}</g>").format(job.label, text, drawn)
+    return Markup("<g><title>{}</title>{}{}</g>").format(job.label, text, shapes)
 
 
 def interval(low: float, rate: float, high: float) -> Markup:

@@ -97,7 +97,7 @@ class ErrorKind(NamedTuple):
     examples: Sequence[Example]
 
 
-class Agreed(NamedTuple):
+class Agreement(NamedTuple):
     """A share of answers that agree with something."""
 
     label: str
@@ -122,7 +122,7 @@ class Page:
     warnings: Sequence[str] = ()
     errors: Sequence[ErrorKind] = ()
     jobs: Sequence[Span] = ()
-    agreement: Sequence[Agreed] = ()
+    agreement: Sequence[Agreement] = ()
     settings: Sequence[tuple[str, str]] = ()
     versions: Sequence[tuple[str, str]] = ()
     now: float = 0.0

@@ -20,7 +20,7 @@ MARK = "<!-- a report of beam-llm -->"
 
 def html(page: Page) -> str:
     """The page's file as text, with control characters escaped as on a terminal."""
-    drawn = _template().render(
+    text = _template().render(
         page=page,
         mark=MARK,
         bars=charts.bars,
@@ -29,7 +29,7 @@ def html(page: Page) -> str:
         percent=percent,
         written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(page.now)),
     )
-    return "\n".join(map(printable, drawn.split("\n")))
+    return "\n".join(map(printable, text.split("\n")))
 
 
 @functools.cache

@@ -25,7 +25,7 @@ SAMPLE = 400
 ReadRecords = Callable[[], Iterator[Mapping[str, Any]]]
 
 
-class OtherWays(NamedTuple):
+class AlternativeCosts(NamedTuple):
     """Dollars that the same answers would have cost.
 
     Attributes:
@@ -37,7 +37,9 @@ class OtherWays(NamedTuple):
     live: float
 
 
-def other_ways(settings: Settings, records: ReadRecords, tally: Tally) -> OtherWays | None:
+def alternative_costs(
+    settings: Settings, records: ReadRecords, tally: Tally
+) -> AlternativeCosts | None:
     """What the tokens that were paid for would have cost otherwise; None where that is not known.
 
     The same counter counts a sample's prompts in both forms, so that only their ratio matters.
@@ -45,11 +47,11 @@ def other_ways(settings: Settings, records: ReadRecords, tally: Tally) -> OtherW
     Args:
       records: reads the fields of all records that were asked about, each time it is called.
     """
-    asked = tally.records - tally.reused
-    if tally.unpriced or asked <= 0 or not tally.input_tokens:
+    asked_records = tally.records - tally.reused
+    if tally.unpriced or asked_records <= 0 or not tally.input_tokens:
         return None
     # Answers that were re-used cost nothing now, but would have by any other way.
-    scale = tally.records / asked
+    scale = tally.records / asked_records
     prices = Prices.of(settings)
     ratios = _ratios(settings, records, tally.records)
     if ratios is None:
@@ -60,7 +62,7 @@ def other_ways(settings: Settings, records: ReadRecords, tally: Tally) -> OtherW
     live = prices.total_usd(usage, round(tally.records / of_requests))
     usage = _usage(tally.input_tokens * of_input, tally.output_tokens * of_output, scale)
     alone = prices.total_usd(usage, tally.records)
-    return None if alone is None or live is None else OtherWays(alone, live)
+    return None if alone is None or live is None else AlternativeCosts(alone, live)
 
 
 def _usage(inputs: float, outputs: float, scale: float) -> Usage:
@@ -72,8 +74,8 @@ def _ratios(
 ) -> tuple[float, float, float] | None:
     """The ratios of alone to packed: of input tokens, of output tokens, and of requests."""
     alone, packed = (
-        _tokens(way, _some_records(way, records, total))
-        for way in (replace_options(settings, batch_size=1), settings)
+        _tokens(variant, _some_records(variant, records, total))
+        for variant in (replace_options(settings, batch_size=1), settings)
     )
     if not all(packed):
         return None

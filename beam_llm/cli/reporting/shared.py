@@ -96,8 +96,8 @@ def _span(job: JobView) -> Span:
     word = job.ended or job.state
     job_id = job.job_id or ("live calls" if job.kind == "live" else "not created")
     name = f"{job.job} · {word} · {shortened(job_id, 24)}"
-    lasted = "" if ended is None else f", {duration(ended - (created or job.created_at))}"
-    label = f"{job.job} · {word} · {job_id}{lasted}"
+    length = "" if ended is None else f", {duration(ended - (created or job.created_at))}"
+    label = f"{job.job} · {word} · {job_id}{length}"
     return Span(name, job.created_at, created, ended, state, label)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from beam_llm.cli.files.sources import find_sources, is_special, read_all
 from beam_llm.cli.new_jobs import locations_of
 from beam_llm.cli.predict_command import PredictCommand, Report
-from beam_llm.cli.reporting.savings import OtherWays, other_ways
+from beam_llm.cli.reporting.savings import AlternativeCosts, alternative_costs
 from beam_llm.config import Settings, is_template
 from beam_llm.errors import LLMError
 from beam_llm.jobs import JobView, admin
@@ -36,7 +36,7 @@ class Subject:
     uses: Mapping[str, Settings]
     beam_options: Sequence[str] = ()
     jobs: Sequence[JobView] = ()
-    alternatives: OtherWays | None = None
+    alternatives: AlternativeCosts | None = None
     truth: str | None = None
     note: str = ""
 
@@ -52,12 +52,12 @@ def subject_of_predict(command: PredictCommand, report: Report) -> Subject:
             for location in locations_of([command.settings])
             for job in jobs_in(location, report.job_numbers)
         ],
-        alternatives=_other_ways(command, report),
+        alternatives=_alternative_costs(command, report),
         truth=command.truth,
     )
 
 
-def _other_ways(command: PredictCommand, report: Report) -> OtherWays | None:
+def _alternative_costs(command: PredictCommand, report: Report) -> AlternativeCosts | None:
     """What other ways would have cost; None where it isn't known, as when the input was a pipe."""
     if list(command.inputs) == ["-"] or is_template(command.settings.model):
         return None
@@ -73,7 +73,7 @@ def _other_ways(command: PredictCommand, report: Report) -> OtherWays | None:
         def records() -> Iterator[Mapping[str, Any]]:
             return (row.fields for row in read_all(sources))
 
-        return other_ways(command.settings, records, report.tally)
+        return alternative_costs(command.settings, records, report.tally)
     # The run is over and its output written: the page must not fail for one of its figures.
     except (LLMError, OSError):
         return None

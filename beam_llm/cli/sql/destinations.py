@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from beam_llm.cli.files.target import Target, is_there, refuse_overwriting
+from beam_llm.cli.files.target import Target, output_exists, refuse_overwriting
 from beam_llm.cli.retry import retry_settings, version_of
 from beam_llm.cli.spool import Spool, folder_for, holds_answers, is_marked_kept
 from beam_llm.cli.sql.outputs import file_of, make_folder
@@ -138,7 +138,7 @@ def check_outputs(
 def _is_written(one: Destination) -> bool:
     # A file gets its name when it is complete, so it is enough that it exists.
     try:
-        return is_there(one.path)
+        return output_exists(one.path)
     except LLMError as error:
         assert one.plan.target is not None
         head = f"{one.plan.place}: the table {one.plan.target.name!r}"

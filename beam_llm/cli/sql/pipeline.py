@@ -15,7 +15,7 @@ from apache_beam.transforms.window import GlobalWindows
 from beam_llm import events
 from beam_llm.cli.beam_run import pipeline_options, run_to_end
 from beam_llm.cli.files.records import Source
-from beam_llm.cli.running import Measured, stopping
+from beam_llm.cli.running import RunMetrics, stopping
 from beam_llm.cli.sql.groups import NUMBER
 from beam_llm.cli.sql.plan_run import is_beam
 from beam_llm.cli.sql.rows import read_input, typed_fields
@@ -116,7 +116,7 @@ class StoreRows(StoreInSpool):
     def to_stored_answer(self, element: tuple[str, dict[str, Any]]) -> StoredAnswer:
         return stored_answer_of(self._plan, *element)
 
-    def is_an_end(self, answer: StoredAnswer) -> bool:
+    def is_final(self, answer: StoredAnswer) -> bool:
         """Whether it is a record of the output: a row that a condition left out is not."""
         return answer.value is not None or answer.error is not None
 
@@ -169,7 +169,7 @@ def values_of(plan: Plan, row: dict[str, Any]) -> list[Any]:
     return [None if column is None else row.get(column) for _, column, _ in plan.outputs]
 
 
-def run(branches: Sequence[Branch], beam_options: list[str]) -> Measured:
+def run(branches: Sequence[Branch], beam_options: list[str]) -> RunMetrics:
     """Runs plans side by side in one pipeline, and waits for it."""
     pipeline = beam.Pipeline(options=pipeline_options(beam_options))
     for branch in branches:
@@ -201,7 +201,7 @@ def _read(pipeline: beam.Pipeline, branch: Branch, head: str) -> pvalue.PCollect
         by_number = plan.grouping is not None or plan.sorts_input
         dofn = ReadGroups(plan) if by_number else ReadTable(plan)
         files = [
-            tuple(part.anywhere() if isinstance(part, Source) else part for part in file)
+            tuple(part.with_absolute_path() if isinstance(part, Source) else part for part in file)
             for file in branch.files
         ]
         rows = (

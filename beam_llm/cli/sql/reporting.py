@@ -8,7 +8,7 @@ from typing import Any
 
 from beam_llm.cli.new_jobs import locations_of
 from beam_llm.cli.predict_command import PredictCommand, Report, combine_reports
-from beam_llm.cli.reporting.savings import OtherWays, other_ways
+from beam_llm.cli.reporting.savings import AlternativeCosts, alternative_costs
 from beam_llm.cli.reporting.subject import Subject, jobs_in, named_uses
 from beam_llm.cli.sql.plan_run import PlanRun, is_beam, settings_of
 from beam_llm.cli.sql.run import JobResult
@@ -65,7 +65,7 @@ def subject_of_file(results: Sequence[JobResult], beam_options: Sequence[str]) -
                 name, frozenset().union(*(one.jobs.get(name, ()) for one in results))
             )
         ],
-        alternatives=_other_ways(results),
+        alternatives=_alternative_costs(results),
     )
 
 
@@ -92,7 +92,7 @@ def _uses(runs: Sequence[PlanRun]) -> Mapping[str, Settings]:
     return uses
 
 
-def _other_ways(results: Sequence[JobResult]) -> OtherWays | None:
+def _alternative_costs(results: Sequence[JobResult]) -> AlternativeCosts | None:
     """The alternatives' totals over all statements; None where one of them can't be estimated, as
     with two calls per row, whose tokens are not known separately.
     """
@@ -105,10 +105,10 @@ def _other_ways(results: Sequence[JobResult]) -> OtherWays | None:
         if len(settings) != 1 or is_beam(run.plan.source):
             return None
         try:
-            found = other_ways(settings[0], run.first_model_inputs, tally)
+            found = alternative_costs(settings[0], run.first_model_inputs, tally)
         except (LLMError, OSError):
             found = None
         if found is None:
             return None
         ways.append(found)
-    return OtherWays(*map(sum, zip(*ways, strict=True))) if ways else None
+    return AlternativeCosts(*map(sum, zip(*ways, strict=True))) if ways else None

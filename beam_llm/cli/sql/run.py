@@ -19,9 +19,9 @@ from beam_llm.cli.new_jobs import NewJobs
 from beam_llm.cli.predict_command import Report
 from beam_llm.cli.progress import Meter, write_line
 from beam_llm.cli.running import (
-    LIVE_CALLS,
-    WAITING_JOBS,
-    Measured,
+    RESUME_JOBS,
+    RESUME_LIVE_CALLS,
+    RunMetrics,
     check_key,
     run_watched,
     runs_here,
@@ -92,7 +92,7 @@ class _PipelineResult(NamedTuple):
       jobs: as in `JobResult`.
     """
 
-    measured: Measured
+    measured: RunMetrics
     meter: Meter
     lines: int = 0
     jobs: Mapping[str, frozenset[int]] = {}
@@ -154,7 +154,7 @@ class SqlRunner:
             tally,
             result.measured,
             result.meter,
-            already=sum(run.done.count(1) for run in runs),
+            answered_before=sum(run.done.count(1) for run in runs),
             lines=result.lines,
             began_at=began_at,
         )
@@ -217,19 +217,19 @@ class SqlRunner:
         meter = Meter(total, already)
         # The number of rows of a Beam source is not known before it is read.
         if already == total and not any(is_beam(run.plan.source) for run in runs):
-            return _PipelineResult(Measured({}, None), meter)
+            return _PipelineResult(RunMetrics({}, None), meter)
         uses = [settings for run in runs for settings in settings_of(run.plan)]
         new = NewJobs(uses, here=self.command.here)
         measured = run_watched(
             lambda: self._pipeline(runs),
             meter,
-            go_on=WAITING_JOBS if new.has_ledger else LIVE_CALLS,
+            resume_hint=RESUME_JOBS if new.has_ledger else RESUME_LIVE_CALLS,
             quiet=self.command.quiet,
             at_once=new.has_ledger,
         )
         return _PipelineResult(measured, meter, new.requests(), new.awaited_jobs(meter))
 
-    def _pipeline(self, runs: Sequence[PlanRun]) -> Measured:
+    def _pipeline(self, runs: Sequence[PlanRun]) -> RunMetrics:
         from beam_llm.cli.sql import pipeline
 
         branches = [

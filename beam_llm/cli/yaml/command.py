@@ -17,7 +17,7 @@ from beam_llm.cli.predict_command import PredictCommand, Report
 from beam_llm.cli.progress import Meter
 from beam_llm.cli.reporting.subject import Subject, jobs_in, named_uses
 from beam_llm.cli.run_files import RunFiles, text_of
-from beam_llm.cli.running import Measured, run_watched
+from beam_llm.cli.running import RunMetrics, run_watched
 from beam_llm.cli.summary import as_json, exit_code_of, print_summary
 from beam_llm.cli.tally import Tally
 from beam_llm.config import Settings
@@ -49,14 +49,14 @@ def run(chosen: argparse.Namespace) -> int:
         return ALL_ANSWERED
     steps, meter, began_at = llm_steps(pipeline), Meter(0), time()
     with files.listening():
-        measured = run_watched(
+        metrics = run_watched(
             lambda: run_to_end(pipeline),
             meter,
-            go_on="in batch-API mode the same command again goes on",
+            resume_hint="in batch-API mode the same command again goes on",
             quiet=chosen.quiet,
             at_once=True,
         )
-    report = _report(steps, measured, meter, began_at)
+    report = _report(steps, metrics, meter, began_at)
     command = PredictCommand((), "", _settings_of_all(steps))
     files.write_summary(as_json(command, report))
     if not chosen.quiet:
@@ -105,16 +105,16 @@ def _flags(given: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _report(
-    steps: Mapping[str, Settings], measured: Measured, meter: Meter, began_at: float
+    steps: Mapping[str, Settings], metrics: RunMetrics, meter: Meter, began_at: float
 ) -> Report:
     """How the run ended, by Beam's counters: the rows themselves are not seen here."""
-    counters = measured.counters
+    counters = metrics.counters
     tally = Tally.of_counters(counters)
     # Beam's sums don't tell whose tokens they are: one unknown price makes the whole cost unknown.
     if not all(map(_has_price, steps.values())):
         tally.unpriced = tally.records
     lines = counters.get("job_requests", 0)
-    return Report.of_run(tally, measured, meter, lines=lines, began_at=began_at)
+    return Report.of_run(tally, metrics, meter, lines=lines, began_at=began_at)
 
 
 def _settings_of_all(steps: Mapping[str, Settings]) -> Settings:

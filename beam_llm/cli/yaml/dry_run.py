@@ -23,7 +23,7 @@ from beam_llm.fronts.yaml import Predict
 from beam_llm.transforms.beam_internals import applied_transforms, keep_only, producers_of
 from beam_llm.transforms.fields import fields_of
 
-_SEEN: dict[str, list[dict[str, Any]]] = {}
+_ROWS_BY_STEP: dict[str, list[dict[str, Any]]] = {}
 """Rows by step; a global, since Beam's workers are threads of this process."""
 
 
@@ -43,11 +43,11 @@ def dry_run(pipeline: beam.Pipeline) -> None:
       pipeline: built for a runner in this process; it can't be run afterwards.
     """
     steps = [step for step in applied_transforms(pipeline) if _is_shown(step)]
-    shown = [str(step.full_label) for step in steps]
-    asking = {label: step for label, step in zip(shown, steps, strict=True)
+    labels = [str(step.full_label) for step in steps]
+    asking = {label: step for label, step in zip(labels, steps, strict=True)
               if isinstance(step.transform, Predict)}  # fmt: skip
     rows = _rows_of(pipeline, asking)
-    for label, step in zip(shown, steps, strict=True):
+    for label, step in zip(labels, steps, strict=True):
         print(printable(label))
         if label in asking:
             for text in _describe_settings(step.transform.settings, rows[label]):
@@ -68,14 +68,14 @@ def _describe_settings(settings: Settings, rows: list[dict[str, Any]] | str) -> 
         yield from first_request(settings, rows)
 
 
-class _Look(beam.DoFn):
+class _RememberRows(beam.DoFn):
     """Remembers the first rows."""
 
     def __init__(self, name: str):
         self._name = name
 
     def process(self, element: Any) -> None:
-        rows = _SEEN.get(self._name)
+        rows = _ROWS_BY_STEP.get(self._name)
         if rows is not None and len(rows) < SAMPLE_ROWS:
             rows.append(dict(fields_of(element)) or {"element": element})
 
@@ -97,7 +97,7 @@ def _rows_of(pipeline: beam.Pipeline, asking: dict[str, Any]) -> dict[str, Any]:
     name = uuid.uuid4().hex
     kept = [
         *producers_of(looks.values()),
-        *(_peeking_step(f"{name} {label}", rows) for label, rows in looks.items()),
+        *(_remembering_step(f"{name} {label}", rows) for label, rows in looks.items()),
     ]
     if not kept:
         return found
@@ -109,21 +109,21 @@ def _rows_of(pipeline: beam.Pipeline, asking: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:  # whatever Beam and its sources raise
         why = f"(its rows can't be read here: {reason_of(error)})"
     for label in looks:
-        seen = _SEEN.pop(f"{name} {label}")
-        found[label] = why if why and not seen else seen
+        first_rows = _ROWS_BY_STEP.pop(f"{name} {label}")
+        found[label] = why if why and not first_rows else first_rows
     return found
 
 
-def _peeking_step(name: str, rows: Any) -> Any:
+def _remembering_step(name: str, rows: Any) -> Any:
     """A step that remembers rows."""
-    _SEEN[name] = []
-    look = rows | f"Look at {name}" >> beam.ParDo(_Look(name)).with_output_types(None)
+    _ROWS_BY_STEP[name] = []
+    look = rows | f"Look at {name}" >> beam.ParDo(_RememberRows(name)).with_output_types(None)
     return look.producer
 
 
-def _is_part_of(step: Any, whole: Any) -> bool:
+def _is_part_of(step: Any, composite: Any) -> bool:
     while step is not None:
-        if step is whole:
+        if step is composite:
             return True
         step = step.parent
     return False

@@ -113,13 +113,17 @@ def _model_table(jobs: Sequence[JobView]) -> Table:
     rows = [
         (
             model,
-            f"{sum(job.kind != 'live' for job in its):,}",
-            f"{sum(job.answered for job in its):,}",
-            f"{sum(job.input_tokens for job in its):,}",
-            f"{sum(job.output_tokens for job in its):,}",
-            price(None if _has_unpriced(its) else sum(job.cost_usd or 0.0 for job in its)),
+            f"{sum(job.kind != 'live' for job in model_jobs):,}",
+            f"{sum(job.answered for job in model_jobs):,}",
+            f"{sum(job.input_tokens for job in model_jobs):,}",
+            f"{sum(job.output_tokens for job in model_jobs):,}",
+            price(
+                None
+                if _has_unpriced(model_jobs)
+                else sum(job.cost_usd or 0.0 for job in model_jobs)
+            ),
         )
-        for model, its in sorted(by_model.items())
+        for model, model_jobs in sorted(by_model.items())
     ]
     header = ("model", "jobs", "answered", "tokens in", "tokens out", "cost")
     return Table("Models: tokens and cost", header, rows, (0,), "With live calls for leftovers.")
@@ -167,11 +171,11 @@ class _Errors:
             self.paid_usd += paid
             for intent, done in tree.nodes:
                 if done is not None and done.outcomes is not None:
-                    self._look(f"job {intent.job}", done.outcomes, done.counts)
+                    self._collect_examples(f"job {intent.job}", done.outcomes, done.counts)
         # The ledger counts answers under the empty kind.
         self.answered = self.counts.pop("", 0)
 
-    def _look(self, place: str, name: str, counts: dict[str, int]) -> None:
+    def _collect_examples(self, place: str, name: str, counts: dict[str, int]) -> None:
         wanted = [
             kind
             for kind in counts
@@ -182,12 +186,12 @@ class _Errors:
         try:
             outcomes = Outcomes(self._store, name)
             for kind in wanted:
-                self._take(place, kind, outcomes)
+                self._add_examples(place, kind, outcomes)
             outcomes.close()
         except LLMError as error:  # the page is written nevertheless, and shows what is damaged
             self._examples.setdefault(wanted[0], []).append(Example(place, str(error), ""))
 
-    def _take(self, place: str, kind: str, outcomes: Outcomes) -> None:
+    def _add_examples(self, place: str, kind: str, outcomes: Outcomes) -> None:
         examples = self._examples.setdefault(kind, [])
         keys = outcomes.of_kinds(frozenset({kind}))[: EXAMPLES - len(examples)]
         positions = outcomes.positions(keys).tolist()

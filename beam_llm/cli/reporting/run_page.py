@@ -11,7 +11,7 @@ from beam_llm.cli.files.records import plain_value
 from beam_llm.cli.predict_command import Report
 from beam_llm.cli.reporting.call_log import CallLog, Slot
 from beam_llm.cli.reporting.page import (
-    Agreed,
+    Agreement,
     Bar,
     Chart,
     ErrorKind,
@@ -45,7 +45,9 @@ def page_of_run(subject: Subject, report: Report, log: CallLog, *, redacted: boo
       log: its calls over time.
       redacted: whether texts of prompts and records stay out.
     """
-    models = ", ".join(dict.fromkeys(used.model for used in subject.uses.values())) or "no model"
+    models = (
+        ", ".join(dict.fromkeys(settings.model for settings in subject.uses.values())) or "no model"
+    )
     left_out = "Texts of prompts and records are left out (--redact)." if redacted else ""
     return Page(
         title=f"{plural(report.tally.records, 'record')}, {models}",
@@ -72,8 +74,8 @@ def _subtitle(subject: Subject, report: Report) -> str:
 def _settings(subject: Subject, redacted: bool) -> Iterator[tuple[str, str]]:
     """The options of the first use, and those in which each further use differs from it."""
     first: dict[str, str] = {}
-    for use, known in subject.uses.items():
-        own = dict(display_settings(known, redacted))
+    for use, settings in subject.uses.items():
+        own = dict(display_settings(settings, redacted))
         # Only options that differ from their defaults are shown, so what a use lacks is a default
         # there.
         left_out = dict.fromkeys(first.keys() - own.keys(), "default")
@@ -94,7 +96,9 @@ def _runner(beam_options: Sequence[str]) -> str:
 
 def _headline(subject: Subject, report: Report) -> Iterator[Figure]:
     tally = report.tally
-    before = f"{report.already:,} answered by an earlier run" if report.already else ""
+    before = (
+        f"{report.answered_before:,} answered by an earlier run" if report.answered_before else ""
+    )
     yield Figure("records", f"{tally.records:,}", before)
     part = percent(tally.failed / tally.records) if tally.failed else "every record has an answer"
     yield Figure("errors", f"{tally.failed:,}", part, "bad" if tally.failed else "good")
@@ -113,8 +117,8 @@ def _savings(subject: Subject, report: Report) -> Iterator[Figure]:
     others, cost, uses = subject.alternatives, report.tally.cost_usd, subject.uses.values()
     if others is None:
         return
-    in_jobs = any(used.mode == "batch_api" for used in uses)
-    if in_jobs or any(used.batch_size != 1 for used in uses):
+    in_jobs = any(settings.mode == "batch_api" for settings in uses)
+    if in_jobs or any(settings.batch_size != 1 for settings in uses):
         yield _saving("saved: one by one", others.one_by_one, cost, "one record a call")
     if in_jobs:
         yield _saving("saved: live", others.live, cost, "the same prompts, live")
@@ -138,7 +142,7 @@ def _charts(report: Report, log: CallLog) -> Iterator[Chart]:
     if any(slot.calls for slot in slots):
         yield _calls_chart(seconds, slots)
     elif report.counters.get("requests", 0):
-        yield Chart("Calls over time", summary=_NOT_HEARD)
+        yield Chart("Calls over time", summary=_CALL_TIMES_UNKNOWN)
     counts = log.latencies()
     if counts:
         yield _latency_chart(counts, log)
@@ -146,7 +150,7 @@ def _charts(report: Report, log: CallLog) -> Iterator[Chart]:
         yield _remote_latency(report)
 
 
-_NOT_HEARD = (
+_CALL_TIMES_UNKNOWN = (
     "Not known here: the workers were in other processes, and only their sums come back, not when "
     "each call was made."
 )
@@ -250,7 +254,7 @@ def _oddities(report: Report) -> Iterator[str]:
     yield from describe_retries(
         *(counters.get(name, 0) for name in ("retries", "waits", "timeouts"))
     )
-    for name, words in _COUNTED.items():
+    for name, words in _COUNTER_TEXTS.items():
         if count := counters.get(name, 0):
             yield f"{plural(count, words[0])} {words[1]}"
     if report.bad_lines:
@@ -258,7 +262,7 @@ def _oddities(report: Report) -> Iterator[str]:
     yield from warnings_of(counters)
 
 
-_COUNTED = {
+_COUNTER_TEXTS = {
     "splits": ("time", "a prompt was split"),
     "single_requests": ("call", "for one record alone"),
 }
@@ -280,9 +284,9 @@ def _record_text(fields: object) -> str:
     return shortened(data.decode(), TEXT_WIDTH)
 
 
-def _agreement(subject: Subject, report: Report) -> Iterator[Agreed]:
-    guarded = guard_of(report)
-    if guarded is not None:
-        yield Agreed("The guard: the same answer as given alone", guarded)
+def _agreement(subject: Subject, report: Report) -> Iterator[Agreement]:
+    guard_share = guard_of(report)
+    if guard_share is not None:
+        yield Agreement("The guard: the same answer as given alone", guard_share)
     if report.truth is not None:
-        yield Agreed(f"Right answers, by the field {subject.truth}", report.truth)
+        yield Agreement(f"Right answers, by the field {subject.truth}", report.truth)

@@ -24,8 +24,8 @@ def report(comparison: Comparison) -> str:
 def _paragraphs(comparison: Comparison) -> Iterator[str]:
     settings = comparison.settings
     prompt = shortened(settings.prompt or "{{ element }}", 60)
-    asked = f"{comparison.sample:,} of {plural(comparison.records, 'record')}"
-    yield f"{asked}, seed {comparison.seed}, {settings.model}, prompt {prompt!r}"
+    sample = f"{comparison.sample:,} of {plural(comparison.records, 'record')}"
+    yield f"{sample}, seed {comparison.seed}, {settings.model}, prompt {prompt!r}"
     all_figures = [comparison.alone, *comparison.packed]
     yield table(_header(comparison), [_row(comparison, figures) for figures in all_figures])
     if any(figures.fields for figures in comparison.packed):
