@@ -125,13 +125,13 @@ BROKEN = [
     pytest.param(
         "in.jsonl",
         b'{"a": 1}\n{"a": 2} {"a": 3}\n',
-        "in.jsonl:2: more stands behind the record (column 10): write one in each line",
+        "in.jsonl:2: there is more after the record (column 10): write one in each line",
         id="two on a line",
     ),
     pytest.param(
         "in.jsonl",
         b'{"a": 1}\r{"a": 2}\r',
-        "in.jsonl:1: more stands behind the record (column 10): write one in each line, and lines "
+        "in.jsonl:1: there is more after the record (column 10): write one in each line, and lines "
         "that end in a newline, not in a carriage return alone",
         id="carriage returns",
     ),
@@ -153,7 +153,7 @@ BROKEN = [
     pytest.param(
         "in.jsonl",
         b'{"a": "1:2", "b": {"c": 1}}\n{"a": 1, "b": {"c": 1, "c": 2}}\n',
-        "in.jsonl:2: a key stands twice in one object, with two values",
+        "in.jsonl:2: a key occurs twice in one object, with two values",
         id="a key twice",
     ),
     pytest.param(

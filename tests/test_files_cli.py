@@ -487,7 +487,7 @@ def test_an_open_spool_of_an_earlier_version_is_closed_to_others(tmp_path: Path)
 
 def test_a_spool_that_can_t_be_made_says_where_it_could_be(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    said = "answers are kept in .*Not a directory: name an output, or a temporary folder"
+    said = "which keeps answers until .*Not a directory: name an output, or a temporary folder"
     with pytest.raises(LLMError, match=said):
         Spool(str(tmp_path / "file" / "out.partial-1"))
 

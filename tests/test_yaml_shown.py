@@ -98,7 +98,7 @@ def test_a_dry_run_shows_each_step_s_options_and_first_request_and_writes_nothin
     ("step", "config", "cost"),
     [
         ("LLMEmbed", "model: openai:text-embedding-3-small", "cost: about $0.00"),
-        ("LLMPredict", "model: openai:nobodys", "not estimated: the price of the model is not"),
+        ("LLMPredict", "model: openai:nobodys", "not estimated: the model has no known price"),
         ("LLMChat", "model: openai:gpt-4.1, session: id", "not estimated: each turn is asked"),
         (
             "LLMReduce",

@@ -80,7 +80,7 @@ def _usage_error_in_one_line(place: str) -> Iterator[None]:
             yield
     except SystemExit:
         reason = printed.getvalue().strip().rpartition("error: ")[2]
-        raise UsageError(f"Beam's options ({place}): {reason or 'not taken by Beam'}") from None
+        raise UsageError(f"Beam's options ({place}): {reason or 'Beam refuses them'}") from None
 
 
 _DEFAULT_RUNNER = "--runner=FnApiRunner"

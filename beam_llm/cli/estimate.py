@@ -187,7 +187,7 @@ def cost_in_words(settings: Settings, rows: Sequence[dict[str, Any]]) -> str:
     assumed = assumed_tokens(settings)
     line = forecast(settings, records, assumed)
     if line.cost_online_usd is None:
-        return "cost: not estimated: the price of the model is not known here: give prices"
+        return "cost: not estimated: the model has no known price: give prices"
     cost = line.cost_batch_usd if settings.mode == "batch_api" else line.cost_online_usd
     return (
         f"cost: about {price(cost)} for {plural(len(records), 'record')} in "

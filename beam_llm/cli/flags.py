@@ -44,7 +44,7 @@ _COMMON = (
 )
 _MEANINGS = {
     "output": (
-        "string, integer, number, boolean, enum:a|b|c, a JSON schema, a file of one (.json), or "
+        "string, integer, number, boolean, enum:a|b|c, a JSON schema, a .json file with one, or "
         "package.module.Model (default: string)"
     ),
     "output_field": "the answer's field; its error is in <field>_error (default: answer)",
@@ -96,7 +96,7 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that say what is read, and how."""
     files = "files of records: .jsonl, .csv (also .gz), .parquet, globs, gs://; - is stdin"
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help=files)
-    formats = "for files whose names don't say (default for -: jsonl)"
+    formats = "for files whose names don't show it (default for -: jsonl)"
     parser.add_argument("--input-format", choices=("jsonl", "csv", "parquet"), help=formats)
     bad = (
         "a line that can't be read: error ends the command and names file and line; skip leaves "
@@ -208,7 +208,7 @@ def add_existing(parser: argparse.ArgumentParser, output: str) -> None:
       output: what the command's help calls it.
     """
     existing = parser.add_mutually_exclusive_group()
-    force = f"replace {output} that exists; without it nothing is asked then"
+    force = f"replace {output} that exists; without it the command stops before asking anything"
     existing.add_argument("--force", action="store_true", help=force)
     retry = f"ask only the records that ended as errors in {output} that exists"
     existing.add_argument("--retry-errors", action="store_true", help=retry)

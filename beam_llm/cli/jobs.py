@@ -273,7 +273,7 @@ def _clean_up(
 def _describe_removal(plan: Cleanup) -> str:
     """What a clean-up removes, in words."""
     orphans = plural(len(plan.leftovers), "file")
-    head = f"{orphans} of killed processes go. " if plan.leftovers else ""
+    head = f"This removes {orphans} of killed processes. " if plan.leftovers else ""
     still_open = plural(len(plan.kept), "job")
     if not plan.names and not plan.provider_files:
         kept = f" ({still_open} still open, or in doubt)" if plan.kept else ""

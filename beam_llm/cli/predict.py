@@ -292,5 +292,5 @@ class _Run:
         lost = plural(missing, "record")
         raise RunError(
             f"the pipeline ended without an error, but {lost} of {self.found.records:,} came back "
-            "without an end"
+            "with neither an answer nor an error"
         )

@@ -108,7 +108,7 @@ def text_of(path: str) -> str:
     except OSError as error:
         raise UsageError(f"{path!r} can't be read: {error.strerror}") from None
     if len(data) > MOST_BYTES:
-        raise UsageError(f"{path!r} has more than {MOST_BYTES:,} bytes: rows belong into tables")
+        raise UsageError(f"{path!r} has more than {MOST_BYTES:,} bytes: rows belong in tables")
     try:
         # Editors on Windows begin a file with a byte order mark, which isn't part of a statement.
         return data.decode("utf-8-sig").replace("\r\n", "\n")

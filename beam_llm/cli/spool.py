@@ -241,8 +241,9 @@ def _claim(folder: str) -> int:
         pass
     except OSError as error:
         raise LLMError(
-            f"answers are kept in {folder!r} until the output is written, which can't be made: "
-            f"{error.strerror}: name an output, or a temporary folder (TMPDIR), that can be written"
+            f"the folder {folder!r}, which keeps answers until the output is written, can't be "
+            f"created: {error.strerror}: name an output, or a temporary folder (TMPDIR), that can "
+            "be written"
         ) from None
     # Links are not followed: one may lead into a folder that others can write to.
     found = os.lstat(folder)
@@ -262,8 +263,8 @@ def _claim(folder: str) -> int:
                     os.chmod(folder, 0o700)
             return owner
     raise LLMError(
-        f"{folder} is not a folder of yours, so no answers are kept in it and none in it are "
-        "believed: remove it, or name another output or temporary folder (TMPDIR)"
+        f"{folder} is not a folder of yours, so answers are neither written to it nor read from "
+        "it: remove it, or name another output or temporary folder (TMPDIR)"
     )
 
 

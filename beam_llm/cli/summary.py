@@ -136,8 +136,8 @@ def warnings_of(counters: dict[str, int]) -> Iterator[str]:
         )
     if doubts := counters.get("jobs_in_doubt", 0):
         yield (
-            f"{plural(doubts, 'create')} of a batch job without a clear answer: looked for "
-            "among the provider's jobs before anything else"
+            f"{plural(doubts, 'attempt')} to create a batch job got no clear answer: the job was "
+            "looked for among the provider's jobs before anything else"
         )
     if again := counters.get("jobs_resubmitted", 0):
         yield (

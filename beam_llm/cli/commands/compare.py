@@ -15,8 +15,8 @@ this question: how many answers stay the same, what it saves, and which size to 
   beam-llm compare reviews.jsonl --sample 100 --batch-sizes 1,5,20,50 --model openai:gpt-4.1-mini \\
     --prompt 'Sentiment of this review: {{ text }}' --output-type 'enum:positive|negative'
 
-It makes live calls, which cost what the table says. With --truth FIELD the answers are held against
-the field's as well (the prompt doesn't see it), and the loss is that of right answers."""
+It makes live calls, which cost what the table says. With --truth FIELD the answers are compared
+with that field's as well (which the prompt doesn't show), and the loss is that of right answers."""
 
 
 def add_parser(commands: Any) -> None:

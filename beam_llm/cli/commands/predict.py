@@ -63,7 +63,7 @@ def add_parser(commands: Any) -> None:
 def _add_output(parser: argparse.ArgumentParser) -> None:
     output = "file to write: .jsonl, .csv, .parquet, local or gs://; - is stdout"
     parser.add_argument("--output", type=file_name, metavar="OUT", help=output)
-    formats = "where OUT's name doesn't tell (default for -: jsonl)"
+    formats = "where OUT's name doesn't show it (default for -: jsonl)"
     parser.add_argument("--output-format", choices=("jsonl", "csv", "parquet"), help=formats)
     add_existing(parser, "an OUT")
     add_cells(parser)

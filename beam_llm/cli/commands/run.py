@@ -23,7 +23,7 @@ Runs a pipeline that a file describes: SQL (.sql) or Beam YAML (.yaml).
   INSERT INTO labelled SELECT id, ML_PREDICT('m', text) AS sentiment FROM reviews;
 
 All of a SQL file is checked before any of it runs. A stopped run goes on where it was with the same
-command: what is finished is passed over. SQL needs pip install 'beam-llm[sql]', YAML
+command, which skips what is finished. SQL needs pip install 'beam-llm[sql]', YAML
 'apache-beam[yaml]'."""
 _EPILOG = f"""{IN_WORDS}.
 What stands after -- goes to Beam, such as -- --runner=FlinkRunner

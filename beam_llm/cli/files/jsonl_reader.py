@@ -90,7 +90,7 @@ def _fields(raw: bytes) -> dict[str, Any]:
         raise _Unreadable("not JSON that can be read: it is nested too deeply")
     # No more colons than fields: nothing is nested, and no key occurs twice, as in most records.
     if raw.count(b":") > len(fields) and contradicts_itself(raw.decode(), fields):
-        raise _Unreadable("a key stands twice in one object, with two values")
+        raise _Unreadable("a key occurs twice in one object, with two values")
     return fields
 
 
@@ -118,7 +118,7 @@ def _second_look(raw: bytes) -> Any:
             if b"\r" in raw:
                 instead += ", and lines that end in a newline, not in a carriage return alone"
             raise _Unreadable(
-                f"more stands behind the record (column {error.colno}): {instead}"
+                f"there is more after the record (column {error.colno}): {instead}"
             ) from None
         raise _Unreadable(f"not JSON: {error.msg} (column {error.colno})") from None
     # ValueError: Python refuses an integer of more than 4,300 digits.

@@ -141,7 +141,7 @@ def _oddities(jobs: Sequence[JobView]) -> Iterator[str]:
     if doubles := sum(job.doubles for job in jobs):
         yield f"{plural(doubles, 'double')} found at the provider and cancelled"
     if live := sum(job.records for job in jobs if job.kind == "live"):
-        yield f"{plural(live, 'record')} asked by live calls, for jobs had left them over"
+        yield f"{plural(live, 'record')} asked by live calls, since jobs had left them over"
     ended = Counter(job.ended for job in jobs if job.ended and job.kind != "live")
     for state, count in ended.most_common():
         yield f"{plural(count, 'job')} ended as {state}"
