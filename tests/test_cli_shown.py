@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from beam_llm.cli.files.target import write_side_file
 from beam_llm.cli.main import main
 from beam_llm.cli.predict_command import PredictCommand, Report
 from beam_llm.cli.progress import LogLines, Meter, ProgressLine
@@ -305,6 +306,15 @@ def test_a_summary_that_can_t_be_written_is_wrong_usage_before_any_call(
 ) -> None:
     assert start()("--summary", path) == 2
     assert "--summary" in capsys.readouterr().err
+
+
+def test_a_side_file_that_can_not_be_put_in_its_place_leaves_nothing_beside_it(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "summary.json").mkdir()
+    with pytest.raises(OSError, match="summary"):
+        write_side_file(str(tmp_path / "summary.json"), b"{}")
+    assert os.listdir(tmp_path) == ["summary.json"]
 
 
 @pytest.mark.parametrize(

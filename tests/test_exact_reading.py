@@ -237,11 +237,15 @@ def test_an_unclosed_quote_costs_its_own_line_alone(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "text",
+    ['{"a": "%s"}' % ("x" * 3_000_000), " " * 3_000_000 + '{"a": 2}'],
+    ids=["a long text", "begins with blanks"],
+)
 def test_a_long_line_is_refused_before_it_fills_the_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     monkeypatch.setattr(text_files, "LINE_BYTES", 1 << 20)
-    text = '{"a": "%s"}' % ("x" * 3_000_000)
     source = Source(put(tmp_path / "in.jsonl", f'{{"a": 1}}\n{text}\n{{"a": 3}}\n'), "jsonl")
     with pytest.raises(DataError, match=r"in.jsonl:2: the line is longer than 1 MB"):
         list(read_rows(source))

@@ -19,6 +19,7 @@ from apache_beam.io.filesystems import FileSystems
 
 from beam_llm.cli.files import remote
 from beam_llm.cli.main import main
+from beam_llm.errors import LLMError
 from beam_llm.testing import Emulator, Fault, plugin
 
 llm_emulator, start_emulator = plugin.llm_emulator, plugin.start_emulator
@@ -456,6 +457,26 @@ def test_files_that_can_t_be_reached_are_told_with_table_path_and_way_out(
     said = capsys.readouterr().err
     assert "the table 'far': " + repr(path) in said
     assert UNREACHED[path.replace("x.", "*.")] in said
+
+
+def test_a_folder_that_did_not_answer_in_time_is_asked_again(monkeypatch: pytest.MonkeyPatch):
+    asked, answers = list[str](), threading.Event()
+
+    def exists(path: str) -> bool:
+        asked.append(path)
+        return answers.wait(10)
+
+    monkeypatch.setattr(remote, "ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr(FileSystems, "exists", exists)
+    monkeypatch.setattr(FileSystems, "get_filesystem", lambda _: None)
+    with pytest.raises(LLMError, match="no answer in 0.01 s"):
+        remote.exists("hdfs://slow-at-first/a.jsonl")
+    answers.set()
+    monkeypatch.setattr(remote, "ANSWER_SECONDS", 10)
+    for name in ("a", "b"):
+        assert remote.exists(f"hdfs://slow-at-first/{name}.jsonl")
+    # The folder itself is not asked once more after it has answered.
+    assert asked.count("hdfs://slow-at-first/beam-llm") == 2
 
 
 def test_credentials_are_found_before_a_buckets_answer_is_waited_for(

@@ -465,6 +465,12 @@ REFUSED = {
     "a column twice": (
         "SELECT q.a FROM (SELECT id AS a, title AS a FROM t) AS q", 8, "several columns 'a'.*AS",
     ),
+    "a record id of two columns": (
+        ("SELECT ML_PREDICT('m', q.text, MAP['record.id', 'a']) "
+        "FROM (SELECT id AS a, title AS a, text FROM t) AS q"),
+        8,
+        "'record.id' is 'a', and there are several columns.*AS",
+    ),
     "a key behind a mistake": (
         "CREATE MODEL a WITH ('keyy'='sk-abcdefgh')", 22, "unknown option 'keyy': \"'keyy'\"",
     ),
@@ -560,6 +566,7 @@ def test_alter_replaces_an_option_whatever_its_spelling_and_reset_takes_it_out()
         ("'error-handling-strategy'='RETRY'", "on_abort", "raise"),
         ("'error-handling-strategy'='failover'", "on_abort", "raise"),
         ("'response-format'='json_object'", "response_format", "json"),
+        ("'response-format'='JSON_OBJECT'", "response_format", "json"),
         ("'response.format'='xml'", "response_format", "xml"),
         ("'temperature'='0.5'", "temperature", 0.5),
     ],

@@ -17,7 +17,7 @@ from beam_llm.cli.progress import Meter, ProgressLine, write_line
 from beam_llm.config import Settings
 from beam_llm.errors import LLMError, plural
 
-RESUME_LIVE_CALLS = "the same command again goes on after them"
+RESUME_LIVE_CALLS = "the same command again goes on from there"
 RESUME_JOBS = (
     "submitted jobs go on at the provider and are in the ledger: the same command "
     "again goes on, nothing is paid twice"

@@ -46,11 +46,11 @@ def read_jsonl(source: Source, on_bad: OnBadLine) -> Iterator[Row]:
                     continue
                 number += 1
                 raw = line.removeprefix(_BYTE_ORDER_MARK).strip() if number == 1 else line.strip()
-                if not raw:
-                    continue
                 if len(line) == text_files.LINE_BYTES and not line.endswith(b"\n"):
                     is_rest = True
                     on_bad(functools.partial(_too_long, source, number))
+                    continue
+                if not raw:
                     continue
                 try:
                     yield Row(number, _fields(raw), raw)

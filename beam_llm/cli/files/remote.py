@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache
 from typing import Any, TypeVar
 
 from beam_llm.errors import LLMError, UsageError
@@ -28,6 +27,8 @@ _CREDENTIALS = {
     "azfs": ("the credentials (AZURE_STORAGE_CONNECTION_STRING)",),
 }
 _beam_options: list[str] = []
+_responding: set[str] = set()
+"""Folders that have answered once. Those that have not are asked again: they may do so now."""
 
 
 def set_beam_options(options: Sequence[str]) -> None:
@@ -60,7 +61,9 @@ def _ask_file_systems(path: str, ask: Callable[[Any], T]) -> T:
     try:
         systems = _file_systems()
         systems.get_filesystem(path)
-        if _responds(path.rpartition("/")[0]):
+        folder = path.rpartition("/")[0]
+        if folder in _responding or _responds(folder):
+            _responding.add(folder)
             return ask(systems)
         why = f"can't be reached: no answer in {ANSWER_SECONDS} s"
     except Exception as error:  # Beam's file systems have errors of all kinds
@@ -98,7 +101,6 @@ def _file_systems() -> Any:
     return FileSystems
 
 
-@cache
 def _responds(folder: str) -> bool:
     """Whether a question for one name is answered in time. The list that is wanted may well take
     longer, since a bucket may hold millions of names.

@@ -243,8 +243,14 @@ def write_side_file(path: str, data: bytes, mode: int = 0o666) -> None:
       mode: its permissions, less the user's umask.
     """
     path = os.path.realpath(path)  # as for an output: what a link leads to, and not the link
-    aside = f"{path}.{os.getpid()}.tmp"
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-    os.replace(aside, path)
+    aside = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    # O_EXCL: a link or a file that somebody has put there under this name is not written into.
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        os.replace(aside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(aside)
+        raise

@@ -110,7 +110,7 @@ class CallPlanner:
             settings = self._settings(model, call, tuple(name for name, _, _ in inputs))
             branches.append(Branch(model.name, settings))
         given = tuple((name, value) for name, value, _ in inputs)
-        record_id = self._record_id(branches, [name for name, _ in given], scope)
+        record_id = self._record_id(call, branches, [name for name, _ in given], scope)
         return PreparedCall(call, first, tuple(branches), model_name, given, record_id)
 
     def with_inputs_in_flight(self, prepared: PreparedCall) -> PreparedCall:
@@ -340,6 +340,7 @@ class CallPlanner:
 
     def _record_id(
         self,
+        call: Call,
         branches: list[Branch],
         inputs: list[str],
         scope: Scope,
@@ -348,7 +349,13 @@ class CallPlanner:
         name = branches[0].settings.record_id
         if name is None or name in inputs:
             return None
-        column, _, _ = scope.find([name])
+        column, several, _ = scope.find([name])
+        if several:
+            self._source.fail(
+                call.start,
+                f"'record.id' is {name!r}, and there are several columns of that name here",
+                "rename one of them with AS",
+            )
         return None if column is None else (name, self._layers.in_flight(column.value))
 
 

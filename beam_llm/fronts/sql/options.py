@@ -188,7 +188,7 @@ def _timeout(source: SourceText, option: Option, notices: list[str]) -> Mapping[
 
 def _response_format(source: SourceText, option: Option, notices: list[str]) -> Mapping[str, str]:
     """Flink's `text` and `json_object` tell the server the form; here OUTPUT determines it."""
-    if option.value in ("text", "json_object", "json_schema"):
+    if option.value.lower() in ("text", "json_object", "json_schema"):
         notices.append(
             f"{source.place(option.start)}: {option.key!r}={option.value!r} means nothing here: "
             "the form of a reply follows from OUTPUT"
