@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.components import WORKERS, Unavailable, python_path, required
+from tests.components.__main__ import PARTS
 from tests.components.lowest_beam import test_command
 
 ROOT = Path(__file__).parent.parent
@@ -23,30 +24,31 @@ ROOT = Path(__file__).parent.parent
 def main(arguments: list[str]) -> int:
     # What some tests need to be fetched and built (Prism, Flink, a GCS server) is, beside lint and
     # types; later it is in the cache.
-    fetching = subprocess.Popen(
-        [sys.executable, "-m", "tests.components", "prepare", "all"], cwd=ROOT
-    )
+    fetching = _prepare(*(part for part in PARTS if part != "lowest_beam"))
     checks = {
         "lint": ["ruff", "check", "."],
         "format": ["ruff", "format", "--check", "."],
         "types": ["mypy"],
-        "tests": ["pytest", "-rs", "-n", str(WORKERS), "--dist", "loadgroup", *arguments],
     }
-    failed = []
-    for name, command in checks.items():
-        if name == "tests":
-            fetching.wait()
-        if not _passes(name, [sys.executable, "-m", *command]):
-            failed.append(name)
-    if (
-        not arguments
-        and os.environ.get("BEAM_LLM_TEST_LOWEST_BEAM") != "none"
-        and not _passes_on_the_lowest_beam()
-    ):
-        failed.append("tests on the lowest Beam")
+    failed = [name for name, command in checks.items() if not _passes(name, command)]
+    fetching.wait()
+    on_lowest = not arguments and os.environ.get("BEAM_LLM_TEST_LOWEST_BEAM") != "none"
+    # It takes minutes to install, and no test needs it.
+    installing = _prepare("lowest_beam") if on_lowest else None
+    tests = ["pytest", "-rs", "-n", str(WORKERS), "--dist", "loadgroup", *arguments]
+    if not _passes("tests", tests):
+        failed.append("tests")
+    if installing is not None:
+        installing.wait()
+        if not _passes_on_the_lowest_beam():
+            failed.append("tests on the lowest Beam")
     if failed:
         print(f"failed: {', '.join(failed)}", flush=True)
     return 1 if failed else 0
+
+
+def _prepare(*parts: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-m", "tests.components", "prepare", *parts], cwd=ROOT)
 
 
 def _passes_on_the_lowest_beam() -> bool:
@@ -56,10 +58,16 @@ def _passes_on_the_lowest_beam() -> bool:
         print(f"== tests on the lowest Beam skipped: {reason}", flush=True)
         return not required("lowest_beam")
     # Its venv has what the package needs, and not the package.
-    return _passes("tests on the lowest Beam", command, {**os.environ, "PYTHONPATH": python_path()})
+    return _succeeds(
+        "tests on the lowest Beam", command, {**os.environ, "PYTHONPATH": python_path()}
+    )
 
 
-def _passes(name: str, command: list[str], environment: Mapping[str, str] | None = None) -> bool:
+def _passes(name: str, module: list[str]) -> bool:
+    return _succeeds(name, [sys.executable, "-m", *module])
+
+
+def _succeeds(name: str, command: list[str], environment: Mapping[str, str] | None = None) -> bool:
     started = time.monotonic()
     print(f"== {name}: {' '.join(command)}", flush=True)
     passed = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode == 0

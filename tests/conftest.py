@@ -10,7 +10,9 @@ import functools
 import gc
 import logging
 import sys
+import types
 import uuid
+import weakref
 from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -50,6 +52,8 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
         if "botocore.session" in sys.modules:
             _have_aws_described_once()
+        if "apache_beam" in sys.modules:
+            _have_dofns_looked_at_once()
 
 
 def _have_aws_described_once() -> None:
@@ -60,6 +64,24 @@ def _have_aws_described_once() -> None:
 
     shared = functools.cache(botocore.session.create_loader)
     botocore.session.create_loader = shared
+
+
+def _have_dofns_looked_at_once() -> None:
+    """Beam looks through all methods of a DoFn for state and timers, a dozen times for each in a
+    pipeline; the answer is its class's.
+    """
+    from apache_beam.transforms import userstate
+
+    look, known = userstate.get_dofn_specs, weakref.WeakKeyDictionary[type, Any]()
+
+    def get_dofn_specs(dofn: Any) -> Any:
+        if any(isinstance(value, types.MethodType) for value in vars(dofn).values()):
+            return look(dofn)
+        if type(dofn) not in known:
+            known[type(dofn)] = look(dofn)
+        return known[type(dofn)]
+
+    userstate.get_dofn_specs = get_dofn_specs
 
 
 MADE_ONCE = {

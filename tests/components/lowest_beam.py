@@ -35,6 +35,11 @@ TESTS = [
     )
 ]
 _EXTRAS = ("tokens", "schema", "demo", "test")
+# What these tests do without: linters, and the clients and servers that others are tested with.
+_LEFT_OUT = (
+    *("beam-llm", "ruff", "mypy", "pdoc", "moto"),
+    *("anthropic", "google-genai", "groq", "mistralai", "openai"),
+)
 
 
 def lowest_version() -> str:
@@ -49,11 +54,7 @@ def requirements() -> list[str]:
     project = _project()
     optional = project["optional-dependencies"]
     wanted = [*project["dependencies"], *(line for extra in _EXTRAS for line in optional[extra])]
-    others = [
-        line
-        for line in wanted
-        if not _is_beam(line) and not line.startswith(("beam-llm", "ruff", "mypy"))
-    ]
+    others = [line for line in wanted if not _is_beam(line) and not line.startswith(_LEFT_OUT)]
     # Without the extras of what `TESTS` leaves out (Dataflow, YAML): theirs take pip many minutes
     # to settle.
     return [f"apache-beam[dataframe]=={lowest_version()}.*", *others]
