@@ -243,7 +243,7 @@ def test_each_model_is_asked_in_its_own_words(model, own, dimensions, body):
 @pytest.mark.parametrize(
     ("model", "own", "options", "words"),
     [
-        (TITAN, {}, {"batch_size": 5}, "one text a request, for a reply to several"),
+        (TITAN, {}, {"batch_size": 5}, "one text a request, since a reply to several"),
         (TITAN, {}, {"dimensions": 300}, "has 256, 512, 1024; try dimensions=256"),
         (COHERE, {}, {"dimensions": 300}, "has no choice of them; leave it out"),
         (TITAN, {"input_type": "clustering"}, {}, "has no such option; leave it out"),
