@@ -144,7 +144,7 @@ class TestOpenRouterBatches(FamilyBatches):
                 schema = {"type": "object", "properties": {str(number): {"type": "string"}}}
                 asked = dataclasses.replace(one, model="google/m", schema=schema)
                 file.write(provider.encode_line(f"r-{number}", asked) + b"\n")
-        ended = self._end(provider, provider.create("ours-0", None, lines))
+        ended = self._wait_for_end(provider, provider.create("ours-0", None, lines))
         assert (ended.state, ended.errors) == (JobState.COMPLETED, ())
 
 

@@ -400,8 +400,8 @@ def test_each_api_is_asked_in_its_own_words(model, own, body):
 @pytest.mark.parametrize(
     ("model", "own", "options", "words"),
     [
-        (f"gemini:{OLD}", {}, {"batch_size": 5}, "one text a request, for a reply to several"),
-        (f"vertex:{OLD}", {}, {"batch_size": 5}, "one text a request, for a reply to several"),
+        (f"gemini:{OLD}", {}, {"batch_size": 5}, "one text a request, since a reply to several"),
+        (f"vertex:{OLD}", {}, {"batch_size": 5}, "one text a request, since a reply to several"),
         (f"gemini:{OLD}", {"task_type": "clustering"}, {}, "did you mean 'CLUSTERING'"),
         (f"gemini:{OLD}", {"task_typ": "CLUSTERING"}, {}, "did you mean 'task_type'"),
         (f"gemini:{NEW}", {"task_type": "CLUSTERING"}, {}, "write it into the prompt, such as"),
