@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import gettext
 import logging
 import sys
 import types
@@ -54,6 +55,9 @@ def pytest_collection() -> Generator[None, object, object]:
             _have_aws_described_once()
         if "apache_beam" in sys.modules:
             _have_dofns_looked_at_once()
+            # For each option of each parser, of which a pipeline makes a dozen, Python looks for
+            # translated words on the disk: two thirds of the time that Beam's options take.
+            gettext.dgettext = functools.cache(gettext.dgettext)
 
 
 def _have_aws_described_once() -> None:
