@@ -73,7 +73,15 @@ def lowest_beam_python() -> Path:
 
 def _build(folder: Path) -> None:
     venv.create(folder, with_pip=True)
-    install = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q", *requirements()]
+    install = [
+        str(folder / "bin" / "python"),
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-compile",
+        *requirements(),
+    ]
     run_quietly("a venv with the lowest Beam", install, cwd=folder, seconds=900)
 
 
