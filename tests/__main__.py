@@ -22,6 +22,8 @@ ROOT = Path(__file__).parent.parent
 
 
 def main(arguments: list[str]) -> int:
+    # Hundreds of tests start processes, each of which would compile the package, and Beam, anew.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     # What some tests need to be fetched and built (Prism, Flink, a GCS server) is, beside lint and
     # types; later it is in the cache.
     fetching = _prepare(*(part for part in PARTS if part != "lowest_beam"))
