@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 from beam_llm.calls.outage import Turn
 from beam_llm.calls.policy import Again, next_try, retries_seconds
 from beam_llm.calls.sender import Sender
-from beam_llm.calls.state import AskContext, AskState, Deadline, Member
+from beam_llm.calls.state import AskState
 from beam_llm.errors import CallError, Kind, Remedy
 from beam_llm.events import ACTIVITY
-from beam_llm.values import Completion, Request
+from beam_llm.values import Completion
 
 
 class Call:
@@ -23,36 +22,14 @@ class Call:
         `max_retries`.
     """
 
-    __slots__ = (
-        "_context",
-        "_deadline",
-        "_members",
-        "_sender",
-        "_state",
-        "tries",
-        "waits",
-    )
+    __slots__ = ("_context", "_sender", "_state", "tries", "waits")
 
-    def __init__(
-        self,
-        context: AskContext,
-        members: Sequence[Member],
-        request: Request,
-        deadline: Deadline,
-        state: AskState,
-    ):
-        self._context = context
-        self._members = members
-        self._deadline = deadline
+    def __init__(self, sender: Sender, state: AskState):
+        self._context = sender.context
+        self._sender = sender
         self._state = state
-        self._sender = Sender(context, members, request, deadline, state.tally)
         self.tries = 0
         self.waits = 0
-
-    @property
-    def sent_at(self) -> float:
-        """When the request that was answered was sent, by the loop's clock."""
-        return self._sender.sent_at
 
     async def completion(self) -> Completion:
         """The reply.
@@ -102,14 +79,14 @@ class Call:
         own = again.seconds + retries_seconds(
             self.tries + 1, context.settings.max_retries, context.rng
         )
-        turn = await outage.wait_for_turn(own, self._deadline.seconds_left(), failed_at)
+        turn = await outage.wait_for_turn(own, self._sender.deadline.seconds_left(), failed_at)
         if turn is Turn.OVER:
             error.message += "; not sent again, for the server answers nobody"
             raise error
         seconds = again.seconds
         if turn is Turn.ALONE:
             seconds = outage.pause_seconds(seconds, context.rng)
-        if self._deadline.seconds_left() <= seconds:
+        if self._sender.deadline.seconds_left() <= seconds:
             if turn is Turn.ALONE:
                 outage.end_turn(in_vain=False)
             raise error
@@ -131,7 +108,7 @@ class Call:
         if (
             error.remedy is not Remedy.RETRY
             or error.kind == Kind.UNREADABLE
-            or is_too_slow(error, len(self._members), self.tries)
+            or is_too_slow(error, len(self._sender.members), self.tries)
         ):
             return None
         context = self._context
@@ -140,7 +117,7 @@ class Call:
             tries=self.tries,
             waits=self.waits,
             max_retries=context.settings.max_retries,
-            left_seconds=self._deadline.seconds_left(),
+            left_seconds=self._sender.deadline.seconds_left(),
             others_get_answers=context.endpoint.has_answered_lately(),
             rng=context.rng,
         )

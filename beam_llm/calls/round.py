@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from beam_llm.calls.call import Call, is_of_server, is_too_slow
+from beam_llm.calls.sender import Sender
 from beam_llm.calls.state import AskContext, AskState, Deadline, Member, fail
 from beam_llm.errors import (
     Aborted,
@@ -78,7 +79,8 @@ class Round:
             # What went wrong before says more than that the time was up in the end.
             fail(members, Failure(Kind.TIMED_OUT, message), keep_known=True)
             return members, Kind.TIMED_OUT
-        call = Call(self._context, members, request, deadline, self._ask)
+        sender = Sender(self._context, members, request, deadline, self._ask.tally)
+        call = Call(sender, self._ask)
         records, size = [member.record for member in members], self._context.size
         try:
             completion = await call.completion()
@@ -91,7 +93,7 @@ class Round:
         size.note_answer(records)
         self._learn_from(completion, plan)
         self._note(members, completion)
-        return await self._keep(members, request, completion, call.sent_at)
+        return await self._keep(members, request, completion, sender.sent_at)
 
     def _render(self, members: Sequence[Member], plan: RoundPlan) -> Request:
         task, records = self._context.task, [member.record for member in members]

@@ -23,10 +23,11 @@ class Sender:
     """Sends one request, as often as it is told to.
 
     Attributes:
+      context, members, deadline: what it was made with.
       sent_at: when the request that was answered was sent, by the loop's clock.
     """
 
-    __slots__ = ("_context", "_deadline", "_members", "_request", "_tally", "sent_at")
+    __slots__ = ("_request", "_tally", "context", "deadline", "members", "sent_at")
 
     def __init__(
         self,
@@ -36,10 +37,10 @@ class Sender:
         deadline: Deadline,
         tally: Tally,
     ):
-        self._context = context
-        self._members = members
+        self.context = context
+        self.members = members
         self._request = request
-        self._deadline = deadline
+        self.deadline = deadline
         self._tally = tally
         self.sent_at = 0.0
 
@@ -52,11 +53,11 @@ class Sender:
         Raises:
           CallError: the provider's, or that all calls have been ended.
         """
-        endpoint, limiter = self._context.endpoint, self._context.endpoint.limiter
+        endpoint, limiter = self.context.endpoint, self.context.endpoint.limiter
         # Before the wait for a slot and again after it: the key may have been refused meanwhile.
         endpoint.check()
         tokens = endpoint.expected_tokens(
-            self._request.input_tokens, self._most_output(), len(self._members)
+            self._request.input_tokens, self._most_output(), len(self.members)
         )
         admission = await limiter.admit(tokens, is_follow_up=self._tally.requests > 0)
         ACTIVITY.in_flight += 1
@@ -65,7 +66,7 @@ class Sender:
             endpoint.check()
             provider = endpoint.provider()
             self._count_request()
-            self._context.billing.begin()
+            self.context.billing.begin()
             completion = await self._ask(provider)
             self._on_reply(admission, completion)
             self._trace(admission, sent_before, completion)
@@ -80,8 +81,8 @@ class Sender:
 
     async def _ask(self, provider: CompletionProvider) -> Completion:
         """The provider's reply; whatever else it raises becomes a CallError."""
-        request_seconds = self._context.settings.request_timeout_ms / 1000
-        timeout_seconds = max(0.001, min(request_seconds, self._deadline.seconds_left()))
+        request_seconds = self.context.settings.request_timeout_ms / 1000
+        timeout_seconds = max(0.001, min(request_seconds, self.deadline.seconds_left()))
         try:
             async with asyncio.timeout(timeout_seconds + _GRACE_SECONDS):
                 return await provider.complete(self._request, timeout_seconds)
@@ -105,24 +106,24 @@ class Sender:
         """What the user lets a reply take; our own limit is far above what replies do take."""
         return (
             self._request.max_output_tokens
-            if self._context.settings.max_output_tokens is not None
+            if self.context.settings.max_output_tokens is not None
             else None
         )
 
     def _on_admitted(self, admission: Admission) -> None:
-        self._deadline.at += admission.waited_seconds
+        self.deadline.at += admission.waited_seconds
         self._tally.throttled_seconds += admission.throttled_seconds
         if admission.exceeds_budget:
             self._tally.warnings["larger_than_tokens_per_minute"] += 1
 
     def _count_request(self) -> None:
         self._tally.requests += 1
-        self._tally.single_requests += len(self._members) == 1
-        for member in self._members:
+        self._tally.single_requests += len(self.members) == 1
+        for member in self.members:
             member.attempts += 1
 
     def _on_reply(self, admission: Admission, completion: Completion) -> None:
-        endpoint, tally, usage = self._context.endpoint, self._tally, completion.usage
+        endpoint, tally, usage = self.context.endpoint, self._tally, completion.usage
         self.sent_at = admission.sent_at
         endpoint.note_answer(admission.sent_at)
         seconds = asyncio.get_running_loop().time() - admission.sent_at
@@ -132,7 +133,7 @@ class Sender:
         tally.cached_tokens += usage.cached_tokens
         tally.cache_write_tokens += usage.cache_write_tokens
         tally.reasoning_tokens += usage.reasoning_tokens
-        endpoint.learn(usage.output_tokens, len(self._members))
+        endpoint.learn(usage.output_tokens, len(self.members))
         endpoint.limiter.settle(
             admission, usage.input_tokens + usage.output_tokens, completion.pace
         )
@@ -145,7 +146,7 @@ class Sender:
         error: CallError | None = None,
     ) -> None:
         """One request, for who traces; the limiter's waits are not in its time."""
-        settings, request = self._context.settings, self._request
+        settings, request = self.context.settings, self._request
         if not settings.tracing or not admission.sent_at:
             return
         usage = {} if reply is None else reply.usage._asdict()
@@ -159,7 +160,7 @@ class Sender:
             max_tokens=request.max_output_tokens,
             temperature=request.temperature,
             seed=request.seed,
-            records=len(self._members),
+            records=len(self.members),
             again=sent_before or None,
             error=None if error is None else error.kind,
             response_model=None if reply is None else reply.model,
@@ -169,7 +170,7 @@ class Sender:
         )
 
     def _on_error(self, admission: Admission, error: CallError) -> None:
-        endpoint = self._context.endpoint
+        endpoint = self.context.endpoint
         if error.kind == Kind.RATE_LIMITED:
             endpoint.limiter.throttled(admission, error.retry_after_seconds)
         elif error.kind == Kind.TIMED_OUT:
