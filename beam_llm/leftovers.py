@@ -94,13 +94,16 @@ def _remove_if_dead(folder: str) -> bool:
     return dead
 
 
-def lock_file(path: str, mode: int = 0o600) -> int | None:
+def lock_file(path: str, mode: int = 0o600, *, is_new: bool = False) -> int | None:
     """A descriptor of the locked file, which is created if necessary; None where somebody else
     holds the lock.
+
+    Args:
+      is_new: nothing may have that name yet, not even a link: else FileExistsError.
     """
     import fcntl
 
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, mode)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | (os.O_EXCL if is_new else 0), mode)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(descriptor), os.stat(path)):

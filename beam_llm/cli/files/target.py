@@ -133,27 +133,37 @@ def _copy_to_stream(file: IO[bytes], output: str) -> None:
 
 @contextmanager
 def _replacing(target: Target) -> Iterator[IO[bytes]]:
-    """A local file, written beside its name and moved there at the end; such files that killed runs
-    left are removed.
-    """
+    """A local file, written beside its name and moved there at the end."""
     # Where the name is a link, what it leads to is replaced, and not the link.
     output = os.path.realpath(target.path)
-    folder, name = os.path.split(output)
-    remove_unfinished(output)
-    aside = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.tmp")
-    descriptor = lock_file(aside, 0o666)  # less the user's umask, as for any file
-    assert descriptor is not None, "a name that nobody else has"
-    try:
+    with _beside(output, 0o666) as (aside, file):
         if os.path.exists(output):
             with contextlib.suppress(PermissionError):
                 shutil.copymode(output, aside)
+        yield file
+        file.flush()
+        # Before it gets its name: otherwise a crash of the machine might leave a name without
+        # content.
+        os.fsync(file.fileno())
+        _rename(aside, output, target)
+
+
+@contextmanager
+def _beside(output: str, mode: int) -> Iterator[tuple[str, IO[bytes]]]:
+    """A new file beside a local output, and its path; it is gone at the end, unless it was moved.
+    Such files that killed runs left are removed.
+
+    Args:
+      mode: its permissions, less the user's umask.
+    """
+    folder, name = os.path.split(output)
+    remove_unfinished(output)
+    aside = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.tmp")
+    descriptor = lock_file(aside, mode, is_new=True)
+    assert descriptor is not None, "a name that nobody else has"
+    try:
         with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            # Before it gets its name: otherwise a crash of the machine might leave a name without
-            # content.
-            os.fsync(file.fileno())
-            _rename(aside, output, target)
+            yield aside, file
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(aside)
@@ -243,14 +253,7 @@ def write_side_file(path: str, data: bytes, mode: int = 0o666) -> None:
       mode: its permissions, less the user's umask.
     """
     path = os.path.realpath(path)  # as for an output: what a link leads to, and not the link
-    aside = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
-    # O_EXCL: a link or a file that somebody has put there under this name is not written into.
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+    with _beside(path, mode) as (aside, file):
+        file.write(data)
+        file.flush()
         os.replace(aside, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(aside)
-        raise
