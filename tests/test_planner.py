@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -269,6 +272,16 @@ def test_a_million_keys_are_looked_up_among_a_million_in_seconds() -> None:
     assert time.process_time() - started < 10
     assert (found == 7).all()
     assert not known.jobs_of(np.frombuffer(rng.bytes(16 * 1000), dtype=KEY)).any()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from /proc")
+def test_a_plan_of_a_million_records_takes_fifty_megabytes() -> None:
+    # In a process of its own: what numpy sorts in is not counted by tracemalloc.
+    command = [sys.executable, "-m", "tests.benchmarks.planning", "1000000"]
+    printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    new, known = map(int, re.findall(r"\+(\d+) MB \(", printed))
+    assert new <= 52
+    assert known <= 52
 
 
 @settings(max_examples=100, deadline=None)
