@@ -141,21 +141,21 @@ class DemoRun:
         return [orjson.loads(line) for line in self.path.read_bytes().splitlines()]
 
 
-def main(chosen: argparse.Namespace) -> int:
+def main(args: argparse.Namespace) -> int:
     """Runs the demo; exit code 1 where live calls and the batch API differ in an answer, which they
     must not.
     """
-    folder = Path(chosen.output or tempfile.mkdtemp(prefix="beam-llm-demo-"))
+    folder = Path(args.output or tempfile.mkdtemp(prefix="beam-llm-demo-"))
     # Left where it is at the end: the answers and the staging location are there to be looked at.
     folder.mkdir(parents=True, exist_ok=True)
-    records = _write_sample(folder, chosen.records)
-    model = _model_of(chosen.provider)
+    records = _write_sample(folder, args.records)
+    model = _model_of(args.provider)
     print(_opening(records, model), flush=True)
     # A proxy that the environment names can't reach the emulator on this machine.
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join(
         filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), "127.0.0.1"])
     )
-    single, live, staged = _ask_in_all_ways(folder, chosen, records, model)
+    single, live, staged = _ask_in_all_ways(folder, args, records, model)
     # Both files keep the order of the input, so that equal places are the same review.
     answers = live.answers()
     pairs = zip(answers, staged.answers(), strict=True)
@@ -180,20 +180,20 @@ def _model_of(provider: str) -> str:
 
 
 def _ask_in_all_ways(
-    folder: Path, chosen: argparse.Namespace, records: int, model: str
+    folder: Path, args: argparse.Namespace, records: int, model: str
 ) -> tuple[DemoRun, DemoRun, DemoRun]:
     """Asks one by one (a few), live and by batch API; the emulator's calls fail at times."""
     with _emulator() as emulator:
-        variables = emulator.environment_of(chosen.provider)
-        if chosen.provider in CLOUDS:
+        variables = emulator.environment_of(args.provider)
+        if args.provider in CLOUDS:
             # A cloud's own library finds its credentials, and its buckets.
             os.environ.update({**variables, **emulator.buckets_environment})
             os.environ.pop("AWS_PROFILE", None)
-        address = variables.get(PROVIDERS[chosen.provider].base_url_variable or "")
-        own = {"api_key": "none", "base_url": address, **OPTIONS.get(chosen.provider, {})}
+        address = variables.get(PROVIDERS[args.provider].base_url_variable or "")
+        own = {"api_key": "none", "base_url": address, **OPTIONS.get(args.provider, {})}
         question = {"model": model, "prompt": PROMPT, "output": Opinion, "max_retries": 5, **own}
-        ask = partial(_ask, folder, {"quiet": chosen.quiet, "options": question})
-        size = chosen.batch_size
+        ask = partial(_ask, folder, {"quiet": args.quiet, "options": question})
+        size = args.batch_size
         scale = records / min(records, ONE_BY_ONE_SAMPLE)
         single = ask("one-by-one", "one by one*", "sample.jsonl", scale=scale, serial=True)
         live = ask("live", f"live, {size} a call", batch_size=size)
@@ -334,12 +334,12 @@ def _savings(run: DemoRun, before: DemoRun) -> str:
 
 
 def _table_of_answers(answers: Sequence[dict[str, Any]]) -> str:
-    chosen = answers[:: max(len(answers) // SHOWN_ANSWERS, 1)][:SHOWN_ANSWERS]
+    shown = answers[:: max(len(answers) // SHOWN_ANSWERS, 1)][:SHOWN_ANSWERS]
     header = ("review", "people", "sentiment", "score")
     tail_width = 36
     rows = [
         (shortened(row["text"], TABLE_WIDTH - tail_width), f"{row['rating']:+.2f}", *_cells(row))
-        for row in chosen
+        for row in shown
     ]
     return table(header, rows, left=(0, 2)) + "\n"
 

@@ -16,7 +16,7 @@ from beam_llm.cli.answer_tokens import AnswerTokens, tokens_of_answer
 from beam_llm.cli.exit_codes import ALL_ANSWERED, SOME_ERRORS
 from beam_llm.cli.files.records import Source
 from beam_llm.cli.files.sources import read_all
-from beam_llm.cli.flags import chosen_settings
+from beam_llm.cli.flags import settings_from_flags
 from beam_llm.cli.inputs import (
     check_prompt,
     inputs_of,
@@ -75,23 +75,23 @@ class Forecast:
     cost_batch_usd: float | None
 
 
-def main(chosen: argparse.Namespace) -> int:
+def main(args: argparse.Namespace) -> int:
     """Prints the table; exit code 3 where records would end as errors before a call."""
-    settings = chosen_settings(chosen)
+    settings = settings_from_flags(args)
     refuse_several_models(settings, "an estimate", "estimate")
-    with inputs_of(read_only_command(chosen, settings), writes=False) as (sources, found):
+    with inputs_of(read_only_command(args, settings), writes=False) as (sources, found):
         check_prompt(compile_task(settings), sources)
-        forecasts, unusable = _forecasts(chosen, settings, sources)
-    if chosen.json:
+        forecasts, unusable = _forecasts(args, settings, sources)
+    if args.json:
         as_data = as_json(settings, found.records, forecasts)
         print(orjson.dumps(as_data, option=orjson.OPT_INDENT_2).decode())
     else:
-        assumed = _answer_tokens(chosen, settings)
-        print(report(settings, found.records, forecasts, assumed, chosen.latency_seconds))
+        assumed = _answer_tokens(args, settings)
+        print(report(settings, found.records, forecasts, assumed, args.latency_seconds))
     if unusable:
         why = "too large, or without a field of the prompt"
         write_line(
-            f"{chosen.name}: {plural(unusable, 'record')} of {found.records:,} would end as "
+            f"{args.name}: {plural(unusable, 'record')} of {found.records:,} would end as "
             f"errors: {why}"
         )
         return SOME_ERRORS
@@ -99,7 +99,7 @@ def main(chosen: argparse.Namespace) -> int:
 
 
 def _forecasts(
-    chosen: argparse.Namespace, settings: Settings, sources: Sequence[Source]
+    args: argparse.Namespace, settings: Settings, sources: Sequence[Source]
 ) -> tuple[list[Forecast], int]:
     """One forecast per batch size, and how many records can't be asked.
 
@@ -109,10 +109,10 @@ def _forecasts(
     # `auto` is not a size for the table.
     own = [settings.batch_size] if isinstance(settings.batch_size, int) else []
     sizes = sorted({*BATCH_SIZES, *own})
-    answer = _answer_tokens(chosen, settings)
+    answer = _answer_tokens(args, settings)
     # 1 is among the sizes, and the first of them.
     first, *others = (
-        Forecaster(replace_options(settings, batch_size=size), answer, chosen.latency_seconds)
+        Forecaster(replace_options(settings, batch_size=size), answer, args.latency_seconds)
         for size in _accepted_sizes(sizes, settings)
     )
     alone = compile_task(replace_options(settings, batch_size=1))
@@ -161,8 +161,8 @@ def with_guard(line: Forecast, alone: Forecast, settings: Settings) -> Forecast:
     )
 
 
-def _answer_tokens(chosen: argparse.Namespace, settings: Settings) -> AnswerTokens:
-    given = chosen.output_tokens
+def _answer_tokens(args: argparse.Namespace, settings: Settings) -> AnswerTokens:
+    given = args.output_tokens
     return AnswerTokens(given, given, given) if given else assumed_tokens(settings)
 
 

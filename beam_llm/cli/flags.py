@@ -141,16 +141,16 @@ def _option_spelling() -> re.Pattern[str]:
     )
 
 
-def chosen_settings(chosen: argparse.Namespace, **fixed: Any) -> Settings:
+def settings_from_flags(args: argparse.Namespace, **fixed: Any) -> Settings:
     """The settings that the flags give, checked.
 
     Raises:
       UsageError: a value that `config` refuses.
     """
-    named = {name: getattr(chosen, f"option_{name}", None) for name in OPTIONS}
+    named = {name: getattr(args, f"option_{name}", None) for name in OPTIONS}
     given = {key_of(name): value for name, value in named.items() if value is not None}
-    if getattr(chosen, "provider", None):
-        given["provider"] = chosen.provider
+    if getattr(args, "provider", None):
+        given["provider"] = args.provider
     elif "model" not in given:
         raise UsageError("no model given: add --model, such as --model openai:gpt-4.1-mini")
     if "output" in given:
@@ -158,9 +158,7 @@ def chosen_settings(chosen: argparse.Namespace, **fixed: Any) -> Settings:
         # elsewhere may be somebody else's.
         given["output"] = output_type(given["output"])
     with _importing_from_here():
-        return settings_from_options(
-            given, allow_code=getattr(chosen, "allow_code", False), **fixed
-        )
+        return settings_from_options(given, allow_code=getattr(args, "allow_code", False), **fixed)
 
 
 @contextmanager

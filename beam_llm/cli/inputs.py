@@ -30,14 +30,14 @@ from beam_llm.providers import compile_task
 from beam_llm.values import Record
 
 
-def read_only_command(chosen: argparse.Namespace, settings: Settings) -> PredictCommand:
+def read_only_command(args: argparse.Namespace, settings: Settings) -> PredictCommand:
     """A `predict` command without an output, for commands that only read its input."""
     return PredictCommand(
-        inputs=chosen.inputs,
+        inputs=args.inputs,
         output="-",
         settings=settings,
-        input_format=chosen.input_format,
-        skips_bad_lines=chosen.on_bad_line == "skip",
+        input_format=args.input_format,
+        skips_bad_lines=args.on_bad_line == "skip",
     )
 
 

@@ -19,7 +19,7 @@ from beam_llm.cli.exit_codes import ALL_ANSWERED, FAILED
 from beam_llm.cli.files.records import Answer, Row, absolute
 from beam_llm.cli.files.target import Target, refuse_overwriting
 from beam_llm.cli.files.writers import write_json_lines
-from beam_llm.cli.flags import chosen_settings
+from beam_llm.cli.flags import settings_from_flags
 from beam_llm.cli.progress import Meter, write_line
 from beam_llm.cli.running import RunMetrics, run_watched, runs_here
 from beam_llm.cli.spool import Spool, records_in
@@ -34,15 +34,15 @@ from beam_llm.protocols import BatchProvider, Store
 from beam_llm.providers import check, compile_task, connect_batch
 
 
-def ls(chosen: argparse.Namespace) -> int:
+def ls(args: argparse.Namespace) -> int:
     """Prints one line per job: a table, or JSON lines."""
-    jobs = admin.list_jobs(store_at(chosen.staging_location))
-    if chosen.json:
+    jobs = admin.list_jobs(store_at(args.staging_location))
+    if args.json:
         for job in jobs:
             print(orjson.dumps(job.as_dict()).decode())
         return ALL_ANSWERED
     if not jobs:
-        print(printable(f"no jobs in {chosen.staging_location}"))
+        print(printable(f"no jobs in {args.staging_location}"))
         return ALL_ANSWERED
     counts = ("records", "answered", "failed", "passed on", "requests")
     header = ("no.", "job", "state", *counts, "cost", "age", "model")
@@ -79,9 +79,9 @@ def _state(job: JobView) -> str:
     return (job.ended or job.state) + follows
 
 
-def show(chosen: argparse.Namespace) -> int:
+def show(args: argparse.Namespace) -> int:
     """Prints one job in full, and the jobs that asked again for what it left over."""
-    job, following = admin.show(store_at(chosen.staging_location), chosen.id)
+    job, following = admin.show(store_at(args.staging_location), args.id)
     blocks = [
         "\n".join(printable(f"{name:<10}{value}") for name, value in _facts(view).items())
         for view in (job, *following)
@@ -115,60 +115,60 @@ def _facts(view: JobView) -> dict[str, str]:
     return facts
 
 
-def attach(chosen: argparse.Namespace) -> int:
+def attach(args: argparse.Namespace) -> int:
     """Waits for jobs, collects them, writes their records with their answers as JSON lines."""
-    settings = chosen_settings(chosen, mode="batch_api", staging_location=chosen.staging_location)
+    settings = settings_from_flags(args, mode="batch_api", staging_location=args.staging_location)
     # Checked before the wait for the jobs, which may take a day.
-    refuse_overwriting(_target(chosen), [])
-    if chosen.output != "-" and not chosen.output.endswith((".jsonl", ".ndjson")):
-        raise UsageError(f"the output {chosen.output!r} has to be a .jsonl file, or - for stdout")
+    refuse_overwriting(_target(args), [])
+    if args.output != "-" and not args.output.endswith((".jsonl", ".ndjson")):
+        raise UsageError(f"the output {args.output!r} has to be a .jsonl file, or - for stdout")
     ids, left = _job_ids(
-        store_at(chosen.staging_location), chosen.ids, compile_task(settings).fingerprint.hex()
+        store_at(args.staging_location), args.ids, compile_task(settings).fingerprint.hex()
     )
     if left:
-        write_line(f"{chosen.name}: left {plural(left, 'job')} of other prompts, models or outputs")
+        write_line(f"{args.name}: left {plural(left, 'job')} of other prompts, models or outputs")
     # Answers go through the disk: a job may have more of them than fit into memory.
-    spool = Spool(_new_folder(chosen))
+    spool = Spool(_new_folder(args))
     try:
-        tally = _collect(chosen, settings, ids, spool.folder)
+        tally = _collect(args, settings, ids, spool.folder)
     finally:
         spool.remove()
-    if not chosen.quiet:
+    if not args.quiet:
         write_line(
             f"{plural(tally.records, 'record')} of {plural(len(ids), 'job')}, cost {tally.cost()}"
         )
-    return exit_code_of(chosen.name, tally)
+    return exit_code_of(args.name, tally)
 
 
-def _new_folder(chosen: argparse.Namespace) -> str:
+def _new_folder(args: argparse.Namespace) -> str:
     """A folder for what the workers collect, which they and this process can both see."""
-    if runs_here(chosen.beam_options):
+    if runs_here(args.beam_options):
         return tempfile.mkdtemp(dir=scratch_folder())
-    place = chosen.output if chosen.output != "-" else f"{chosen.staging_location}/attached"
+    place = args.output if args.output != "-" else f"{args.staging_location}/attached"
     return f"{absolute(place)}.partial-{uuid.uuid4().hex[:12]}"
 
 
-def _target(chosen: argparse.Namespace) -> Target:
-    return Target(chosen.output, "jsonl", replaces=chosen.force)
+def _target(args: argparse.Namespace) -> Target:
+    return Target(args.output, "jsonl", replaces=args.force)
 
 
-def _collect(chosen: argparse.Namespace, settings: Settings, ids: list[str], folder: str) -> Tally:
+def _collect(args: argparse.Namespace, settings: Settings, ids: list[str], folder: str) -> Tally:
     def run() -> RunMetrics:
         from beam_llm.cli import pipeline
 
-        return pipeline.collect(settings, ids, folder, list(chosen.beam_options))
+        return pipeline.collect(settings, ids, folder, list(args.beam_options))
 
     run_watched(
         run,
         Meter(0),
         resume_hint="the jobs stay in the ledger, and the same command again collects them",
-        quiet=chosen.quiet,
+        quiet=args.quiet,
         at_once=True,
     )
     field = settings.output_field or "answer"
     # Counted as they are written: events of workers elsewhere don't reach this process.
     tally = Tally()
-    write_json_lines(_target(chosen), _rows(folder, tally), field)
+    write_json_lines(_target(args), _rows(folder, tally), field)
     return tally
 
 
@@ -216,48 +216,48 @@ def _job_id(job: JobView) -> str:
     return job.job_id
 
 
-def cancel(chosen: argparse.Namespace) -> int:
+def cancel(args: argparse.Namespace) -> int:
     """Asks the provider to cancel a job."""
-    store = store_at(chosen.staging_location)
-    job, _ = admin.show(store, chosen.id)
-    with contextlib.closing(_provider(chosen, job)) as provider:
-        job_id = admin.cancel(store, provider, chosen.id)
+    store = store_at(args.staging_location)
+    job, _ = admin.show(store, args.id)
+    with contextlib.closing(_provider(args, job)) as provider:
+        job_id = admin.cancel(store, provider, args.id)
     kept = "what it has finished is kept and comes out of the next run or `beam-llm jobs attach`"
     print(f"asked the provider to cancel {printable(job_id)}; {kept}")
     return ALL_ANSWERED
 
 
-def cleanup(chosen: argparse.Namespace) -> int:
+def cleanup(args: argparse.Namespace) -> int:
     """Removes what finished jobs no longer need, after showing it and asking for consent, and the
     temporary files of killed runs without asking.
     """
     if left := remove_leftovers():
         print(f"removed the temporary files of {plural(left, 'killed run')} on this machine")
-    store = store_at(chosen.staging_location)
+    store = store_at(args.staging_location)
     newest = {tidy.whose_job(job): job for job in admin.list_jobs(store)}
     with contextlib.ExitStack() as stack:
         providers = {}
         for whose, job in newest.items():
             try:
-                providers[whose] = stack.enter_context(contextlib.closing(_provider(chosen, job)))
+                providers[whose] = stack.enter_context(contextlib.closing(_provider(args, job)))
             except LLMError as error:
                 # Where there are several, the flags and the environment may be for one of them.
                 if len(newest) == 1:
                     raise
                 place = " at ".join(filter(None, whose))
-                write_line(f"{chosen.name}: what is kept by {place} is left: {error}")
-        return _clean_up(chosen, store, providers)
+                write_line(f"{args.name}: what is kept by {place} is left: {error}")
+        return _clean_up(args, store, providers)
 
 
 def _clean_up(
-    chosen: argparse.Namespace, store: Store, providers: Mapping[tidy.Whose, BatchProvider]
+    args: argparse.Namespace, store: Store, providers: Mapping[tidy.Whose, BatchProvider]
 ) -> int:
     # The same code finds what is shown here and removes it below.
     plan = tidy.cleanup(store, providers, dry_run=True)
     print(_describe_removal(plan))
     if not plan.names and not plan.provider_files and not plan.leftovers:
         return ALL_ANSWERED
-    if not chosen.yes and not _ask_for_consent():
+    if not args.yes and not _ask_for_consent():
         print("nothing was removed")
         return ALL_ANSWERED
     done = tidy.cleanup(store, providers, dry_run=False)
@@ -266,7 +266,7 @@ def _clean_up(
         f"{plural(len(done.provider_files) - len(done.failed), 'provider file')}"
     )
     for reason in done.failed:
-        write_line(f"{chosen.name}: {reason}")
+        write_line(f"{args.name}: {reason}")
     return FAILED if done.failed else ALL_ANSWERED
 
 
@@ -310,17 +310,17 @@ def store_at(location: str) -> Store:
     return store
 
 
-def _provider(chosen: argparse.Namespace, job: JobView) -> BatchProvider:
+def _provider(args: argparse.Namespace, job: JobView) -> BatchProvider:
     """The provider as the flags and the environment name it, for the model of a job.
 
     Raises:
       UsageError: it is not the provider that the ledger names.
     """
     names = ("api_key", "base_url", "api_version", "provider_options")
-    flags = {name: getattr(chosen, f"option_{name}") for name in names}
+    flags = {name: getattr(args, f"option_{name}") for name in names}
     # The ledger has a job's model and host, but neither key nor options: the flags give those.
     named = config.settings(
-        chosen.option_model or job.model, staging_location=chosen.staging_location, **flags
+        args.option_model or job.model, staging_location=args.staging_location, **flags
     )
     check(named)
     if (named.base_url or "").partition("://")[2].partition("/")[0] != job.host:

@@ -64,13 +64,13 @@ def _run(arguments: list[str]) -> int:
     if own[:1] == ["emulator"]:  # it has a parser of its own
         return _run_command(emulator.command(own[1:]))
     try:
-        chosen = build_parser().parse_args(own)
-        chosen.beam_options = beam_options
+        args = build_parser().parse_args(own)
+        args.beam_options = beam_options
         remote.set_beam_options(beam_options)
     except SystemExit as stop:  # argparse has printed why
         return stop.code if isinstance(stop.code, int) else WRONG_USAGE
-    _quieten(chosen.debug)
-    return _run_command(chosen)
+    _quieten(args.debug)
+    return _run_command(args)
 
 
 def _split_at_dashes(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -91,33 +91,33 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run_command(chosen: argparse.Namespace) -> int:
+def _run_command(args: argparse.Namespace) -> int:
     """Runs the command; what it raises becomes one line on stderr and an exit code."""
     # `run` takes its options from a file: messages spell them as that file does.
-    flags = chosen.name.rpartition(" ")[2] != "run"
+    flags = args.name.rpartition(" ")[2] != "run"
     try:
-        return int(chosen.run(chosen))
+        return int(args.run(args))
     except BrokenPipeError:
         # The reader of stdout has left, and a last flush would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except (LLMError, OSError, KeyboardInterrupt) as error:
-        _print_failure(chosen, in_one_line(error, flags))
+        _print_failure(args, in_one_line(error, flags))
         return _exit_code(error)
     except Exception as error:  # a bug in this package: still one line, which says how to see more
         _print_failure(
-            chosen, f"{type(error).__name__}: {in_one_line(error, flags)} (--debug shows where)"
+            args, f"{type(error).__name__}: {in_one_line(error, flags)} (--debug shows where)"
         )
         return FAILED
 
 
-def _print_failure(chosen: argparse.Namespace, reason: str) -> None:
+def _print_failure(args: argparse.Namespace, reason: str) -> None:
     """Prints the reason in one line; with `--debug` after the current exception's traceback."""
     from beam_llm.cli.progress import write_line
 
-    for line in traceback.format_exc().splitlines() if chosen.debug else ():
+    for line in traceback.format_exc().splitlines() if args.debug else ():
         write_line(line)
-    write_line(f"{chosen.name}: {reason}")
+    write_line(f"{args.name}: {reason}")
 
 
 def _exit_code(error: BaseException) -> int:

@@ -86,8 +86,8 @@ def add_command(
 def _import_when_called(name: str) -> Callable[[Any], int]:
     module, _, function = name.partition(":")
 
-    def run(chosen: Any) -> int:
-        return int(getattr(importlib.import_module(module), function)(chosen))
+    def run(args: Any) -> int:
+        return int(getattr(importlib.import_module(module), function)(args))
 
     return run
 

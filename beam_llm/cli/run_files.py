@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class RunFiles:
     """The files that report on a run.
 
-        files = RunFiles(chosen)
+        files = RunFiles(args)
         with files.listening():
             report = …
         files.write_summary(as_json(command, report))
@@ -36,11 +36,11 @@ class RunFiles:
       UsageError: a file of that name can't be written; nothing was asked.
     """
 
-    def __init__(self, chosen: argparse.Namespace):
-        self._summary, self._page = chosen.summary, chosen.report
-        self._redacted = chosen.redact
+    def __init__(self, args: argparse.Namespace):
+        self._summary, self._page = args.summary, args.report
+        self._redacted = args.redact
         self._log = CallLog()
-        _refuse_one_name(chosen)
+        _refuse_one_name(args)
         if self._page is not None:
             check_report_path(self._page)
         if self._summary is not None:
@@ -82,11 +82,11 @@ def _check_summary_path(path: str) -> None:
     check_side_file("--summary", path, "a summary", b'{\n  "format": ')
 
 
-def _refuse_one_name(chosen: argparse.Namespace) -> None:
+def _refuse_one_name(args: argparse.Namespace) -> None:
     """Raises UsageError where two of the files that the command writes have the same name."""
     flags: dict[str, str] = {}
     for flag in ("output", "summary", "report"):
-        path = getattr(chosen, flag, None)
+        path = getattr(args, flag, None)
         other = flags.setdefault(os.path.realpath(path), flag) if path else flag
         if other != flag:
             raise UsageError(f"--{other} and --{flag} are both {path!r}: name another file")

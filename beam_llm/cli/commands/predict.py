@@ -12,7 +12,7 @@ from beam_llm.cli.flags import (
     add_inputs,
     add_options,
     add_run_files,
-    chosen_settings,
+    settings_from_flags,
 )
 from beam_llm.cli.parser import add_command, file_name, positive
 from beam_llm.errors import UsageError
@@ -69,7 +69,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     add_cells(parser)
 
 
-def run(chosen: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     # Not at the top: `--help` would have to wait for them.
     from beam_llm.cli.predict import predict
     from beam_llm.cli.reporting.subject import subject_of_predict
@@ -77,41 +77,41 @@ def run(chosen: argparse.Namespace) -> int:
     from beam_llm.cli.show import show
     from beam_llm.cli.summary import as_json, exit_code_of, print_summary
 
-    if chosen.output is None and chosen.show is None:
+    if args.output is None and args.show is None:
         raise UsageError(
             "no output given: add --output, such as --output answers.jsonl; or --show 3, to see "
             "the first requests only"
         )
-    files = RunFiles(chosen)
-    command = _command(chosen)
+    files = RunFiles(args)
+    command = _command(args)
     # Before all that a run needs: nothing is asked, so no key is looked for.
-    if chosen.show is not None:
-        return SOME_ERRORS if show(command, chosen.show) else ALL_ANSWERED
+    if args.show is not None:
+        return SOME_ERRORS if show(command, args.show) else ALL_ANSWERED
     with files.listening():
         report = predict(command)
     files.write_summary(as_json(command, report))
-    if not chosen.quiet:
+    if not args.quiet:
         print_summary(command, report)
-    code = exit_code_of(chosen.name, report.tally, f": see {command.answer_field}_error")
+    code = exit_code_of(args.name, report.tally, f": see {command.answer_field}_error")
     files.write_page(lambda: (subject_of_predict(command, report), report))
     return code
 
 
-def _command(chosen: argparse.Namespace) -> PredictCommand:
+def _command(args: argparse.Namespace) -> PredictCommand:
     from beam_llm.cli.predict_command import PredictCommand
 
     return PredictCommand(
-        inputs=chosen.inputs,
+        inputs=args.inputs,
         # Without --output there is --show, which writes nothing.
-        output=chosen.output or "-",
-        settings=chosen_settings(chosen),
-        input_format=chosen.input_format,
-        output_format=chosen.output_format,
-        beam_options=chosen.beam_options,
-        quiet=chosen.quiet,
-        force=chosen.force,
-        retry_errors=chosen.retry_errors,
-        skips_bad_lines=chosen.on_bad_line == "skip",
-        csv_safe=chosen.csv_safe,
-        truth=chosen.truth,
+        output=args.output or "-",
+        settings=settings_from_flags(args),
+        input_format=args.input_format,
+        output_format=args.output_format,
+        beam_options=args.beam_options,
+        quiet=args.quiet,
+        force=args.force,
+        retry_errors=args.retry_errors,
+        skips_bad_lines=args.on_bad_line == "skip",
+        csv_safe=args.csv_safe,
+        truth=args.truth,
     )

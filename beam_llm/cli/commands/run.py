@@ -53,19 +53,19 @@ def add_parser(commands: Any) -> None:
     add_cells(parser)
 
 
-def run(chosen: argparse.Namespace) -> int:
-    name = chosen.file.lower()
+def run(args: argparse.Namespace) -> int:
+    name = args.file.lower()
     if name.endswith((".yaml", ".yml")):
         _require("YAML", "apache-beam[yaml]", "apache_beam.yaml.yaml_transform")
         from beam_llm.cli.yaml import command as yaml_command
 
-        return yaml_command.run(chosen)
+        return yaml_command.run(args)
     if not name.endswith(".sql"):
-        raise UsageError(f"{chosen.file!r} is neither SQL nor YAML: name it FILE.sql or FILE.yaml")
+        raise UsageError(f"{args.file!r} is neither SQL nor YAML: name it FILE.sql or FILE.yaml")
     _require("SQL", "beam-llm[sql]", "duckdb", "sqlglot")
     from beam_llm.cli.sql import command
 
-    return command.run(chosen)
+    return command.run(args)
 
 
 def _require(language: str, package: str, *modules: str) -> None:

@@ -34,12 +34,12 @@ from beam_llm.values import Usage
 EXAMPLES = 3
 
 
-def main(chosen: argparse.Namespace) -> int:
+def main(args: argparse.Namespace) -> int:
     """Writes the page and prints where it is."""
-    check_report_path(chosen.report)
-    page = page_of_staging(store_at(chosen.staging_location), redacted=chosen.redact)
-    write_report(chosen.report, page)
-    print(printable(chosen.report))
+    check_report_path(args.report)
+    page = page_of_staging(store_at(args.staging_location), redacted=args.redact)
+    write_report(args.report, page)
+    print(printable(args.report))
     return ALL_ANSWERED
 
 

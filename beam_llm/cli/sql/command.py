@@ -23,33 +23,31 @@ from beam_llm.fronts.sql.script import Job, Listing, Script, read_script
 from beam_llm.fronts.sql.tables import Permissions
 
 
-def run(chosen: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
     # First, so that a page that can't be written is an error before anything is read or paid for.
-    files = RunFiles(chosen)
+    files = RunFiles(args)
     script = read_script(
-        text_of(chosen.file),
-        os.path.basename(chosen.file),
-        Permissions(code=chosen.allow_code, key_files=chosen.allow_key_files),
+        text_of(args.file),
+        os.path.basename(args.file),
+        Permissions(code=args.allow_code, key_files=args.allow_key_files),
     )
-    for notice in script.notices if not chosen.quiet else ():
+    for notice in script.notices if not args.quiet else ():
         write_line(notice)
-    if chosen.dry_run:
+    if args.dry_run:
         dry_run(script)
         return ALL_ANSWERED
     with files.listening():
-        results = _run_all(chosen, script)
+        results = _run_all(args, script)
     files.write_summary(summary_of_file(results))
-    code = exit_code_of(chosen.name, combine_reports([one.report for one in results]).tally)
-    files.write_page(
-        lambda: (subject_of_file(results, chosen.beam_options), report_of_file(results))
-    )
+    code = exit_code_of(args.name, combine_reports([one.report for one in results]).tally)
+    files.write_page(lambda: (subject_of_file(results, args.beam_options), report_of_file(results)))
     return code
 
 
-def _run_all(chosen: argparse.Namespace, script: Script) -> list[JobResult]:
+def _run_all(args: argparse.Namespace, script: Script) -> list[JobResult]:
     command = SqlCommand(
-        chosen.beam_options, chosen.quiet, chosen.force, chosen.retry_errors, chosen.csv_safe
+        args.beam_options, args.quiet, args.force, args.retry_errors, args.csv_safe
     )
     runner = SqlRunner(command, [step for step in script.steps if isinstance(step, Job)])
     results = []
@@ -60,7 +58,7 @@ def _run_all(chosen: argparse.Namespace, script: Script) -> list[JobResult]:
                 print(_format_listing(step))
             elif (one := runner.run(step)) is not None:
                 results.append(one)
-                if not chosen.quiet:
+                if not args.quiet:
                     for plan in one.plans:
                         write_line(f"{plan.place}: {plan.text}")
                     print_summary(as_predict(one), one.report)

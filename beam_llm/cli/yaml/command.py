@@ -27,24 +27,24 @@ from beam_llm.prompting.model_choice import settings_by_model
 from beam_llm.values import Usage
 
 
-def run(chosen: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
-    if chosen.retry_errors:
+    if args.retry_errors:
         raise UsageError(
             "--retry-errors goes through outputs that this command writes, and a YAML pipeline "
             "writes its own: put failed rows apart (error_handling: {output: failed}) and run on "
             "those"
         )
     # Before Beam is loaded, so that a page that can't be written is reported at once.
-    files = RunFiles(chosen)
+    files = RunFiles(args)
     import apache_beam as beam
 
     from beam_llm.cli.yaml.dry_run import dry_run, llm_steps
 
-    options = _options(chosen, read := _read(chosen.file))
-    pipeline = beam.Pipeline("FnApiRunner" if chosen.dry_run else None, options=options)
+    options = _options(args, read := _read(args.file))
+    pipeline = beam.Pipeline("FnApiRunner" if args.dry_run else None, options=options)
     read.expand(pipeline)
-    if chosen.dry_run:
+    if args.dry_run:
         dry_run(pipeline)
         return ALL_ANSWERED
     steps, meter, began_at = llm_steps(pipeline), Meter(0), time()
@@ -53,16 +53,16 @@ def run(chosen: argparse.Namespace) -> int:
             lambda: run_to_end(pipeline),
             meter,
             resume_hint="in batch-API mode the same command again goes on",
-            quiet=chosen.quiet,
+            quiet=args.quiet,
             at_once=True,
         )
     report = _report(steps, metrics, meter, began_at)
     command = PredictCommand((), "", _settings_of_all(steps))
     files.write_summary(as_json(command, report))
-    if not chosen.quiet:
+    if not args.quiet:
         print_summary(command, report)
-    code = exit_code_of(chosen.name, report.tally)
-    files.write_page(lambda: (_subject(chosen, steps, report), report))
+    code = exit_code_of(args.name, report.tally)
+    files.write_page(lambda: (_subject(args, steps, report), report))
     return code
 
 
@@ -72,7 +72,7 @@ def _read(path: str) -> Any:
     return read_yaml(path, text_of(path))
 
 
-def _options(chosen: argparse.Namespace, read: Any) -> Any:
+def _options(args: argparse.Namespace, read: Any) -> Any:
     """The file's options and those after `--`, which win."""
     from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -80,18 +80,18 @@ def _options(chosen: argparse.Namespace, read: Any) -> Any:
     file_options = list(_flags(given))
     # Which options can be checked depends on the runner, so the file's has to be known here.
     runners = [option for option in file_options if option.startswith("--runner=")]
-    beam_options = [*runners, *chosen.beam_options]
+    beam_options = [*runners, *args.beam_options]
     # Without the defaults, which would otherwise win over what the file says.
     given_here = pipeline_options(beam_options).get_all_options(
         drop_default=True, retain_unknown_options=True
     )
     # For the check alone: Beam itself accepts any option in a file, and runs without it.
-    pipeline_options([*file_options, *beam_options], f"options of {os.path.basename(chosen.file)}")
+    pipeline_options([*file_options, *beam_options], f"options of {os.path.basename(args.file)}")
     try:
         # Beam's own command for YAML takes cloudpickle, too.
         return PipelineOptions([], **{"pickle_library": "cloudpickle", **given, **given_here})
     except (TypeError, ValueError) as error:
-        raise UsageError(f"options of {os.path.basename(chosen.file)}: {error}") from None
+        raise UsageError(f"options of {os.path.basename(args.file)}: {error}") from None
 
 
 def _flags(given: Mapping[str, Any]) -> Iterator[str]:
@@ -135,12 +135,12 @@ def _has_price(settings: Settings) -> bool:
     return all(Prices.of(one).total_usd(Usage(1, 1), 1) is not None for one in models)
 
 
-def _subject(chosen: argparse.Namespace, steps: Mapping[str, Settings], report: Report) -> Subject:
+def _subject(args: argparse.Namespace, steps: Mapping[str, Settings], report: Report) -> Subject:
     locations = locations_of(steps.values())
     return Subject(
-        route=os.path.basename(chosen.file),
+        route=os.path.basename(args.file),
         uses=named_uses(steps),
-        beam_options=chosen.beam_options,
+        beam_options=args.beam_options,
         # A job's number is unique in its own ledger only.
         jobs=jobs_in(locations[0], report.job_numbers) if len(locations) == 1 else (),
         note="By Beam's counters: messages of errors are where the file's steps put failed rows.",
