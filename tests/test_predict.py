@@ -337,6 +337,16 @@ def test_what_can_not_work_is_refused_before_there_is_a_pipeline(changes, messag
         LLMPredict("openai:gpt-4.1-mini", **{"prompt": PROMPT, **changes})
 
 
+@pytest.mark.parametrize("transform", [LLMPredict, LLMChat, LLMReduce, LLMEmbed])
+@pytest.mark.parametrize("inputs", ["none", "several"])
+def test_what_is_not_one_pcollection_is_refused_when_applied(transform, inputs):
+    pipeline = beam.Pipeline()
+    made = pipeline | beam.Create(["good"])
+    model = "openai:text-embedding-3-small" if transform is LLMEmbed else "openai:gpt-4.1-mini"
+    with pytest.raises(UsageError, match=f"{transform.__name__} takes a PCollection of elements"):
+        _ = (pipeline if inputs == "none" else (made, made)) | transform(model, "Sum up")
+
+
 @pytest.mark.parametrize(
     "build", [LLMPredict, SubmitBatchJobs, CollectBatchJobs], ids=lambda build: build.__name__
 )

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self, Unpack
 
 import apache_beam as beam
+from apache_beam import pvalue
 from apache_beam.transforms.display import DisplayDataItem
 
 from beam_llm import config
@@ -168,6 +169,16 @@ class WithSettings(beam.PTransform):
         )
         beam.PTransform.__init__(made)
         return made
+
+    def type_check_inputs(self, pvalueish: Any) -> None:
+        """Beam calls this before `expand`. Raises UsageError for anything but one PCollection."""
+        if not isinstance(pvalueish, pvalue.PCollection):
+            raise UsageError(
+                f"{type(self).__name__} takes a PCollection of elements, and not a "
+                f"{type(pvalueish).__name__}: put a source such as beam.Create(…) before it, or "
+                "beam.Flatten() where there are several"
+            )
+        super().type_check_inputs(pvalueish)
 
     @property
     def settings(self) -> Settings:
