@@ -342,7 +342,7 @@ def test_images_are_counted_as_their_providers_count_them(table, model, size, to
         ("groq:openai/gpt-oss-20b", {}, "takes no images"),
         ("groq:llama-4", {"batch_size": 6}, "takes 5 images a request; write batch_size=5"),
         ("mistral:m", {"batch_size": 5, "media": "photo, back"}, "write batch_size=4"),
-        ("openai:m", {"batch_prompt_template": "{{ records }}"}, "images have no place"),
+        ("openai:m", {"batch_prompt_template": "{{ records }}"}, "no place for images"),
         ("openai:text-embedding-3-small", {"task": "embed"}, "an option of LLMPredict"),
         ("openai:m", {"media": 5}, "it has to be a list of names"),
         ("openai:m", {"media": ["photo", "photo"]}, "it has to name each field once"),

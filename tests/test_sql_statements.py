@@ -332,7 +332,7 @@ REFUSED = {
     "metadata of INPUT": (
         "CREATE MODEL a INPUT (b STRING METADATA FROM 'error-string') WITH ()",
         32,
-        "in a model's OUTPUT only",
+        "only in a model's OUTPUT",
     ),
     "unknown metadata": (
         "CREATE MODEL a OUTPUT (b STRING, e STRING METADATA FROM 'error-text') WITH ()",
@@ -392,7 +392,7 @@ REFUSED = {
     "no time": ("SELECT ML_PREDICT('m', text, MAP['timeout', 'soon']) FROM t", 45, "'60 s'"),
     # Groups and aggregates
     "a column beside an aggregate": (
-        "SELECT id, title, COUNT(*) FROM t GROUP BY id", 12, "'title' stands neither in GROUP BY",
+        "SELECT id, title, COUNT(*) FROM t GROUP BY id", 12, "'title' is neither in GROUP BY",
     ),
     "a table's column beside one": (
         "SELECT a.title, COUNT(*) FROM t AS a", 8, r"neither in GROUP BY.*write MIN\(a.title\)",
@@ -492,7 +492,7 @@ REFUSED = {
     "AI_AGG of too much": ("SELECT AI_AGG('m', id, text, 'x') FROM t", 8, "takes one input"),
     "HAVING without groups": ("SELECT id FROM t HAVING n > 1", 25, "filter with WHERE"),
     "HAVING of a column": (
-        "SELECT id FROM t GROUP BY id HAVING n > 1", 37, "'n' stands neither in GROUP BY",
+        "SELECT id FROM t GROUP BY id HAVING n > 1", 37, "'n' is neither in GROUP BY",
     ),
     "HAVING that is no condition": (
         "SELECT id FROM t GROUP BY id HAVING COUNT(*)", 37, "this condition is BIGINT",

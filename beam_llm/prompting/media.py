@@ -292,7 +292,7 @@ def media_of(settings: Settings, limits: MediaLimits | None) -> MediaFields | No
         )
     if settings.batch_prompt_template is not None:
         raise UsageError(
-            "media stands beside batch_prompt_template, in which images have no place: leave one "
-            "of them out"
+            "media and batch_prompt_template are both given, but a batch template has no place for "
+            "images: leave one of them out"
         )
     return MediaFields(settings, limits)

@@ -305,7 +305,7 @@ class PromptTemplate:
             more = f", like {', '.join(map(repr, others))}" if others else ""
             raise PromptError(
                 f"{named}{more}: there is nothing to ask about; leave such elements out, "
-                f"or say in the prompt what stands for it: {{{{ {first} or 'unknown' }}}}"
+                f"or give a default in the prompt: {{{{ {first} or 'unknown' }}}}"
             )
 
     def fill(self, inputs: Sequence[str]) -> str:

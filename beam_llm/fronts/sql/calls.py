@@ -177,7 +177,7 @@ def _table(cursor: Cursor, parts: _Parts, query: QueryParser | None) -> None:
     if query is None:
         cursor.source.fail(
             parts.table_start,
-            "TABLE stands in a call among a SELECT's items",
+            "a call among a SELECT's items takes no TABLE",
             "write FROM ML_PREDICT(TABLE t, …), or ML_PREDICT('m', column) here",
         )
     if parts.table is not None or parts.query is not None:

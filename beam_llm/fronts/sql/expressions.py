@@ -311,7 +311,7 @@ class _Translation:
         if column is None and not self._scope.row_columns.isdisjoint(parts[:2]):
             self._fail(
                 node,
-                f"{parts[-1]!r} stands neither in GROUP BY nor in an aggregate",
+                f"{parts[-1]!r} is neither in GROUP BY nor in an aggregate",
                 f"add it to GROUP BY, or write MIN({'.'.join(parts)})",
             )
         if column is None:

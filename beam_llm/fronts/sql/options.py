@@ -54,7 +54,7 @@ def parse_map(cursor: Cursor) -> list[Option]:
 
 def _option(cursor: Cursor, key: str, start: int, before: list[Option]) -> Option:
     if any(key == other.key for other in before):
-        cursor.source.fail(start, f"the option {key!r} stands here twice", "take one of them out")
+        cursor.source.fail(start, f"the option {key!r} is given twice", "take one of them out")
     token = cursor.now
     if token.kind == "number" or token.word in ("TRUE", "FALSE"):
         cursor.take()
@@ -92,7 +92,7 @@ _MEANINGLESS = {
     "asyncenabled": "calls are always made side by side",
     "outputmode": "each answer comes back with its own row",
     "task": "what a model does is said by the function that calls it",
-    "retryfallbackstrategy": "an error stands in the row",
+    "retryfallbackstrategy": "an error is in its row",
     "contextoverflowaction": "a record that is too large is an error in its row",
     "maxcontextsize": "a model's window is known, or 'context.window'",
     "n": "one answer is asked for",

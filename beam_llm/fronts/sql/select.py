@@ -106,7 +106,7 @@ def _with(cursor: Cursor, depth: int) -> tuple[CommonTable, ...]:
         cursor.fail("WITH RECURSIVE is not run here", "write the rows before, with a database")
     common = tuple(cursor.parse_list(lambda: _common_table(cursor, depth)))
     if cursor.now.word == "INSERT":
-        cursor.fail("WITH stands behind INSERT", "write INSERT INTO t WITH x AS (…) SELECT …")
+        cursor.fail("WITH comes after INSERT INTO", "write INSERT INTO t WITH x AS (…) SELECT …")
     return common
 
 

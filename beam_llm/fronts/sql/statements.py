@@ -175,7 +175,7 @@ def _columns(
             columns.append(_column(cursor, metadata))
             if any(columns[-1].name == other.name for other in columns[:-1]):
                 cursor.source.fail(
-                    columns[-1].start, "this column stands here twice", "give it another name"
+                    columns[-1].start, "this column is named twice", "give it another name"
                 )
         if not cursor.take_op(","):
             break
@@ -191,7 +191,7 @@ def _column(cursor: Cursor, metadata: bool) -> ColumnDefinition:
         cursor.fail("a computed column is not known here", "write it into the SELECT, or a VIEW")
     kind = parse_type(cursor)
     if cursor.now.word == "METADATA" and not metadata:
-        cursor.fail("METADATA stands in a model's OUTPUT only", "take it out")
+        cursor.fail("METADATA is allowed only in a model's OUTPUT", "take it out")
     key = None
     if metadata and cursor.take_words("METADATA"):
         # Without FROM the column's name is the metadata key.

@@ -69,7 +69,7 @@ def _inner(cursor: Cursor, kind: str) -> tuple[tuple[str, SqlType], ...]:
     while True:
         name = cursor.need_name("the field's name").value if kind == "ROW" else str(len(fields))
         if any(name == other for other, _ in fields):
-            cursor.fail(f"the field {name!r} stands twice in a ROW", "give it another name")
+            cursor.fail(f"a ROW has the field {name!r} twice", "give it another name")
         fields.append((name, parse_type(cursor)))
         if cursor.take_words("NOT", "NULL") or cursor.take_words("NULL"):
             pass  # parsed but not checked: a model's answer is NULL where it failed
