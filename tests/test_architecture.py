@@ -84,6 +84,14 @@ def test_a_room_imports_only_rooms_below_it(path):
     assert not wrong, f"{path.name} imports {sorted(wrong)}"
 
 
+def test_no_class_of_jobs_is_longer_than_250_lines():
+    for path in sorted((PACKAGE / "jobs").glob("*.py")):
+        for node in _tree(path).body:
+            if isinstance(node, ast.ClassDef):
+                assert node.end_lineno is not None
+                assert node.end_lineno - node.lineno < 250, f"{node.name} in {path.name}"
+
+
 @pytest.mark.parametrize("path", _modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_beam_is_imported_by_transforms_and_the_command_line_only_and_sdks_in_their_own_file(path):
     roots = {name.split(".")[0] for name in _imports(path)}

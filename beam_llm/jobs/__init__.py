@@ -10,6 +10,7 @@ job, `results/` reads what comes back, and `ledger/` holds all that is written d
     submit.py           from an intent to a remote job
     input_file.py       what is sent, and put in its place
     doubt.py            a create that got no clear answer
+    create_deadline.py  by when a job has to be created
     remote_jobs.py      the provider's jobs of one intent: found, and of several one kept
     queue_limit.py      refused by a full queue: sent again, split, or given up
     remote_watch.py     a job under way, to its end

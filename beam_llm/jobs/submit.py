@@ -26,10 +26,11 @@ from beam_llm.errors import (
     guarded,
 )
 from beam_llm.jobs.closing import collect, split
+from beam_llm.jobs.create_deadline import CreateDeadline
 from beam_llm.jobs.doubt import Doubt
 from beam_llm.jobs.input_file import Staged, stage, stage_anew
 from beam_llm.jobs.job import Job
-from beam_llm.jobs.pacing import SHORTEST_PAUSE_SECONDS, deadline_seconds, visible_seconds
+from beam_llm.jobs.pacing import SHORTEST_PAUSE_SECONDS, visible_seconds
 from beam_llm.jobs.queue_limit import QueueLimit, Split
 from beam_llm.jobs.remote_jobs import find_acknowledged_late, find_remote, rejoin
 from beam_llm.jobs.step import Waiting
@@ -59,10 +60,7 @@ class Submission:
         self._job, self._inherited = job, inherited
         self._limit = QueueLimit(job)
         self._doubt: Doubt | None = None
-        # Since when creates have failed without a reason that will pass, such as a full queue.
-        self._failing_since: float | None = None
-        # What a create got after all that time, where that was no clear answer.
-        self._last_error: CallError | None = None
+        self._deadline = CreateDeadline(job)
 
     def step(self) -> Waiting | Done | None:
         """Takes the job as far as it can go without waiting.
@@ -101,9 +99,7 @@ class Submission:
         decision = self._limit.decide(status.attempt)
         if isinstance(decision, Split) and may_have_sent:
             return self._adopt_before_split(decision, status.attempt)
-        # Creates that are never answered clearly, and of which no job is found, have an end, too.
-        end = self._last_error and self._end_if_overdue(self._last_error)
-        return decision or end or self._create(status)
+        return decision or self._deadline.end_after_search() or self._create(status)
 
     def _adopt_before_split(self, split: Split, attempt: int) -> Waiting | JobEnd | Split | None:
         """Looks once more for a job that an earlier attempt may have made, for the halves would be
@@ -146,11 +142,8 @@ class Submission:
             try:
                 staged = stage(self._job, status, Path(path))
             except CallError as error:
-                return (
-                    self._end_of(error)
-                    or self._end_if_overdue(error)
-                    or self._later(error, "planned")
-                )
+                end = self._end_of(error) or self._deadline.end(error)
+                return end or self._later(error, "planned")
             if staged is None:
                 why = "no line of this job fits the provider's limits"
                 return JobEnd("empty", Failure(Kind.TOO_LARGE, why), final=False)
@@ -162,23 +155,11 @@ class Submission:
                 return self._job.wait(self._job.soon(), "leased")
             return self._send(status.attempt, staged)
 
-    def _end_if_overdue(self, error: CallError) -> JobEnd | None:
-        """How a job ends that can't be created by its deadline; None before that. If it certainly
-        was never created, nothing is lost: a later run asks its records again."""
-        job, now = self._job, self._job.time()
-        self._failing_since = now if self._failing_since is None else self._failing_since
-        if now < self._failing_since + deadline_seconds(job.settings, job.provider.traits):
-            return None
-        why = f"no batch job was made until its deadline (job_deadline_hours): {error.message}"
-        if job.guesses():
-            return JobEnd("doubtful", Failure(Kind.DOUBTFUL, f"{why}; one may have been before", 1))
-        return JobEnd("unreachable", Failure(Kind.UNAVAILABLE, why, 1))
-
     def _wait_unseen(self, error: CallError, status: str) -> Waiting | JobEnd:
         """The provider can't be asked now about a job that an earlier attempt may have made."""
         if isinstance(error, Aborted) and self._job.settings.on_abort == "raise":
             raise error
-        return self._end_if_overdue(error) or self._later(error, status)
+        return self._deadline.end(error) or self._later(error, status)
 
     def _mark(self, attempt: int, staged: Staged) -> bool:
         """Records that a create may be sent from now on. False: it must not be, because another
@@ -225,7 +206,7 @@ class Submission:
 
     def _unclear(self, attempt: int, error: CallError) -> Waiting | JobEnd | None:
         """The create had no clear answer: it may have made a job or not."""
-        self._last_error = error if self._end_if_overdue(error) else None
+        self._deadline.note_unclear(error)
         name, unclear = self._job.name, "job %s: create got no clear answer (%s); "
         if self._job.may_repeat_create:
             _LOG.info(unclear + "it is sent again under the same name", name, error.message)
@@ -248,8 +229,8 @@ class Submission:
         elif isinstance(error, QueueFull):
             # A full queue empties at some time, so it counts toward no deadline; a server that is
             # only busy may stay so for ever.
-            self._failing_since = None
-        elif end := self._end_if_overdue(error):
+            self._deadline.clear()
+        elif end := self._deadline.end(error):
             self._job.close(attempt, CloseReason.REFUSED)
             return end
         return self._end_of(error) or self._limit.queue_up(attempt, None, error)
@@ -278,7 +259,8 @@ class Submission:
         # every poll.
         if is_own and self._job.journal.read(Closed, attempt) is not None:
             rejoin(self._job, attempt, remote, file_id)
-        self._job.tries, self._failing_since, self._last_error = 0, None, None
+        self._job.tries = 0
+        self._deadline.clear()
 
     def _doubt_of(self, attempt: int) -> Doubt:
         if self._doubt is None or self._doubt.attempt != attempt:
