@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-from beam_llm.calls import AskResult, borrow_engine, return_engine
+from beam_llm.calls import AskResult, Engine, borrow_engine, return_engine
 from beam_llm.calls.packing import (
     CONFIDENCE_90,
     LEAST_COMPARED,
@@ -55,7 +55,7 @@ class JobGuard:
         self._meter = meter
         self._live_ids = live_ids
         self._reader = RecordReader(settings)
-        self._engine: Any = None
+        self._engine: Engine | None = None
         self._share = Share(0, 0)
         self._has_warned = False
 
@@ -98,8 +98,7 @@ class JobGuard:
             self._engine = borrow_engine(
                 self._alone.settings, self._alone, partial(connect, self._settings), prices.cost_usd
             )
-        future: Future[AskResult] = self._engine.submit([record])
-        return future
+        return self._engine.submit([record])
 
     def _settle(self, answer: Answered, future: Future[AskResult] | None) -> Answered:
         if future is None:
