@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from beam_llm.errors import PromptError, UsageError
 from beam_llm.prompting.templates import BatchTemplate, PromptTemplate, RecordView
-from beam_llm.prompting.text import clean, json_envelope, quote, show, xml_envelope
+from beam_llm.prompting.text import clean, json_envelope, plain, quote, show, xml_envelope
 from tests.ids import shown
 
 
@@ -105,6 +105,60 @@ def test_lone_surrogates_become_replacement_characters(broken):
     (text,) = PromptTemplate("{{ x }}").inputs({"x": broken}, None)
     assert "\ufffd" in text
     assert text.encode()
+
+
+@dataclasses.dataclass
+class Nested:
+    color: Color
+    at: datetime.datetime
+    _hidden: int = 1
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"nested": Nested(Color.RED, datetime.datetime(2026, 1, 2, 3, 4))},
+        {Color.RED: 1, datetime.date(2026, 1, 2): 2, True: 3, None: 4, 1.5: 5, 7: 6},
+        [math.nan, math.inf, decimal.Decimal("1.50"), b"\xff", {"b", "a"}, None, True, 0.5],
+        [Pair(1, "x"), Model(a=1), Data(a=1), RowLike(), TextColor.RED, (1, (2,)), Timestamp(1.5)],
+        [
+            numpy.arange(3),
+            numpy.float32(0.5),
+            numpy.array(["a"]),
+            numpy.array([[1], [2]]),
+            pandas.NA,
+        ],
+    ],
+    ids=["dataclass", "keys", "leaves", "objects", "arrays"],
+)
+@pytest.mark.parametrize("rare", ["\ud800", 2**70], ids=ascii)
+def test_a_value_is_shown_the_same_beside_a_surrogate_or_a_large_number(value, rare):
+    alone, beside = json.loads(show([value, "x"])), json.loads(show([value, rare]))
+    assert beside == [alone[0], rare]
+    assert plain([value, rare])[0] == plain([value, "x"])[0] == alone[0]
+    key_beside = json.loads(show({"\ud800": value}))
+    assert list(key_beside.values()) == [alone[0]]
+
+
+@pytest.mark.parametrize(
+    "filtered", ["x | unique", "x | select", "x | map('lower')", "[x | unique]", "x | batch(9)"]
+)
+def test_an_iterator_is_read_once_and_what_it_raises_is_the_elements_error(filtered):
+    template = PromptTemplate(f"{{{{ {filtered} }}}}")
+    (text,) = template.inputs({"x": ["a\ud800", "b"]}, None)
+    assert json.loads(text) in (["a\ufffd", "b"], [["a\ufffd", "b"]])
+    with pytest.raises(PromptError, match="the field 'x', which this element does not have"):
+        template.inputs({"y": 1}, None)
+
+
+def test_a_value_that_contains_itself_is_the_elements_error():
+    endless: list[object] = []
+    endless.append(endless)
+    for source in ("{{ x }}", "{{ y }}{{ x }}"):
+        with pytest.raises(PromptError, match="nested too deeply, or contains itself"):
+            PromptTemplate(source).inputs({"x": endless, "y": 1}, None)
+    with pytest.raises(PromptError, match="no JSON form"):
+        BatchTemplate("{{ records[0].x }}").needed_fields({"x": endless})
 
 
 @given(st.text())

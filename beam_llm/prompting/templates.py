@@ -295,17 +295,14 @@ class PromptTemplate:
         """
         if any(inputs) or not self._shown:
             return
-        if all(is_missing(element if name == ELEMENT else fields[name]) for name in self._shown):
+        values = [element if name == ELEMENT else fields.get(name) for name in self._shown]
+        if all(map(is_missing, values)):
             [first, *others] = self._shown
-            named = (
-                f"the element is {element}"
-                if first == ELEMENT
-                else f"the field {first!r} is {fields[first]}"
-            )
+            named = "the element" if first == ELEMENT else f"the field {first!r}"
             more = f", like {', '.join(map(repr, others))}" if others else ""
             raise PromptError(
-                f"{named}{more}: there is nothing to ask about; leave such elements out, "
-                f"or give a default in the prompt: {{{{ {first} or 'unknown' }}}}"
+                f"{named} is {values[0]}{more}: there is nothing to ask about; leave such elements "
+                f"out, or give a default in the prompt: {{{{ {first} or 'unknown' }}}}"
             )
 
     def fill(self, inputs: Sequence[str]) -> str:

@@ -4,12 +4,13 @@ process."""
 from __future__ import annotations
 
 import base64
+import dataclasses
 import enum
 import inspect
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import jinja2
@@ -73,8 +74,8 @@ def plain(value: Any) -> Any:
     if type(value) is int:
         return _json_integer(value)
     try:
-        return orjson.loads(orjson.dumps(value, default=_json_substitute, option=_JSON_OPTIONS))
-    except TypeError:  # a lone surrogate, or an int beyond 64 bits
+        return orjson.loads(_fast_json(value))
+    except TypeError:
         return json.loads(
             clean(_standard_json(value)), parse_int=lambda digits: _json_integer(int(digits))
         )
@@ -85,8 +86,64 @@ def _json_integer(value: int) -> int | str:
     return value if -(2**63) <= value < 2**64 else str(value)
 
 
+def _json_of(value: Any) -> str:
+    try:
+        return _fast_json(value).decode()
+    except TypeError:
+        return _standard_json(value)
+
+
+def _fast_json(value: Any) -> bytes:
+    """The value as compact JSON.
+
+    Raises:
+      TypeError: for what only `_standard_json` can write: lone surrogates, ints beyond 64 bits, and
+        an iterator, which is used up when the writer gives up later.
+    """
+    return orjson.dumps(value, default=_lasting_substitute, option=_JSON_OPTIONS)
+
+
+def _lasting_substitute(value: Any) -> Any:
+    if isinstance(value, Iterator):
+        raise NotAValue("an iterator can be read only once")
+    return _json_substitute(value)
+
+
 def _standard_json(value: Any) -> str:
-    return json.dumps(value, default=_json_substitute, ensure_ascii=False, separators=(",", ":"))
+    """The value as `_fast_json` would write it, by Python's own writer. What an iterator or a
+    method of the value raises gets out."""
+    try:
+        return json.dumps(_json_tree(value), ensure_ascii=False, separators=(",", ":"))
+    except RecursionError:
+        raise NotAValue("a value is nested too deeply, or contains itself") from None
+
+
+def _json_tree(value: Any) -> Any:
+    """The value in types that `json.dumps` writes as orjson does."""
+    if type(value) in (str, int):
+        return value
+    if isinstance(value, enum.Enum):
+        return _json_tree(value.value)
+    if type(value) is dict:
+        return {_json_key(key): _json_tree(member) for key, member in value.items()}
+    if type(value) in (list, tuple):
+        return [_json_tree(member) for member in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclasses.fields(value)]
+        return {name: _json_tree(getattr(value, name)) for name in names if name[0] != "_"}
+    try:
+        return orjson.loads(orjson.dumps(value, option=_JSON_OPTIONS))
+    except TypeError:
+        return _json_tree(_json_substitute(value))
+
+
+def _json_key(key: Any) -> str:
+    if isinstance(key, enum.Enum):
+        return _json_key(key.value)
+    if type(key) in (str, int):
+        return str(key)
+    name: str = next(iter(orjson.loads(orjson.dumps({key: None}, option=_JSON_OPTIONS))))
+    return name
 
 
 def _json_substitute(value: Any) -> Any:
@@ -172,13 +229,6 @@ def quote(text: str) -> str:
 def one_line(value: Any) -> str:
     """A JSON value as JSON on one line, as valid UTF-8."""
     return quote(clean(value)) if isinstance(value, str) else _one_line(clean(_json_of(value)))
-
-
-def _json_of(value: Any) -> str:
-    try:
-        return orjson.dumps(value, default=_json_substitute, option=_JSON_OPTIONS).decode()
-    except TypeError:  # a lone surrogate, or an int beyond 64 bits
-        return _standard_json(value)
 
 
 def _one_line(quoted: str) -> str:
