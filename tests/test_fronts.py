@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from beam_llm import LLMPredict, config
-from beam_llm.cli.flags import chosen_settings, flag_of
+from beam_llm.cli.flags import flag_of, settings_from_flags
 from beam_llm.cli.main import build_parser
 from beam_llm.config import OPTIONS, TASKS, Settings, key_of, settings_from_options
 from beam_llm.errors import UsageError
@@ -88,7 +88,7 @@ def by_command_line(options: dict[str, Any]) -> Settings:
             flags.append(flag_of(name) if value else flag_of(name).replace("--", "--no-", 1))
         else:
             flags.append(f"{flag_of(name)}={as_text(value)}")
-    return chosen_settings(build_parser().parse_args(["predict", "in.jsonl", *flags]))
+    return settings_from_flags(build_parser().parse_args(["predict", "in.jsonl", *flags]))
 
 
 def by_yaml(options: dict[str, Any]) -> Settings:
