@@ -77,6 +77,7 @@ def ask_all(
 ) -> list[AskResult]:
     """Several prompt batches through one engine, all at once or one after another."""
     values = {
+        "model": MODEL,
         "prompt": PROMPT,
         "output": Opinion,
         "batch_size": 20,
@@ -84,7 +85,7 @@ def ask_all(
         "api_key": "none",
         **options,
     }
-    known = settings(MODEL, **values)
+    known = settings(**values)
     task = compile_task(known)
     records = [[task.record({"text": text}, text) for text in texts] for texts in batches]
 

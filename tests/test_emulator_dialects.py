@@ -4,17 +4,23 @@ same in every dialect.
 
 from __future__ import annotations
 
+import datetime
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from typing import Annotated, Literal
 
 import anthropic
+import pydantic
 import pytest
+from pydantic import Field
 
 from beam_llm.testing import Emulator, Fault
 from beam_llm.testing.emulator.dialects import NAMES, dialect_class
+from beam_llm.testing.emulator.spoken_rules import text_matching, with_spoken_rules
+from tests.live import ask_all
 
 ASK = {
     "model": "claude-haiku-4-5",
@@ -147,3 +153,71 @@ def test_openrouter_takes_no_create_of_more_bytes_than_it_does(monkeypatch):
                 urllib.request.urlopen(create)
             with refused.value as answer:
                 assert answer.code == status
+
+
+class Constrained(pydantic.BaseModel):
+    """Fields with rules that providers take as keywords, in words, or not at all."""
+
+    rating: Annotated[int, Field(ge=3, le=4)]
+    share: Annotated[float, Field(gt=0.5, lt=0.6)]
+    code: Annotated[str, Field(pattern=r"^[A-Z]{3}-\d{2}$")]
+    short: Annotated[str, Field(max_length=5)]
+    long: Annotated[str, Field(min_length=300)]
+    site: pydantic.HttpUrl
+    on: datetime.date
+    tags: Annotated[list[str], Field(min_length=4, max_length=4)]
+    at_most_one: Annotated[set[int], Field(max_length=1)]
+
+
+class Paired(pydantic.BaseModel):
+    """What no provider's schemas express, and the prompt's words do."""
+
+    pair: tuple[Literal["a"], int]
+    counts: Annotated[dict[str, int], Field(min_length=3, max_length=3)]
+
+
+@pytest.mark.parametrize(
+    ("model", "dialect"),
+    [
+        ("openai:gpt-4.1-mini", "openai"),
+        ("anthropic:claude-haiku-4-5", "anthropic"),
+        ("gemini:gemini-2.5-flash", "gemini"),
+        ("mistral:mistral-small-latest", "mistral"),
+        ("groq:llama-3.3-70b-versatile", "groq"),
+    ],
+)
+@pytest.mark.parametrize("output", [Constrained, Paired], ids=lambda output: output.__name__)
+@pytest.mark.parametrize("size", [1, 3])
+def test_an_answer_follows_rules_that_the_schema_states_only_in_words(
+    model, dialect, output, size, monkeypatch
+):
+    texts = ["I love it", "It broke", "It is a phone; it has a screen and buttons"]
+    with Emulator() as emulator:
+        for variable, value in emulator.environment_of(dialect).items():
+            monkeypatch.setenv(variable, value)
+        asked = ask_all(
+            emulator,
+            [texts[start : start + size] for start in range(0, len(texts), size)],
+            model=model,
+            prompt="Describe: {{ text }}",
+            output=output,
+            base_url=emulator.environment_of(dialect)[f"{dialect.upper()}_BASE_URL"],
+            api_key=f"env:{dialect.upper()}_API_KEY",
+            max_retries=0,
+        )
+    outcomes = [outcome for found in asked for outcome in found.outcomes]
+    assert [(type(outcome.value), outcome.failure) for outcome in outcomes] == [(output, None)] * 3
+
+
+def test_rules_in_a_description_end_where_the_next_one_begins():
+    described = {"type": "string", "description": "Its code; minLength 2; pattern ^a; b$; format x"}
+    rules = with_spoken_rules(described)
+    assert rules == {**described, "minLength": 2, "pattern": "^a; b$", "format": "x"}
+    assert with_spoken_rules({"minimum": 1, "description": "minimum 5"})["minimum"] == 1
+    plain = {"type": "string", "description": "of the usual format or pattern"}
+    assert with_spoken_rules(plain) == plain
+
+
+@pytest.mark.parametrize("pattern", [r"(?P<a>x)(?(a)y|z)", "(", r"(?<!a)\p{L}", "^$a"])
+def test_a_pattern_that_nothing_is_found_for_gives_no_text(pattern):
+    assert text_matching(pattern, 0, 200, 1) is None

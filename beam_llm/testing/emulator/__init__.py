@@ -9,6 +9,7 @@
     dialects                      what a dialect is, and how to add one
     models, chat, embedder        the emulated models, which take OpenAI's bodies
     reading, brain, pictures      how they read a prompt, answer it, and see an image
+    spoken_rules                  rules for an answer that a schema states in words only
     batches, clockwork, work      batch jobs: their routes, their states, their lines
     files                         /files, which hold lines and results
     buckets, objects, gcs, s3     gs:// and s3:// buckets, which hold them too

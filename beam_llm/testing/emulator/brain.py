@@ -22,6 +22,7 @@ import orjson
 from beam_llm.testing.emulator.faults import Fault
 from beam_llm.testing.emulator.pictures import PICTURE, colour_names
 from beam_llm.testing.emulator.reading import Question, resolve, spoken_choice
+from beam_llm.testing.emulator.spoken_rules import text_matching, with_spoken_rules
 
 # A schema is turned into a function once, and the function is called for each record: a job has one
 # schema and a million records.
@@ -172,7 +173,7 @@ class Brain:
           name: the field's name, from which its meaning is taken.
           sentiment: whether the instruction asks for sentiment; applies to unnamed fields.
         """
-        schema = _simplify(schema, root, depth)
+        schema = with_spoken_rules(_simplify(schema, root, depth))
         if "const" in schema:
             return lambda text: schema["const"]
         if schema.get("enum"):
@@ -230,7 +231,11 @@ class Brain:
             fill_any = self.filler(
                 schema["additionalProperties"], root, "value", sentiment, depth + 1
             )
-            return lambda text: {word: fill_any(word) for word in words_of(text)[:2]}
+            least = schema.get("minProperties", 0)
+            most = min(max(2, least), schema.get("maxProperties", 2))
+            return lambda text: {
+                word: fill_any(word) for word in _pad_words(words_of(text)[:most], least, text)
+            }
         return lambda text: {name: fill(text) for name, fill in fields}
 
     def _array(
@@ -241,6 +246,12 @@ class Brain:
         sentiment: bool,
         depth: int,
     ) -> Filler:
+        if "prefixItems" in schema:
+            members = [
+                self.filler(member, root, f"{name} {place}", sentiment, depth + 1)
+                for place, member in enumerate(schema["prefixItems"], start=1)
+            ]
+            return lambda text: [fill_member(text) for fill_member in members]
         least = schema.get("minItems", 0)
         most = max(least, min(schema.get("maxItems", 3), least + 3))
         if depth >= _MAX_DEPTH:
@@ -290,7 +301,13 @@ class Brain:
         formatted = _FORMATS.get(schema.get("format", ""))
         if formatted is not None:
             return lambda text: formatted(hash_of(text, name))
-        least, most = schema.get("minLength", 0), schema.get("maxLength", 200)
+        least = schema.get("minLength", 0)
+        most = schema.get("maxLength", max(200, least))
+        if pattern := schema.get("pattern"):
+            return lambda text: (
+                text_matching(pattern, least, most, hash_of(text, name))
+                or _fit_length(extract(text), least, most)
+            )
         if sentiment and name in ("value", "answer", "result", "sentiment", "label", "polarity"):
             return self._label
         if re.search(r"reason|why|explan|evidence|because", name, re.IGNORECASE):
