@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -697,12 +698,34 @@ FILES: dict[str, Callable[[World], None]] = {
     "a download that is cut, with lines of strangers": lambda world: vars(world.fake).update(
         download_cuts=1, strangers=len(TEXTS)
     ),
+    "files cut between two lines, with lines of strangers": lambda world: cut_between_lines(world),
+    "files cut between two lines, of a job without counts": lambda world: cut_between_lines(
+        world, strangers=0, shows_counts=False
+    ),
     "polls that fail": lambda world: setattr(world.fake, "polls_fail", 4),
     "uploads that fail": lambda world: setattr(world.fake, "uploads_fail", 2),
     "a job unknown for a while": lambda world: setattr(
         world.fake, "unknown_until", world.clock.now + 8
     ),
 }
+
+
+def cut_between_lines(world: World, strangers: int = 1, shows_counts: bool = True) -> None:
+    """Two downloads end between two lines, so that nothing shows it: lines of strangers make up for
+    those that are missing, or nobody says how many there should be."""
+    fetch, cuts = world.fake.fetch, [1, 1]
+
+    def short(job: RemoteJob, path: Path) -> None:
+        fetch(job, path)
+        lines = path.read_bytes().splitlines(keepends=True)
+        if cuts:
+            cuts.pop()
+            others = [line for line in lines if b"stranger" in line]
+            answers = [line for line in lines if b"stranger" not in line]
+            path.write_bytes(b"".join(answers[1:] + others))
+
+    world.fake.strangers, world.fake.shows_counts = strangers, shows_counts
+    world.fake.fetch = short  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("name", FILES)

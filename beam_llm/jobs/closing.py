@@ -53,6 +53,7 @@ def collect(
     remote: RemoteJob | None = None,
     *,
     is_whole: bool = False,
+    is_early: bool = False,
     again: bool = False,
 ) -> Done:
     """Reads the results, if any, and writes down the outcome of each record of the job.
@@ -61,6 +62,7 @@ def collect(
       remote: the job whose results are read; None where there are none.
       is_whole: as many answers have to be there as the provider counts. Otherwise, whatever is
         there is taken for all that will ever come.
+      is_early: with `is_whole`: see `ResultReader.is_short_of`.
       again: the job has ended before, in doubt. Its end is written anew only if there is a result
         line, or if the provider says that it has answered nothing.
 
@@ -79,7 +81,7 @@ def collect(
         bill = Bill(job.context.cost, has_prices=bool(job.settings.prices))
         reader = ResultReader(job.task, job.provider, bill, manifest, end, file, prior)
         if remote is not None:
-            _read_results(job, reader, remote, is_whole)
+            _read_results(job, reader, remote, is_whole, is_early)
         has_done_nothing = remote is not None and remote.completed == 0
         if again and not reader.lines and not has_done_nothing:
             raise Retryable(Kind.UNAVAILABLE, "there are no results")
@@ -130,7 +132,9 @@ def _trace(job: Job, done: Done) -> None:
     )
 
 
-def _read_results(job: Job, reader: ResultReader, remote: RemoteJob, is_whole: bool) -> None:
+def _read_results(
+    job: Job, reader: ResultReader, remote: RemoteJob, is_whole: bool, is_early: bool
+) -> None:
     with temporary_file() as path:
         try:
             guarded(job.provider.fetch, remote, Path(path))
@@ -140,7 +144,7 @@ def _read_results(job: Job, reader: ResultReader, remote: RemoteJob, is_whole: b
             _LOG.warning("the results of %s can't all be read: %s", remote.job_id, error.message)
         failpoint("collect.file")
         read_results(reader, path)
-    if is_whole and reader.is_short_of(remote):
+    if is_whole and reader.is_short_of(remote, is_early=is_early):
         found = f"{reader.replies} replies and {reader.lines} lines of {remote.completed} counted"
         raise Retryable(Kind.UNAVAILABLE, f"its files hold {found}")
 

@@ -43,6 +43,8 @@ from beam_llm.results.endings import JobEnd, end_at_deadline, end_of
 from beam_llm.values import JobState
 
 _LOG = logging.getLogger(__name__)
+_EARLY_READINGS = 2
+"""How often results that may be short are read again before they are believed."""
 
 
 class RemoteWatch:
@@ -64,6 +66,7 @@ class RemoteWatch:
         # first failure must not decide.
         self._failing_since: float | None = None
         self._unread_since: float | None = None
+        self._readings = 0
         self._unknown_since: float | None = None
         self._has_warned = False
 
@@ -195,7 +198,9 @@ class RemoteWatch:
         doubt, and are not asked again automatically.
         """
         try:
-            done = collect(self._job, end, remote, is_whole=True)
+            self._readings += 1
+            is_early = self._readings <= _EARLY_READINGS
+            done = collect(self._job, end, remote, is_whole=True, is_early=is_early)
             # Another process, which couldn't see the job, may have ended it in doubt meanwhile:
             # then it is looked at once more, as a later run would do.
             return None if done.may_end_again and done.ended != end.word else done

@@ -259,22 +259,29 @@ class ResultReader:
             unreadable, self._manifest, position
         )
 
-    def is_short_of(self, job: RemoteJob) -> bool:
+    def is_short_of(self, job: RemoteJob, *, is_early: bool = False) -> bool:
         """Whether the results of an ended job must hold more than was found.
 
         Failed lines are not always listed, and some servers count them as completed.
+
+        Args:
+          is_early: they have hardly been read before. A file that was cut between two lines looks
+            like one in which a server lists some lines under unknown ids, or not at all; it is
+            longer the next time.
         """
+        matched = self.replies + len(self._errors)
         # Each line has a reply or an error, whatever the provider counts.
-        if self.replies + len(self._errors) == len(self.answered):
+        if matched == len(self.answered):
             return False
         if job.state not in (JobState.COMPLETED, JobState.EXPIRED, JobState.CANCELLED):
             return False
         # Azure may give no counts.
         if job.completed is None:
-            return self._is_cut or (job.state is JobState.COMPLETED and not self.lines)
-        # Lines with unknown ids may account for those that are missing, but not where the file was
-        # cut off.
-        has_less = self.lines < job.completed + (job.failed or 0)
+            may_be_short = job.state is JobState.COMPLETED and (is_early or not self.lines)
+            return self._is_cut or may_be_short
+        # Where the file was cut off, the missing lines are behind the cut.
+        found = matched if is_early else self.lines
+        has_less = found < job.completed + (job.failed or 0)
         return self.replies < job.completed and (has_less or self._is_cut)
 
     def _put(self, position: int, outcome: Outcome, final: bool) -> None:
