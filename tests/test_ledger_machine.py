@@ -3,7 +3,8 @@ provider with faults.
 
 Its model is short: every text is billed at most once, for ever; every run that is not killed gives
 each of its records back once, with its own answer; and what was answered before is answered without
-the provider.
+the provider. `LadderMachine` does the same on every rung of recovery, with worse faults: there a
+record may come back as an error.
 """
 
 from __future__ import annotations
@@ -11,20 +12,48 @@ from __future__ import annotations
 import random
 import shutil
 import tempfile
+from collections import Counter
+from dataclasses import fields, replace
 from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from beam_llm.errors import Kind
 from beam_llm.ledger import failpoints as points
-from beam_llm.protocols import BatchTraits
+from beam_llm.protocols import BatchTraits, Recovery
+from beam_llm.testing.fake_batches import FakeBatches
 from tests.batch_world import Killed, World, killing, wrong
 
 POINTS = [
     "intent.before", "intent.after", "staged", "uploaded", "create.before", "create.after", "ack.after", "waiting", "ended", "adopted",
     "collect.file", "collect.half", "answers.before", "done.before", "done.after", "output.half", "child.begun",
 ]  # fmt: skip
+
+
+def shuffled_texts(first: int, count: int, seed: int) -> list[str]:
+    """Texts, of which the first comes twice."""
+    texts = [f"text {number}" for number in range(first, first + count)]
+    return random.Random(seed).sample([*texts, texts[0]], len(texts) + 1)
+
+
+def kill_a_run(world: World, texts: list[str], point: str, times: int, **options: Any) -> None:
+    """A run that is killed where `point` is reached for the n-th time, and then a new process."""
+    points.watch = killing(point, times)
+    try:
+        world.run(texts, **options)
+    except Killed:
+        pass
+    finally:
+        points.watch = None
+    world.restart()
+
+
+def paid_twice(world: World) -> list[str]:
+    """The texts that were billed more than once, by jobs and live calls together."""
+    world.fake.settle()
+    return [text for text, times in (world.fake.billed + Counter(world.asked)).items() if times > 1]
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -87,7 +116,7 @@ class LedgerMachine(RuleBasedStateMachine):
         batch_size=st.sampled_from([1, 2, 5]),
     )
     def run_through(self, first: int, count: int, seed: int, batch_size: int) -> None:
-        texts = self._texts(first, count, seed)
+        texts = shuffled_texts(first, count, seed)
         found = self.world.run(texts, per_part=1 + seed, batch_size=batch_size)
         assert not wrong(found, texts)
         assert not [
@@ -109,16 +138,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def run_killed(
         self, first: int, count: int, seed: int, batch_size: int, point: str, times: int
     ) -> None:
-        points.watch = killing(point, times)
-        try:
-            self.world.run(
-                self._texts(first, count, seed), per_part=1 + seed, batch_size=batch_size
-            )
-        except Killed:
-            pass
-        finally:
-            points.watch = None
-        self.world.restart()
+        texts = shuffled_texts(first, count, seed)
+        kill_a_run(self.world, texts, point, times, per_part=1 + seed, batch_size=batch_size)
 
     @rule(seconds=st.sampled_from([0.5, 8.0, 40.0]))
     def time_passes(self, seconds: float) -> None:
@@ -133,23 +154,140 @@ class LedgerMachine(RuleBasedStateMachine):
         assert not wrong(self.world.run(texts, per_part=1 + seed), texts)
         assert dict(self.world.fake.calls) == calls
 
-    def _texts(self, first: int, count: int, seed: int) -> list[str]:
-        texts = [f"text {number}" for number in range(first, first + count)]
-        return random.Random(seed).sample([*texts, texts[0]], len(texts) + 1)
-
     @invariant()
     def nothing_is_paid_twice(self) -> None:
-        if not hasattr(self, "world"):
-            return
-        self.world.fake.settle()
-        paid: dict[str, Any] = dict(self.world.fake.billed)
-        for text in self.world.asked:
-            paid[text] = paid.get(text, 0) + 1
-        assert not [text for text, times in paid.items() if times > 1]
+        if hasattr(self, "world"):
+            assert not paid_twice(self.world)
 
     def teardown(self) -> None:
         points.watch = None
         if hasattr(self, "folder"):
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+STAYS = {Kind.REJECTED, Kind.DOUBTFUL, Kind.CANCELLED}
+"""The failures that a later run does not mend by itself."""
+
+
+class LadderMachine(RuleBasedStateMachine):
+    """Runs against a provider of any rung, which may fail for long. Once it is well again, all is
+    answered but what it refuses, what may be paid already, and what was cancelled."""
+
+    @initialize(
+        limit=st.sampled_from([2, 5, 100]),
+        on_leftover=st.sampled_from(["follow_up", "online"]),
+        rung=st.sampled_from(list(Recovery)),
+        shown=st.fixed_dictionaries(
+            dict.fromkeys(["shows_names", "shows_inputs", "shows_counts"], st.booleans())
+        ),
+        limit_tokens=st.sampled_from([None, None, 4]),
+        says_limit=st.booleans(),
+        refused=st.sampled_from(["", "text 5"]),
+    )
+    def begin(
+        self,
+        limit: int,
+        on_leftover: str,
+        rung: Recovery,
+        shown: dict[str, bool],
+        limit_tokens: int | None,
+        says_limit: bool,
+        refused: str,
+    ) -> None:
+        self.folder = tempfile.mkdtemp(prefix="beam-llm-ladder-")
+        options = {"on_leftover": on_leftover, "job_deadline_hours": 0.1}
+        self.world = World(self.folder, options=options)
+        fake = self.world.fake
+        # A late create takes effect within these seconds.
+        traits = BatchTraits(limit, 190_000_000, create_seconds=fake.late_seconds + 1)
+        fake.rung, fake.traits = rung, replace(traits, recovery=rung)
+        vars(fake).update(shown, token_limit=limit_tokens, token_limit_said=says_limit)
+        fake.refuse = frozenset({refused})
+
+    @rule(
+        faults=st.tuples(
+            *[st.sampled_from(["lost", "late", "500", "429", "queue", "refused"])] * 2
+        ),
+        knobs=st.fixed_dictionaries(
+            {
+                "most_jobs": st.sampled_from([None, 1, 3]),
+                "list_lag": st.sampled_from([0.0, 4.0]),
+                "can_list": st.sampled_from([True, True, None]),
+                "answers_after": st.sampled_from([10.0, 10.0, 500.0]),
+                "expire_after": st.sampled_from([None, None, 0, 3]),
+                "cancel_after": st.sampled_from([None, None, None, 2]),
+                "duplicate": st.booleans(),
+                "repeats_lines": st.booleans(),
+                "hides_files": st.sampled_from([False, False, True]),
+                "strangers": st.sampled_from([0, 2]),
+                "polls_fail": st.sampled_from([0, 2]),
+                "downloads_fail": st.sampled_from([0, 2]),
+                "download_cuts": st.sampled_from([0, 2]),
+                "uploads_fail": st.sampled_from([0, 2]),
+            }
+        ),
+    )
+    def provider_turns(self, faults: tuple[str, ...], knobs: dict[str, Any]) -> None:
+        # A job that shows neither counts nor files can't be told from one that answered nothing.
+        hides_files = knobs["hides_files"] and self.world.fake.shows_counts
+        changes = {**knobs, "hides_files": hides_files, "create_faults": list(faults)}
+        vars(self.world.fake).update(changes)
+
+    @rule()
+    def provider_is_well(self) -> None:
+        well = FakeBatches(self.world.clock)
+        kept = ("traits", "rung", "shows_names", "shows_inputs", "shows_counts", "refuse")
+        knobs = [knob.name for knob in fields(well) if knob.name not in (*kept, "clock")]
+        vars(self.world.fake).update({name: getattr(well, name) for name in knobs})
+
+    @rule(
+        first=st.integers(0, 15),
+        count=st.integers(1, 12),
+        seed=st.integers(0, 9),
+        batch_size=st.sampled_from([1, 2, 5]),
+    )
+    def run_through(self, first: int, count: int, seed: int, batch_size: int) -> None:
+        texts = shuffled_texts(first, count, seed)
+        found = self.world.run(texts, per_part=1 + seed, batch_size=batch_size)
+        assert not wrong(found, texts)
+
+    @rule(
+        first=st.integers(0, 15),
+        seed=st.integers(0, 9),
+        batch_size=st.sampled_from([1, 5]),
+        point=st.sampled_from(POINTS),
+        times=st.integers(1, 3),
+    )
+    def run_killed(self, first: int, seed: int, batch_size: int, point: str, times: int) -> None:
+        texts = shuffled_texts(first, 9, seed)
+        kill_a_run(self.world, texts, point, times, per_part=1 + seed, batch_size=batch_size)
+
+    @rule(seconds=st.sampled_from([8.0, 40.0, 700.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.world.clock.now += seconds
+
+    @invariant()
+    def nothing_is_paid_twice(self) -> None:
+        if hasattr(self, "world"):
+            assert not paid_twice(self.world)
+
+    def teardown(self) -> None:
+        points.watch = None
+        if not hasattr(self, "folder"):
+            return
+        try:
+            self.provider_is_well()
+            self.world.clock.now += 5_000
+            self.world.restart()
+            texts = shuffled_texts(0, 12, 0)
+            # The first run may find jobs that have passed their deadline: they end with it.
+            assert not wrong(self.world.run(texts), texts)
+            found = self.world.run(texts)
+            assert not wrong(found, texts)
+            failures = [outcomes[0].failure for outcomes in found.values() if outcomes[0].failure]
+            assert {failure.kind for failure in failures} <= STAYS, failures
+            assert not paid_twice(self.world)
+        finally:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -159,4 +297,9 @@ TestLedgerMachine.settings = settings(
     stateful_step_count=12,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+TestLadderMachine = LadderMachine.TestCase
+TestLadderMachine.settings = settings(
+    TestLedgerMachine.settings, max_examples=60, suppress_health_check=list(HealthCheck)
 )

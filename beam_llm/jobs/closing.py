@@ -145,7 +145,8 @@ def _read_results(
         failpoint("collect.file")
         read_results(reader, path)
     if is_whole and reader.is_short_of(remote, is_early=is_early):
-        found = f"{reader.replies} replies and {reader.lines} lines of {remote.completed} counted"
+        counted = "" if remote.completed is None else f" of {remote.completed} counted"
+        found = f"{reader.replies} replies and {reader.lines} lines{counted}"
         raise Retryable(Kind.UNAVAILABLE, f"its files hold {found}")
 
 

@@ -277,8 +277,8 @@ class ResultReader:
             return False
         # Azure may give no counts.
         if job.completed is None:
-            may_be_short = job.state is JobState.COMPLETED and (is_early or not self.lines)
-            return self._is_cut or may_be_short
+            is_empty = job.state is JobState.COMPLETED and not self.lines
+            return self._is_cut or is_early or is_empty
         # Where the file was cut off, the missing lines are behind the cut.
         found = matched if is_early else self.lines
         has_less = found < job.completed + (job.failed or 0)
