@@ -21,6 +21,7 @@ from beam_llm.cli.files import remote
 from beam_llm.cli.main import main
 from beam_llm.errors import LLMError
 from beam_llm.testing import Emulator, Fault, plugin
+from beam_llm.testing.emulator import brain
 
 llm_emulator, start_emulator = plugin.llm_emulator, plugin.start_emulator
 PIPELINES = Path(__file__).parent.parent / "pipelines"
@@ -304,7 +305,11 @@ def test_a_column_error_named_after_its_column_holds_that_call_s_reason(
     assert row["b_error"] is None
 
 
-def test_an_answer_that_its_column_does_not_take_is_that_row_s_error(folder: Path):
+def test_an_answer_that_its_column_does_not_take_is_that_row_s_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # A model that heeds no rule that is only in words, such as the length of a text.
+    monkeypatch.setattr(brain, "with_spoken_rules", lambda schema: schema)
     sql = (
         TABLES
         + "CREATE MODEL short OUTPUT (said VARCHAR(8)) WITH ('model'='openai:gpt-4', "
