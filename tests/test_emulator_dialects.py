@@ -161,6 +161,7 @@ class Constrained(pydantic.BaseModel):
     rating: Annotated[int, Field(ge=3, le=4)]
     share: Annotated[float, Field(gt=0.5, lt=0.6)]
     code: Annotated[str, Field(pattern=r"^[A-Z]{3}-\d{2}$")]
+    nothing: Annotated[str, Field(pattern="^$")]
     short: Annotated[str, Field(max_length=5)]
     long: Annotated[str, Field(min_length=300)]
     site: pydantic.HttpUrl

@@ -304,10 +304,7 @@ class Brain:
         least = schema.get("minLength", 0)
         most = schema.get("maxLength", max(200, least))
         if pattern := schema.get("pattern"):
-            return lambda text: (
-                text_matching(pattern, least, most, hash_of(text, name))
-                or _fit_length(extract(text), least, most)
-            )
+            return lambda text: _text_like(pattern, text, least, most, hash_of(text, name))
         if sentiment and name in ("value", "answer", "result", "sentiment", "label", "polarity"):
             return self._label
         if re.search(r"reason|why|explan|evidence|because", name, re.IGNORECASE):
@@ -473,6 +470,11 @@ def _pad_words(words: list[str], least: int, text: str) -> list[str]:
 
 def _fit_length(text: str, least: int, most: int) -> str:
     return text[:most].ljust(least, ".")
+
+
+def _text_like(pattern: str, text: str, least: int, most: int, seed: int) -> str:
+    matching = text_matching(pattern, least, most, seed)
+    return _fit_length(extract(text), least, most) if matching is None else matching
 
 
 def _apply_fault(
