@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +27,7 @@ from apache_beam.transforms.window import (
 )
 
 from beam_llm import LLMPredict, UsageError
+from beam_llm.prompting.templates import PromptTemplate
 from beam_llm.transforms import forming_streams, planning, runners
 from beam_llm.transforms.runners import Gathering
 from pipelines import reviews_streaming
@@ -147,6 +149,23 @@ def test_what_goes_out_together_is_full_or_has_waited(emulator, gathering, mode,
     assert sorted(element for element, _, _ in found) == sorted(texts)
     assert together(emulator, mode) == sizes
     assert all(emulator.billed[text] == 1 for text in texts)
+
+
+@pytest.mark.parametrize("is_stream", [False, True], ids=["bounded", "stream"])
+def test_an_element_is_rendered_once(emulator, monkeypatch, mode, is_stream):
+    rendered: Counter[str] = Counter()
+    inputs = PromptTemplate.inputs
+
+    def counted(template, fields, element):
+        rendered[element] += 1
+        return inputs(template, fields, element)
+
+    monkeypatch.setattr(PromptTemplate, "inputs", counted)
+    texts = [text for text, _ in SEVEN]
+    source = stream(*SEVEN) if is_stream else beam.Create(texts)
+    with streaming_pipeline() if is_stream else beam.Pipeline() as p:
+        _ = p | source | LLMPredict(MODEL, "Judge: {{ element | upper }}", **mode)
+    assert rendered == Counter(texts)
 
 
 def test_the_end_of_a_window_sends_what_is_there(emulator, gathering):
